@@ -1,0 +1,1 @@
+"""Everything a user starts: run config, launch, reports, the embedded world."""

@@ -1,0 +1,1 @@
+"""Shapes: a small text-to-image world that needs no download."""

@@ -1,0 +1,178 @@
+"""Makes the pipelines of the shapes world, from nothing, on a CPU.
+
+    python -m deploy.shapes.pretrain vae        # AutoencoderKL, pixels 32x32 <-> latents 4x8x8
+    python -m deploy.shapes.pretrain base       # CLIP text encoder + 50-step UNet, with CFG
+    python -m deploy.shapes.pretrain lcm        # two-step UNet, distilled from the base
+    python -m deploy.shapes.pretrain lcm-lora   # the same as a LoRA over the base
+
+in this order; each writes into deploy/shapes/pipelines and reads what came before. They took
+on two CPU cores: see deploy/shapes/README.md, which also has the accuracies.
+"""
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.training_utils import EMAModel
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from deploy.shapes.world import draw_scene, render
+from reward_servers.scene import COLOURS, IMAGE_SIZE, SHAPES
+
+log = logging.getLogger(__name__)
+PIPELINES = Path(__file__).parent / "pipelines"
+MAX_TOKENS = 18
+WORDS = ("a", "an", "and", "left", "right", "of", "above", "below", *COLOURS, *SHAPES)
+
+
+def new_vae() -> AutoencoderKL:
+    """An untrained autoencoder of the Stable Diffusion family, four pixels to a latent cell."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 48),
+        layers_per_block=1,
+        latent_channels=4,
+        mid_block_add_attention=False,
+        norm_num_groups=8,
+        sample_size=IMAGE_SIZE,
+    )
+
+
+def new_unet(**overrides: object) -> UNet2DConditionModel:
+    """An untrained UNet of the Stable Diffusion family, two resolutions, text-conditioned."""
+    return UNet2DConditionModel(
+        sample_size=IMAGE_SIZE // 4,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(64, 128),
+        layers_per_block=1,
+        cross_attention_dim=96,
+        attention_head_dim=4,  # diffusers: the number of heads
+        norm_num_groups=16,
+        **overrides,
+    )
+
+
+def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """An untrained CLIP text model of this vocabulary."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=96,
+            intermediate_size=256,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def new_tokenizer(folder: Path) -> CLIPTokenizer:
+    """A CLIP tokenizer in which every word of the grammar is one token; writes its files."""
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
+    bpe.train_from_iterator(
+        [" ".join(WORDS)] * 2,
+        trainers.BpeTrainer(vocab_size=1000, end_of_word_suffix="</w>", show_progress=False),
+    )
+    trained = json.loads(bpe.to_str())["model"]
+    vocab = {**trained["vocab"]}
+    for token in ("<|startoftext|>", "<|endoftext|>"):
+        vocab[token] = len(vocab)
+    folder.mkdir(parents=True, exist_ok=True)
+    merges = [" ".join(pair) for pair in trained["merges"]]
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=MAX_TOKENS)
+    split = [word for word in WORDS if len(tokenizer.tokenize(word)) != 1]
+    assert not split, f"words of several tokens: {split}"
+    return tokenizer
+
+
+def fit(
+    name: str,
+    modules: Iterable[torch.nn.Module],
+    loss_of: Callable[[int], Tensor],
+    *,
+    steps: int,
+    learning_rate: float,
+    ema_decay: float,
+    after_step: Callable[[int], None] = lambda step: None,
+) -> None:
+    """AdamW with warm-up and cosine decay; leaves the averaged weights in the modules."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=1e-2)
+    warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 0.02, total_iters=200)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(
+        optimizer, steps - 200, eta_min=learning_rate * 0.02
+    )
+    schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warm_up, decay], [200])
+    ema = EMAModel(parameters, decay=ema_decay, use_ema_warmup=True, power=0.75)
+    started, recent = time.monotonic(), []
+    for step in range(1, steps + 1):
+        loss = loss_of(step)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        ema.step(parameters)
+        after_step(step)
+        recent.append(loss.item())
+        if step % 250 == 0:
+            rate = step / (time.monotonic() - started)
+            log.info("%s step %d/%d loss %.5f %.1f steps/s", name, step, steps,
+                     float(np.mean(recent)), rate)
+            recent.clear()
+    ema.copy_to(parameters)
+
+
+def draw_pictures(rng: np.random.Generator, count: int) -> tuple[Tensor, list[str]]:
+    """Rendered training scenes: float32 [B, 3, 32, 32] in [-1, 1], and their prompts."""
+    scenes = [draw_scene(rng, held_out=False) for _ in range(count)]
+    images = np.stack([render(scene, rng) for scene in scenes])
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return pixels, [scene.prompt for scene in scenes]
+
+
+def train_vae(steps: int, batch: int = 48) -> None:
+    """Reconstruction with a little KL; the scaling factor makes latents of unit variance."""
+    vae = new_vae()
+    rng = np.random.default_rng(1)
+
+    def loss_of(step: int) -> Tensor:
+        pixels, _ = draw_pictures(rng, batch)
+        posterior = vae.encode(pixels).latent_dist
+        rebuilt = vae.decode(posterior.sample()).sample
+        kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
+        return F.l1_loss(rebuilt, pixels) + 2 * F.mse_loss(rebuilt, pixels) + 5e-4 * kl
+
+    fit("vae", [vae], loss_of, steps=steps, learning_rate=2e-3, ema_decay=0.999)
+    with torch.no_grad():
+        pixels, _ = draw_pictures(rng, 512)
+        latents = vae.encode(pixels).latent_dist.sample()
+    vae.register_to_config(scaling_factor=float(1 / latents.std()))
+    vae.save_pretrained(PIPELINES / "work" / "vae")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    train_vae(3000)

@@ -1,0 +1,1 @@
+"""The policy, its surrogate reward, the methods that improve them, and the training loop."""

@@ -1,0 +1,1 @@
+"""Diffusion as pure tensor maths: schedules, DDIM steps, consistency steps. Only torch."""

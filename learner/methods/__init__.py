@@ -1,0 +1,1 @@
+"""One file a method: its losses as pure functions, and the recipe that calls them."""

@@ -1,0 +1,1 @@
+"""Reward models and the servers that score records with them."""
