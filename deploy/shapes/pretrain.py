@@ -22,15 +22,18 @@ import torch.nn.functional as F
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DiffusionPipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import EMAModel
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from deploy.shapes.world import draw_scene, render
+from learner.diffusion.schedule import NoiseSchedule, add_noise
 from reward_servers.scene import COLOURS, IMAGE_SIZE, SHAPES
 
 log = logging.getLogger(__name__)
@@ -59,9 +62,9 @@ def new_unet(**overrides: object) -> UNet2DConditionModel:
         sample_size=IMAGE_SIZE // 4,
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=(64, 128),
+        block_out_channels=(48, 80),
         layers_per_block=1,
-        cross_attention_dim=96,
+        cross_attention_dim=64,
         attention_head_dim=4,  # diffusers: the number of heads
         norm_num_groups=16,
         **overrides,
@@ -73,8 +76,8 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
-            hidden_size=96,
-            intermediate_size=256,
+            hidden_size=64,
+            intermediate_size=192,
             num_hidden_layers=3,
             num_attention_heads=4,
             max_position_embeddings=MAX_TOKENS,
@@ -115,9 +118,10 @@ def fit(
     steps: int,
     learning_rate: float,
     ema_decay: float,
-    after_step: Callable[[int], None] = lambda step: None,
+    save: Callable[[int], None],
+    save_every: int = 0,
 ) -> None:
-    """AdamW with warm-up and cosine decay; leaves the averaged weights in the modules."""
+    """AdamW with warm-up and cosine decay; `save(step)` sees the averaged weights."""
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=1e-2)
     warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 0.02, total_iters=200)
@@ -135,14 +139,17 @@ def fit(
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
         ema.step(parameters)
-        after_step(step)
         recent.append(loss.item())
         if step % 250 == 0:
             rate = step / (time.monotonic() - started)
             log.info("%s step %d/%d loss %.5f %.1f steps/s", name, step, steps,
                      float(np.mean(recent)), rate)
             recent.clear()
-    ema.copy_to(parameters)
+        if step == steps or (save_every and step % save_every == 0):
+            ema.store(parameters)
+            ema.copy_to(parameters)
+            save(step)
+            ema.restore(parameters)
 
 
 def draw_pictures(rng: np.random.Generator, count: int) -> tuple[Tensor, list[str]]:
@@ -165,14 +172,102 @@ def train_vae(steps: int, batch: int = 48) -> None:
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
         return F.l1_loss(rebuilt, pixels) + 2 * F.mse_loss(rebuilt, pixels) + 5e-4 * kl
 
-    fit("vae", [vae], loss_of, steps=steps, learning_rate=2e-3, ema_decay=0.999)
+    def save(step: int) -> None:
+        with torch.no_grad():
+            pixels, _ = draw_pictures(rng, 512)
+            latents = vae.encode(pixels).latent_dist.sample()
+        vae.register_to_config(scaling_factor=float(1 / latents.std()))
+        vae.save_pretrained(PIPELINES / "work" / "vae")
+
+    fit("vae", [vae], loss_of, steps=steps, learning_rate=2e-3, ema_decay=0.999, save=save)
+
+
+def encode_pictures(vae: AutoencoderKL, count: int, seed: int) -> tuple[Tensor, list[str]]:
+    """Scaled latents float32 [N, 4, 8, 8] of freshly rendered training scenes, and prompts."""
+    rng = np.random.default_rng(seed)
+    latents, prompts = [], []
     with torch.no_grad():
-        pixels, _ = draw_pictures(rng, 512)
-        latents = vae.encode(pixels).latent_dist.sample()
-    vae.register_to_config(scaling_factor=float(1 / latents.std()))
-    vae.save_pretrained(PIPELINES / "work" / "vae")
+        for _ in range(count // 500):
+            pixels, texts = draw_pictures(rng, 500)
+            latents.append(vae.encode(pixels).latent_dist.sample() * vae.config.scaling_factor)
+            prompts += texts
+    return torch.cat(latents), prompts
+
+
+def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
+    """Token ids, int64 [B, MAX_TOKENS]."""
+    return tokenizer(
+        prompts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+    ).input_ids
+
+
+def train_base(steps: int, batch: int = 64) -> None:
+    """Noise prediction on the training scenes; one prompt in ten is empty, for CFG."""
+    vae = AutoencoderKL.from_pretrained(PIPELINES / "work" / "vae")
+    tokenizer = new_tokenizer(PIPELINES / "work" / "tokenizer")
+    torch.manual_seed(2)
+    unet, text_encoder = new_unet(), new_text_encoder(tokenizer)
+    unet.set_attn_processor(AttnProcessor())  # on CPU quicker than the fused kernel at 64 tokens
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    schedule = NoiseSchedule.from_config(scheduler.config)
+    latents, prompts = encode_pictures(vae, 80_000, seed=3)
+    tokens = tokenize(tokenizer, prompts)
+    empty = tokenize(tokenizer, [""])
+    generator = torch.Generator().manual_seed(4)
+
+    def loss_of(step: int) -> Tensor:
+        rows = torch.randint(len(latents), (batch,), generator=generator)
+        t_B = torch.randint(1000, (batch,), generator=generator)
+        noise = torch.randn(batch, *latents.shape[1:], generator=generator)
+        ids = tokens[rows].clone()
+        ids[torch.rand(batch, generator=generator) < 0.1] = empty
+        noisy = add_noise(latents[rows], noise, t_B, schedule)
+        with torch.autocast("cpu", torch.bfloat16):
+            text = text_encoder(ids).last_hidden_state
+            eps = unet(noisy, t_B, encoder_hidden_states=text).sample
+        return F.mse_loss(eps.float(), noise)
+
+    def save(step: int) -> None:
+        pipeline = StableDiffusionPipeline(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        save_half(pipeline, PIPELINES / ("base" if step == steps else f"work/base-{step}"))
+
+    fit("base", [unet, text_encoder], loss_of, steps=steps, learning_rate=1e-3,
+        ema_decay=0.9995, save=save, save_every=2000)
+
+
+def save_half(pipeline: DiffusionPipeline, folder: Path) -> None:
+    """Saves in fp16 and leaves the pipeline's modules in float32."""
+    pipeline.to(torch.float16)
+    pipeline.save_pretrained(folder)
+    pipeline.to(torch.float32)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("stage", choices=("vae", "base"))
+    parser.add_argument("--steps", type=int, help="training steps; default: those of the results")
+    arguments = parser.parse_args()
+    stages = {"vae": (train_vae, 3000), "base": (train_base, 12_000)}
+    train, steps = stages[arguments.stage]
+    train(arguments.steps or steps)
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    train_vae(3000)
+    main()
