@@ -1,0 +1,55 @@
+# make train    set up, then fine-tune the shapes model on this machine
+# make test     set up, then run the tests
+# See the README for a cluster.
+
+VENV   ?= .venv
+PYTHON ?= python3
+SEED   ?= 0
+METHOD ?= lasro
+RUN    ?= shapes-$(METHOD)-seed$(SEED)
+ARGS   ?=
+# What chooses torch's build, such as --index-url <PyTorch's index for your CUDA>.
+TORCH_ARGS ?=
+
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export RAY_USAGE_STATS_ENABLED := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test test-slow check bench clean
+
+help:
+	@sed -n '/^# make/s/^# //p' Makefile
+
+setup: $(VENV)/.stamp
+
+# torch first and by itself: DeepSpeed's build reads the torch that is there.
+$(VENV)/.stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fleetune needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0])'
+	@echo "Setting up $(VENV) (once, some minutes)"
+	@start=$$(date +%s) && \
+	  { test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); } && \
+	  $(BIN)/python -m pip install -q -c constraints.txt $(TORCH_ARGS) torch && \
+	  $(BIN)/python -m pip install -q -c constraints.txt -e '.[test]' && \
+	  echo $$(( $$(date +%s) - start )) > $(VENV)/.setup_s
+	@touch $@
+
+train: setup
+	@$(BIN)/python -m deploy.local --run '$(RUN)' -- deploy/configs/shapes-$(METHOD).yaml seed=$(SEED) $(ARGS)
+
+test: setup
+	@$(BIN)/python -m pytest -q -m 'not slow and not benchmark' $(ARGS)
+
+test-slow: setup
+	@$(BIN)/python -m pytest -q -m 'slow and not benchmark' $(ARGS)
+
+check: setup
+	@$(BIN)/ruff check -q .
+	@$(BIN)/ruff format -q --check .
+	@$(BIN)/pyright
+
+bench: setup
+	@$(BIN)/python -m deploy.bench $(ARGS)
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
