@@ -1,0 +1,1 @@
+"""Samplers: the processes that turn tickets into groups of latents."""

@@ -1,0 +1,136 @@
+"""Drawing latents from a policy, as functions of its network and of given noise.
+
+Nothing here holds state or draws random numbers by itself: the same network, prompts and noise
+give the same latents in a sampler, in the learner and in a test.
+Shape suffixes: G members of a group, B rows of a batch, C H W latent channels, height, width,
+E embedding. Latents are in the VAE's scaled units and float32; the network casts as it likes.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from learner.diffusion.consistency import consistency_prediction
+from learner.diffusion.ddim import ddim_moments, guided
+from learner.diffusion.schedule import (
+    NoiseSchedule,
+    add_noise,
+    consistency_timesteps,
+    ddim_timesteps,
+)
+
+# x_BCHW, t_B, prompts of B rows (whatever the network takes), guidance embedding [B, E] or None
+# -> predicted noise [B, C, H, W].
+Network = Callable[[Tensor, Tensor, Any, Tensor | None], Tensor]
+
+INITIAL_NOISE = 0
+"""The stream of the noise that a member starts from; stream i + 1 is injected after step i."""
+
+
+def member_noise(seed: int, member: int, shape: Sequence[int], stream: int) -> Tensor:
+    """Standard normal float32 noise that depends on the arguments alone.
+
+    Not on the device, the batch, the number of samplers, or what was drawn before. Philox takes
+    the whole (seed, member, stream) as its key; torch's CPU generator uses only 32 bits of a
+    seed, in which the groups of a long run would collide.
+
+    Args:
+        seed: 64 bit.
+        member: of the group, below 2**32, as is `stream`.
+    """
+    key = np.array([seed, (member << 32) | stream], dtype=np.uint64)
+    generator = np.random.Generator(np.random.Philox(key=key))
+    return torch.from_numpy(generator.standard_normal(tuple(shape), dtype=np.float32))
+
+
+def group_noise(
+    seed: int, group_size: int, shape: Sequence[int], stream: int, *, shared: bool = False
+) -> Tensor:
+    """The noise of every member of a group, [G, *shape].
+
+    Args:
+        shared: all members get member 0's noise. For the initial noise this is on-policy
+            exploration: the members then differ only by what is injected later.
+    """
+    members = [0] * group_size if shared else range(group_size)
+    return torch.stack([member_noise(seed, member, shape, stream) for member in members])
+
+
+def sample_few_steps(
+    network: Network,
+    schedule: NoiseSchedule,
+    prompts: Any,
+    initial_BCHW: Tensor,
+    injected: Sequence[Tensor],
+    guidance_BE: Tensor | None = None,
+) -> list[Tensor]:
+    """Every clean prediction z_1 … z_N of an N-step consistency sampler, N = len(injected) + 1.
+
+    z_k is also the sample of the sampler that stops after k calls of this grid. The last call
+    injects no noise.
+
+    Args:
+        injected: [B, C, H, W] each; the k-th is added to z_k on the way to call k + 1.
+        guidance_BE: for models that take the guidance scale as an input.
+    """
+    timesteps = consistency_timesteps(len(injected) + 1, schedule.num_train_timesteps)
+    x_BCHW = initial_BCHW
+    clean: list[Tensor] = []
+    for position, timestep in enumerate(timesteps):
+        t_B = _rows(timestep, initial_BCHW)
+        if clean:
+            x_BCHW = add_noise(clean[-1], injected[position - 1], t_B, schedule)
+        eps_BCHW = network(x_BCHW, t_B, prompts, guidance_BE).to(x_BCHW.dtype)
+        clean.append(consistency_prediction(x_BCHW, eps_BCHW, t_B, schedule))
+    return clean
+
+
+def sample_ddpm(
+    network: Network,
+    schedule: NoiseSchedule,
+    prompts: Any,
+    initial_BCHW: Tensor,
+    injected: Iterable[Tensor],
+    *,
+    num_steps: int,
+    guidance_scale: float,
+    keep: Collection[int],
+    eta: float = 1.0,
+) -> dict[int, Tensor]:
+    """The kept states of a DDIM chain; eta = 1 on 50 steps is what papers call "DDPM, 50 steps".
+
+    State i is the latent before step i, from 0 (pure noise) to num_steps (the clean one).
+
+    Args:
+        prompts: of 2·B rows, the unconditional ones first: guidance is one doubled batch.
+        injected: one [B, C, H, W] a step, the last step included. May be made lazily.
+        keep: states to return; a chain of 50 large latents is mostly not worth its memory.
+    """
+    timesteps = ddim_timesteps(num_steps, schedule.num_train_timesteps)
+    stride = schedule.num_train_timesteps // num_steps
+    x_BCHW = initial_BCHW
+    kept = {0: x_BCHW} if 0 in keep else {}
+    for step, (timestep, noise_BCHW) in enumerate(zip(timesteps, injected, strict=True)):
+        t_B = _rows(timestep, x_BCHW)
+        previous_t_B = (t_B - stride).clamp(min=0)
+        eps_BCHW = _guided_noise(network, x_BCHW, t_B, prompts, guidance_scale)
+        mean_BCHW, std_B111 = ddim_moments(x_BCHW, eps_BCHW, t_B, previous_t_B, schedule, eta)
+        x_BCHW = mean_BCHW + std_B111 * noise_BCHW
+        if step + 1 in keep:
+            kept[step + 1] = x_BCHW
+    return kept
+
+
+def _guided_noise(
+    network: Network, x_BCHW: Tensor, t_B: Tensor, prompts: Any, guidance_scale: float
+) -> Tensor:
+    doubled = network(torch.cat([x_BCHW, x_BCHW]), torch.cat([t_B, t_B]), prompts, None)
+    uncond_BCHW, cond_BCHW = doubled.to(x_BCHW.dtype).chunk(2)
+    return guided(cond_BCHW, uncond_BCHW, guidance_scale)
+
+
+def _rows(timestep: int, x_BCHW: Tensor) -> Tensor:
+    return torch.full((x_BCHW.shape[0],), timestep, dtype=torch.long, device=x_BCHW.device)
