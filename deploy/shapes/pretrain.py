@@ -10,6 +10,7 @@ on two CPU cores: see deploy/shapes/README.md, which also has the accuracies.
 """
 
 import argparse
+import copy
 import json
 import logging
 import time
@@ -23,22 +24,35 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     DiffusionPipeline,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import EMAModel
+from peft.utils import get_peft_model_state_dict
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from deploy.shapes.world import draw_scene, render
+from learner.diffusion.consistency import (
+    NoiseModel,
+    distillation_loss,
+    distillation_times,
+    guidance_embedding,
+    teacher_step,
+)
 from learner.diffusion.schedule import NoiseSchedule, add_noise
+from learner.policy.trainable import make_trainable
 from reward_servers.scene import COLOURS, IMAGE_SIZE, SHAPES
 
 log = logging.getLogger(__name__)
 PIPELINES = Path(__file__).parent / "pipelines"
 MAX_TOKENS = 18
+GUIDANCE = (1.0, 4.0)
+"""w = scale − 1 of the teacher while it is distilled, uniform."""
 WORDS = ("a", "an", "and", "left", "right", "of", "above", "below", *COLOURS, *SHAPES)
 
 
@@ -142,8 +156,14 @@ def fit(
         recent.append(loss.item())
         if step % 250 == 0:
             rate = step / (time.monotonic() - started)
-            log.info("%s step %d/%d loss %.5f %.1f steps/s", name, step, steps,
-                     float(np.mean(recent)), rate)
+            log.info(
+                "%s step %d/%d loss %.5f %.1f steps/s",
+                name,
+                step,
+                steps,
+                float(np.mean(recent)),
+                rate,
+            )
             recent.clear()
         if step == steps or (save_every and step % save_every == 0):
             ema.store(parameters)
@@ -247,8 +267,144 @@ def train_base(steps: int, batch: int = 64) -> None:
         )
         save_half(pipeline, PIPELINES / ("base" if step == steps else f"work/base-{step}"))
 
-    fit("base", [unet, text_encoder], loss_of, steps=steps, learning_rate=1e-3,
-        ema_decay=0.9995, save=save, save_every=2000)
+    fit(
+        "base",
+        [unet, text_encoder],
+        loss_of,
+        steps=steps,
+        learning_rate=1e-3,
+        ema_decay=0.9995,
+        save=save,
+        save_every=2000,
+    )
+
+
+def load_base() -> StableDiffusionPipeline:
+    """The base in float32, with the attention that is quick on a CPU."""
+    base = StableDiffusionPipeline.from_pretrained(PIPELINES / "base", torch_dtype=torch.float32)
+    base.unet.set_attn_processor(AttnProcessor())
+    return base
+
+
+def consistency_pipeline(
+    base: StableDiffusionPipeline, unet: UNet2DConditionModel
+) -> LatentConsistencyModelPipeline:
+    """The base with another UNet and the two-step scheduler."""
+    return LatentConsistencyModelPipeline(
+        vae=base.vae,
+        text_encoder=base.text_encoder,
+        tokenizer=base.tokenizer,
+        unet=unet,
+        scheduler=LCMScheduler.from_config(base.scheduler.config),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def distil(
+    base: StableDiffusionPipeline,
+    student: UNet2DConditionModel,
+    *,
+    steps: int,
+    learning_rate: float,
+    save: Callable[[int], None],
+    batch: int = 64,
+) -> None:
+    """Latent consistency distillation of the guided base into `student` (Luo et al. 2023).
+
+    Guidance w is drawn from `GUIDANCE`; a student with an embedding for it is told, an adapter
+    without one learns the mean. The target is a moving average of the student.
+    """
+    teacher, schedule = base.unet, NoiseSchedule.from_config(base.scheduler.config)
+    teacher.requires_grad_(False)
+    target = copy.deepcopy(student).requires_grad_(False)
+    latents, prompts = encode_pictures(base.vae, 40_000, seed=5)
+    with torch.no_grad():
+        encode = base.text_encoder
+        states = torch.cat(
+            [
+                encode(ids).last_hidden_state.half()
+                for ids in tokenize(base.tokenizer, prompts).split(1000)
+            ]
+        )
+        empty = encode(tokenize(base.tokenizer, [""])).last_hidden_state.expand(batch, -1, -1)
+    generator = torch.Generator().manual_seed(6)
+    embedding_dim = student.config.time_cond_proj_dim
+
+    def loss_of(step: int) -> Tensor:
+        rows = torch.randint(len(latents), (batch,), generator=generator)
+        start_B, end_B = distillation_times(torch.randint(50, (batch,), generator=generator))
+        noise = torch.randn(batch, *latents.shape[1:], generator=generator)
+        w_B = torch.empty(batch).uniform_(*GUIDANCE, generator=generator)
+        told = guidance_embedding(w_B, embedding_dim) if embedding_dim else None
+        text = states[rows].float()
+
+        def eps_of(unet: UNet2DConditionModel) -> NoiseModel:
+            def eps(x: Tensor, t_B: Tensor) -> Tensor:
+                with torch.autocast("cpu", torch.bfloat16):
+                    out = unet(x, t_B, encoder_hidden_states=text, timestep_cond=told).sample
+                return out.float()
+
+            return eps
+
+        x_start = add_noise(latents[rows], noise, start_B, schedule)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            both = teacher(
+                torch.cat([x_start, x_start]),
+                torch.cat([start_B, start_B]),
+                encoder_hidden_states=torch.cat([text, empty]),
+            ).sample.float()
+        cond, uncond = both.chunk(2)
+        w = w_B[:, None, None, None]
+        x_end = teacher_step(x_start, cond, uncond, w, start_B, end_B, schedule)
+        losses_B = distillation_loss(
+            eps_of(student), eps_of(target), x_start, x_end, start_B, end_B, schedule
+        )
+        with torch.no_grad():
+            for averaged, current in zip(target.parameters(), student.parameters(), strict=True):
+                averaged.lerp_(current, 0.05)
+        return losses_B.mean()
+
+    fit(
+        "distil",
+        [student],
+        loss_of,
+        steps=steps,
+        learning_rate=learning_rate,
+        ema_decay=0.999,
+        save=save,
+    )
+
+
+def train_lcm(steps: int) -> None:
+    """The two-step UNet with a guidance embedding."""
+    base = load_base()
+    student = new_unet(time_cond_proj_dim=64)
+    student.load_state_dict(base.unet.state_dict(), strict=False)
+    student.set_attn_processor(AttnProcessor())
+
+    def save(step: int) -> None:
+        save_half(consistency_pipeline(base, student), PIPELINES / "lcm")
+
+    distil(base, student, steps=steps, learning_rate=5e-4, save=save)
+
+
+def train_lcm_lora(steps: int) -> None:
+    """The same as an adapter over the base's UNet."""
+    base = load_base()
+    student = copy.deepcopy(base.unet)
+    make_trainable(student, "lora", rank=32, alpha=32, targets="all")
+
+    def save(step: int) -> None:
+        LatentConsistencyModelPipeline.save_lora_weights(
+            PIPELINES / "lcm-lora",
+            unet_lora_layers={
+                name: tensor.half() for name, tensor in get_peft_model_state_dict(student).items()
+            },
+        )
+
+    distil(base, student, steps=steps, learning_rate=1e-3, save=save)
 
 
 def save_half(pipeline: DiffusionPipeline, folder: Path) -> None:
@@ -259,11 +415,18 @@ def save_half(pipeline: DiffusionPipeline, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("stage", choices=("vae", "base"))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("stage", choices=("vae", "base", "lcm", "lcm-lora"))
     parser.add_argument("--steps", type=int, help="training steps; default: those of the results")
     arguments = parser.parse_args()
-    stages = {"vae": (train_vae, 3000), "base": (train_base, 12_000)}
+    stages = {
+        "vae": (train_vae, 3000),
+        "base": (train_base, 12_000),
+        "lcm": (train_lcm, 3000),
+        "lcm-lora": (train_lcm_lora, 3000),
+    }
     train, steps = stages[arguments.stage]
     train(arguments.steps or steps)
 

@@ -20,9 +20,7 @@ from reward_servers.scene import (
 
 THINGS = tuple(Thing(colour, shape) for colour in COLOURS for shape in SHAPES)
 # One shape of every colour, two colours of every shape.
-HELD_OUT = frozenset(
-    Thing(colour, SHAPES[i % len(SHAPES)]) for i, colour in enumerate(COLOURS)
-)
+HELD_OUT = frozenset(Thing(colour, SHAPES[i % len(SHAPES)]) for i, colour in enumerate(COLOURS))
 SEEN = tuple(thing for thing in THINGS if thing not in HELD_OUT)
 _NEAR, _FAR, _MIDDLE = 8.5, 23.5, 16.0
 

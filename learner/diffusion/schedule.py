@@ -78,9 +78,7 @@ def ddim_timesteps(num_steps: int, num_train_timesteps: int = 1000) -> list[int]
         ValueError: steps that do not fit the training grid.
     """
     if not 1 <= num_steps < num_train_timesteps:
-        raise ValueError(
-            f"num_steps is {num_steps}; it must be 1 to {num_train_timesteps - 1}"
-        )
+        raise ValueError(f"num_steps is {num_steps}; it must be 1 to {num_train_timesteps - 1}")
     stride = num_train_timesteps // num_steps
     return [i * stride + 1 for i in reversed(range(num_steps))]
 

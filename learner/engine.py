@@ -1,0 +1,136 @@
+"""DeepSpeed behind one small class: the only file that imports it.
+
+A forward pass whose gradient is wanted goes through the engine, a step ends with equal
+parameters on all ranks, and a loss is a mean over this rank's rows: ranks have equal shares.
+"""
+
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+
+def join_ranks(rank: int, world_size: int, address: str, port: int, *, timeout_s: float) -> None:
+    """Joins this process to the learner's ranks: NCCL with GPUs, gloo without."""
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK="0",
+        WORLD_SIZE=str(world_size),
+        LOCAL_SIZE=str(world_size),
+        MASTER_ADDR=address,
+        MASTER_PORT=str(port),
+    )
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        # Compiled at first use, for a minute, with a compiler that a cluster's image may lack.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(
+        dist_backend="nccl" if torch.cuda.is_available() else "gloo",
+        verbose=False,
+        timeout=_seconds(timeout_s),
+    )
+
+
+def leave_ranks() -> None:
+    """Ends this process' membership; safe to call twice."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _seconds(timeout_s: float) -> Any:
+    from datetime import timedelta
+
+    return timedelta(seconds=timeout_s)
+
+
+class Engine:
+    """One module and its optimizer, spread over the ranks.
+
+    Args:
+        parameters: those that are trained; the rest is frozen.
+        rows_per_rank: informs DeepSpeed's throughput figures only.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        parameters: Iterable[nn.Parameter],
+        *,
+        learning_rate: float,
+        weight_decay: float,
+        zero_stage: int,
+        grad_clip: float,
+        rows_per_rank: int,
+    ) -> None:
+        optimizer = torch.optim.AdamW(list(parameters), lr=learning_rate, weight_decay=weight_decay)
+        config = {
+            "train_micro_batch_size_per_gpu": rows_per_rank,
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": grad_clip,
+            "zero_optimization": {"stage": zero_stage},
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 10**9,
+        }
+        self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+
+    @property
+    def module(self) -> nn.Module:
+        """The bare module, for calls without a gradient to its parameters."""
+        return self._engine.module
+
+    @property
+    def device(self) -> torch.device:
+        return self._engine.device
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._engine(*args, **kwargs)
+
+    def update(self, loss: Tensor) -> float:
+        """Backward, all-reduce, clip and step; returns the gradient norm before clipping."""
+        self._engine.backward(loss)
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        return float(norm) if norm is not None else float("nan")
+
+    def save(self, folder: Path, state: dict[str, Any]) -> None:
+        """Writes trained weights, optimizer and `state`; every rank must call it."""
+        self._engine.save_checkpoint(
+            str(folder), tag="state", client_state=state, exclude_frozen_parameters=True
+        )
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Restores what `save` wrote; returns its `state`.
+
+        Raises:
+            ValueError: there is no such checkpoint.
+        """
+        path, state = self._engine.load_checkpoint(
+            str(folder), tag="state", load_module_strict=False
+        )
+        if path is None:
+            raise ValueError(f"no checkpoint in {folder}")
+        return state
+
+
+def mean_over_ranks(values: dict[str, float]) -> dict[str, float]:
+    """Each value averaged over the ranks; every rank must call it with the same keys."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return values
+    row = torch.tensor(list(values.values()), dtype=torch.float64)
+    dist.all_reduce(row)
+    return dict(zip(values, (row / dist.get_world_size()).tolist(), strict=True))
+
+
+def any_rank(flag: bool) -> bool:
+    """True on every rank as soon as one says so."""
+    if not dist.is_initialized():
+        return flag
+    return mean_over_ranks({"flag": float(flag)})["flag"] > 0

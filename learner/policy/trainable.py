@@ -1,0 +1,98 @@
+"""Which weights of a UNet are trained, and how they travel and are saved.
+
+Either a LoRA adapter or the whole UNet. What travels from learner to samplers is the dict of
+trainable tensors as numpy arrays: a few MB for an adapter, and quicker through an object store
+than torch tensors.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+
+Kind = Literal["lora", "full"]
+TARGETS = {
+    "attention": ["to_q", "to_k", "to_v", "to_out.0"],
+    # The module names of the LCM-LoRA recipe.
+    "all": [
+        "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2",
+        "conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv",
+        "time_emb_proj",
+    ],
+}  # fmt: skip
+
+
+def make_trainable(
+    unet: UNet2DConditionModel,
+    kind: Kind,
+    *,
+    rank: int,
+    alpha: int,
+    targets: Literal["attention", "all"] = "all",
+    seed: int = 0,
+) -> list[torch.nn.Parameter]:
+    """Freezes what is not trained, adds the adapter if asked; returns the trained parameters.
+
+    Args:
+        seed: of the adapter's initial values, so that samplers and learner agree.
+    """
+    if kind == "lora":
+        unet.requires_grad_(False)
+        config = LoraConfig(
+            r=rank, lora_alpha=alpha, target_modules=TARGETS[targets], init_lora_weights="gaussian"
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            unet.add_adapter(config)
+    else:
+        unet.requires_grad_(True)
+    return [parameter for parameter in unet.parameters() if parameter.requires_grad]
+
+
+def trainable_arrays(unet: UNet2DConditionModel) -> dict[str, np.ndarray]:
+    """Copies of the trained tensors, float32, by parameter name."""
+    return {
+        name: parameter.detach().float().cpu().numpy().copy()
+        for name, parameter in unet.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+@torch.no_grad()
+def load_arrays(unet: UNet2DConditionModel, arrays: dict[str, np.ndarray]) -> None:
+    """Copies trained tensors into the UNet.
+
+    Raises:
+        ValueError: the names are not exactly those that this UNet trains.
+    """
+    parameters = {name: p for name, p in unet.named_parameters() if p.requires_grad}
+    if parameters.keys() != arrays.keys():
+        odd = sorted(parameters.keys() ^ arrays.keys())
+        raise ValueError(
+            f"weights do not fit this model: {len(odd)} names differ, e.g. {odd[:3]}; learner and "
+            "sampler must be built from the same model section"
+        )
+    for name, parameter in parameters.items():
+        # A copy, because arrays from an object store are read-only.
+        parameter.copy_(torch.from_numpy(np.array(arrays[name])))
+
+
+def save_for_diffusers(unet: UNet2DConditionModel, kind: Kind, folder: Path) -> Path:
+    """Writes what diffusers loads: `pipe.load_lora_weights(folder)`, or a UNet folder.
+
+    Returns:
+        The folder written: `folder/adapter` or `folder/unet`.
+    """
+    if kind == "lora":
+        target = folder / "adapter"
+        StableDiffusionPipeline.save_lora_weights(
+            target, unet_lora_layers=get_peft_model_state_dict(unet)
+        )
+    else:
+        target = folder / "unet"
+        unet.save_pretrained(target)
+    return target

@@ -1,0 +1,151 @@
+"""The surrogate reward R(z, c, k): a differentiable score of clean latents (LaSRO, CVPR 2025).
+
+It sees a clean latent z, the prompt's text states c and the sampling step k that made z, and
+never an image. Higher is better; only differences within a prompt and step mean anything until
+a regression term ties it to the reward's scale.
+Shape suffixes: B rows, C H W latent, L tokens, E text width, K heads.
+"""
+
+import copy
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+Backbone = Literal["unet_encoder", "conv"]
+
+
+class Head(nn.Module):
+    """Feature maps of several scales, pooled, to K scores; starts at exactly 0."""
+
+    def __init__(
+        self, channels: list[int], num_steps: int, heads: int, width: int = 96, hidden: int = 48
+    ) -> None:
+        super().__init__()
+        self.scales = nn.ModuleList(
+            nn.Sequential(
+                nn.GroupNorm(16 if c % 16 == 0 else 1, c),
+                nn.SiLU(),
+                nn.Conv2d(c, width, 3, padding=1),
+                nn.GroupNorm(16, width),
+                nn.SiLU(),
+            )
+            for c in channels
+        )
+        self.step = nn.Embedding(num_steps, width)
+        self.heads = heads
+        # Each head has hidden units of its own, else heads that start at 0 would stay alike.
+        self.hidden = nn.Linear(width * (2 * len(channels) + 1), hidden * heads)
+        self.out = nn.Conv1d(hidden * heads, heads, 1, groups=heads)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, maps: list[Tensor], step_B: Tensor) -> Tensor:
+        """Scores [B, K]; `step_B` counts from 0."""
+        pooled = [self.step(step_B)]
+        for scale, feature_map in zip(self.scales, maps, strict=True):
+            features = scale(feature_map)
+            pooled += [features.mean(dim=(2, 3)), features.amax(dim=(2, 3))]
+        hidden = F.silu(self.hidden(torch.cat(pooled, dim=1)))
+        return self.out(hidden[:, :, None])[:, :, 0]
+
+
+class UNetEncoderSurrogate(nn.Module):
+    """The down and mid blocks of a pre-trained diffusion UNet, and a small CNN head.
+
+    Args:
+        unet: its blocks are copied, weights included.
+        timestep: the near-clean noise level that the blocks are told.
+    """
+
+    def __init__(
+        self, unet: UNet2DConditionModel, *, num_steps: int, heads: int, timestep: int
+    ) -> None:
+        super().__init__()
+        self.timestep = timestep
+        self.time_proj = copy.deepcopy(unet.time_proj)
+        self.time_embedding = copy.deepcopy(unet.time_embedding)
+        self.conv_in = copy.deepcopy(unet.conv_in)
+        self.down_blocks = copy.deepcopy(unet.down_blocks)
+        self.mid_block = copy.deepcopy(unet.mid_block)
+        channels = list(unet.config.block_out_channels)
+        self.head = Head([*channels, channels[-1]], num_steps, heads)
+
+    def forward(self, z_BCHW: Tensor, text_BLE: Tensor, step_B: Tensor) -> Tensor:
+        """Scores [B, K]."""
+        t_B = torch.full((len(z_BCHW),), self.timestep, device=z_BCHW.device)
+        emb = self.time_embedding(self.time_proj(t_B).to(z_BCHW.dtype))
+        hidden, maps = self.conv_in(z_BCHW), []
+        for block in self.down_blocks:
+            if getattr(block, "has_cross_attention", False):
+                hidden, outputs = block(hidden, temb=emb, encoder_hidden_states=text_BLE)
+            else:
+                hidden, outputs = block(hidden, temb=emb)
+            # The block's map before it is halved, at full resolution.
+            maps.append(outputs[-2] if block.downsamplers is not None else outputs[-1])
+        hidden = self.mid_block(hidden, emb, encoder_hidden_states=text_BLE)
+        return self.head([*maps, hidden], step_B)
+
+
+class ConvSurrogate(nn.Module):
+    """From scratch: residual convolutions that read the prompt by cross-attention."""
+
+    def __init__(
+        self, channels: int, text_width: int, *, num_steps: int, heads: int, width: int = 64
+    ) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(channels, width, 3, padding=1)
+        self.text = nn.Linear(text_width, width)
+        self.attend = nn.ModuleList(
+            nn.MultiheadAttention(width, 4, batch_first=True) for _ in range(2)
+        )
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.GroupNorm(16, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1),
+                nn.GroupNorm(16, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1),
+            )
+            for _ in range(2)
+        )  # fmt: skip
+        self.head = Head([width, width], num_steps, heads)
+
+    def forward(self, z_BCHW: Tensor, text_BLE: Tensor, step_B: Tensor) -> Tensor:
+        """Scores [B, K]."""
+        hidden, text, maps = self.conv_in(z_BCHW), self.text(text_BLE), []
+        for block, attend in zip(self.blocks, self.attend, strict=True):
+            hidden = hidden + block(hidden)
+            tokens = hidden.flatten(2).transpose(1, 2)
+            read, _ = attend(tokens, text, text, need_weights=False)
+            hidden = hidden + read.transpose(1, 2).reshape(hidden.shape)
+            maps.append(hidden)
+            hidden = F.avg_pool2d(hidden, 2)
+        return self.head(maps, step_B)
+
+
+def new_surrogate(
+    backbone: Backbone,
+    unet: UNet2DConditionModel,
+    *,
+    num_steps: int,
+    heads: int,
+    timestep: int,
+    seed: int,
+) -> nn.Module:
+    """A surrogate for latents and prompts of this UNet's family, in float32.
+
+    Args:
+        unet: the pre-trained multi-step UNet; `conv` takes only its shapes.
+        num_steps: sampling steps k that it tells apart.
+        timestep: of `UNetEncoderSurrogate`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if backbone == "unet_encoder":
+            return UNetEncoderSurrogate(unet, num_steps=num_steps, heads=heads, timestep=timestep)
+        return ConvSurrogate(
+            unet.config.in_channels,
+            unet.config.cross_attention_dim,
+            num_steps=num_steps,
+            heads=heads,
+        )
