@@ -1,0 +1,252 @@
+"""The sections of a run config, one frozen model each; a default is written here and nowhere else.
+
+A field's docstring is its documentation: the README's table is made of them. Checks that need two
+sections live in `deploy.run_config`. Imports no torch, so a config error costs no start-up time.
+"""
+
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Count = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """What every section shares: no unknown key, no change after loading."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        coerce_numbers_to_str=True,
+        validate_default=True,
+        protected_namespaces=(),
+    )
+
+
+class Model(Section):
+    """The policy: where its pipeline lies and which of its weights are trained."""
+
+    path: str = Field(min_length=1)
+    """Pipeline to fine-tune: a local diffusers folder or a hub id."""
+    teacher: str | None = None
+    """Multi-step pipeline that the anchor distils from; null: no anchor."""
+    num_steps: Literal[1, 2, 4, 8, 50] = 2
+    """Sampling steps of the policy."""
+    guidance_scale: NonNegative = 1.0
+    """Guidance w: embedded where the UNet has an embedding for it, classifier-free otherwise."""
+    trainable: Literal["lora", "full"] = "lora"
+    """Train low-rank adapters of the UNet, or all its weights."""
+    lora_rank: Count = 16
+    """Rank of an adapter."""
+    lora_alpha: Positive = 16.0
+    """Scale of an adapter, divided by its rank."""
+    lora_targets: Literal["attention", "all"] | tuple[str, ...] = "attention"
+    """Which modules get an adapter: attention projections, all linear and convolution layers, or
+    the names in a list."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the frozen weights; trained ones stay float32."""
+    attention: Literal["sdpa", "plain"] = "sdpa"
+    """Attention kernel: torch's fused one, or plain products for where the fused one is slow."""
+
+
+class FilePrompts(Section):
+    """Prompts of a text file, one a line."""
+
+    kind: Literal["file"] = "file"
+    """Says which source this is; may be left out where `file` is given."""
+    file: str = Field(min_length=1)
+    """UTF-8 text file."""
+
+
+class ShapesPrompts(Section):
+    """Prompts drawn from the grammar of the embedded shapes world."""
+
+    kind: Literal["shapes"]
+    """Says which source this is."""
+    count: Count = 2048
+    """How many prompts are drawn."""
+    three_share: Share = 0.5
+    """Share of prompts that ask for three things instead of two."""
+    held_out: bool = False
+    """Only prompts with a held-out combination of colour and shape; false: none of them."""
+
+
+Prompts = Annotated[FilePrompts | ShapesPrompts, Field(discriminator="kind")]
+
+
+def named_prompts(value: object) -> object:
+    """`{file: x}` needs no kind, and a bare text is a file."""
+    if isinstance(value, str):
+        return {"kind": "file", "file": value}
+    if isinstance(value, dict) and "file" in value and "kind" not in value:
+        return {"kind": "file", **value}
+    return value
+
+
+class Actors(Section):
+    """The samplers."""
+
+    count: Count = 1
+    """Sampler actors at the start of the run."""
+    group_size: Count = 6
+    """Trajectories of one prompt that are compared with each other (N_s)."""
+    groups_per_batch: Count = 1
+    """Groups that a sampler runs in one forward pass."""
+    fixed_initial_noise: bool = False
+    """One initial noise for a whole group: the on-policy ablation."""
+    lease_s: Seconds = 120.0
+    """Time after which a ticket of a silent sampler is given to another."""
+    num_cpus: NonNegative = 1.0
+    """Ray CPUs of one sampler."""
+    num_gpus: NonNegative = 0.0
+    """Ray GPUs of one sampler; a fraction shares one."""
+    threads: Count = 1
+    """CPU threads of one sampler's torch."""
+
+
+class Reward(Section):
+    """One reward model and the servers that run it."""
+
+    kind: str = Field(min_length=1)
+    """A registered name, or `module:Class`."""
+    weight: Number = 1.0
+    """Factor of this reward in the sum that is trained on; 0 measures only."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the reward's class."""
+    servers: Count = 1
+    """Server actors."""
+    max_batch: Count = 32
+    """Most images scored in one call."""
+    timeout_s: Seconds = 60.0
+    """Time one call may take before its images count as failed."""
+    num_cpus: NonNegative = 1.0
+    """Ray CPUs of one server."""
+    num_gpus: NonNegative = 0.0
+    """Ray GPUs of one server."""
+
+
+class Replay(Section):
+    """The replay buffer in Redis."""
+
+    redis: str = "auto"
+    """`auto`: REDIS_URL if it is set, else an embedded server; `embedded`; `environment`: REDIS_URL
+    or an error; or a URL without a password."""
+    capacity_groups: Count = 512
+    """Scored groups that are kept; the oldest make room."""
+    max_pending_records: Count = 512
+    """Records that may wait for their reward before samplers pause."""
+    append_only: bool = True
+    """The embedded server writes every change to disk, so that a crashed run can resume."""
+    max_attempts: Count = 3
+    """Tries to score a record before it is set aside with its reason."""
+    claim_lease_s: Seconds = 120.0
+    """Time after which records claimed by a silent reward server are given to another."""
+
+    @field_validator("redis")
+    @classmethod
+    def _holds_no_secret(cls, value: str) -> str:
+        if value in ("auto", "embedded", "environment"):
+            return value
+        url = urlsplit(value)
+        if url.scheme not in ("redis", "rediss", "unix"):
+            raise ValueError(
+                "must be auto, embedded, environment or a URL that begins with redis://, "
+                "rediss:// or unix://"
+            )
+        if url.password is not None or "password=" in url.query:
+            raise ValueError(
+                "holds a password, and a config is printed and copied: put the URL into the "
+                "environment variable REDIS_URL and write redis: environment"
+            )
+        return value
+
+
+class Learner(Section):
+    """The DeepSpeed ranks and their checkpoints."""
+
+    ranks: Count = 1
+    """Processes of the learner; a batch is cut evenly among them."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """What DeepSpeed shards over the ranks: 1 optimiser, 2 and gradients, 3 and weights."""
+    threads: Count = 1
+    """CPU threads of one rank's torch."""
+    num_cpus: NonNegative = 1.0
+    """Ray CPUs of one rank."""
+    num_gpus: NonNegative = 0.0
+    """Ray GPUs of one rank."""
+    grad_clip: Positive = 1.0
+    """Largest gradient norm of a step."""
+    checkpoint_every_cycles: Count = 5
+    """Cycles between two checkpoints; the end of a run always writes one."""
+    keep_checkpoints: Count = 2
+    """Newest checkpoints that are kept."""
+
+
+class Metric(Section):
+    """A true score that evaluation measures."""
+
+    kind: str = Field(min_length=1)
+    """A registered reward, or `module:Class`."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the reward's class."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: object) -> object:
+        return {"kind": value} if isinstance(value, str) else value
+
+
+class Diversity(Section):
+    """How different the images of one prompt are."""
+
+    prompts: Count = 8
+    """Prompts it is measured on."""
+    per_prompt: Annotated[int, Field(ge=2)] = 8
+    """Images of one prompt."""
+
+
+class Evaluation(Section):
+    """What is measured on held-out prompts, before, during and after training."""
+
+    prompts: Prompts
+    """Held-out prompts: a file or the shapes generator."""
+    samples: Count = 256
+    """Images an evaluation scores, spread over the prompts."""
+    seed: Whole = 1234
+    """Seed of the noise, the same in every evaluation."""
+    rewards: dict[str, Metric] = Field(default_factory=dict)
+    """Scores by name, such as `exact: {kind: shapes-exact}`."""
+    every_cycles: Count = 5
+    """Cycles between two evaluations."""
+    diversity: Diversity = Diversity()
+    """Diversity at a fixed prompt."""
+
+    _prompts = field_validator("prompts", mode="before")(named_prompts)
+
+
+class FailureBudget(Section):
+    """How many failed records a run bears."""
+
+    share: Share = 0.05
+    """Share of failed records above which the run stops."""
+    minimum: Count = 20
+    """Failed records below which the share is not looked at."""
+
+
+class Limits(Section):
+    """What ends a run early."""
+
+    failure_budget: FailureBudget = FailureBudget()
+    """Failed records that stop the run."""
+    max_wall_s: Seconds | None = None
+    """Wall time after which the run checkpoints and ends; null: no limit."""
+    stall_s: Seconds = 600.0
+    """Deadline of every wait: a run without progress for so long ends with an error."""

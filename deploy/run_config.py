@@ -1,0 +1,300 @@
+"""The config of a run: its sections together, and what must fit between them.
+
+    config = load_config(Path("deploy/configs/smoke.yaml"), ["seed=3", "actors.count=2"])
+
+Raises ConfigError with every problem at once. Imports no torch, so that a typo is reported before
+anything is started. `deploy.plan` looks at the machine; this module only at the config itself.
+"""
+
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from deploy.config_lasro import Lasro
+from deploy.config_problems import ConfigError, Problem, problems_of
+from deploy.config_sections import (
+    Actors,
+    Evaluation,
+    FilePrompts,
+    Learner,
+    Limits,
+    Model,
+    Prompts,
+    Replay,
+    Reward,
+    Section,
+    ShapesPrompts,
+    Whole,
+    named_prompts,
+)
+from deploy.config_yaml import YamlError, read_preset, with_overrides
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def _name_from_time() -> str:
+    return time.strftime("run-%Y%m%d-%H%M%S")
+
+
+class RunConfig(Section):
+    """One run of fleetune."""
+
+    name: str = Field(default_factory=_name_from_time)
+    """Name of the run: its folder, its Ray namespace, its Redis keys. Default: the time."""
+    folder: str = Field(default="runs", min_length=1)
+    """Folder that holds the runs' folders."""
+    seed: Whole = 0
+    """Seed of prompts, noise and initial weights."""
+    model: Model
+    """The policy."""
+    prompts: Prompts
+    """Training prompts: `{file: path}`, or `{kind: shapes, ...}`."""
+    actors: Actors = Actors()
+    """The samplers."""
+    rewards: dict[str, Reward] = Field(min_length=1)
+    """Reward models by name."""
+    replay: Replay = Replay()
+    """The replay buffer."""
+    learner: Learner = Learner()
+    """The learner's processes."""
+    # Becomes a union over `kind` with the second method.
+    method: Lasro
+    """The training method."""
+    evaluation: Evaluation
+    """Held-out measurements."""
+    limits: Limits = Limits()
+    """What ends a run early."""
+
+    _prompts = field_validator("prompts", mode="before")(named_prompts)
+
+    @field_validator("name")
+    @classmethod
+    def _name_fits_everywhere(cls, value: str) -> str:
+        if not _NAME.fullmatch(value):
+            raise ValueError(
+                f"must be at most 64 letters, digits, '.', '_' and '-', as it names a folder, "
+                f"given {value!r}"
+            )
+        return value
+
+    @field_validator("rewards")
+    @classmethod
+    def _names_fit_actors(cls, value: dict[str, Reward]) -> dict[str, Reward]:
+        bad = [name for name in value if not _NAME.fullmatch(name)]
+        if bad:
+            raise ValueError(f"reward names are letters, digits, '.', '_' and '-', given {bad}")
+        return value
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Self:
+        problems = list(cross_problems(self))
+        if problems:
+            raise ConfigError(problems)
+        return self
+
+    @property
+    def records_per_cycle(self) -> int:
+        """Trajectories that a cycle samples."""
+        return self.method.groups_per_cycle * self.actors.group_size
+
+    @property
+    def rewarded_steps(self) -> int:
+        """Clean latents of one trajectory that are scored."""
+        return self.model.num_steps if self.method.reward_steps == "all" else 1
+
+    @property
+    def step_weights(self) -> tuple[float, ...]:
+        """Weight of every rewarded step."""
+        return self.method.step_weights or (1.0,) * self.rewarded_steps
+
+    def run_folder(self, environ: Mapping[str, str]) -> Path:
+        """Where the run writes. FLEETUNE_RUNS wins: a job's own working directory is a copy."""
+        return Path(environ.get("FLEETUNE_RUNS") or self.folder) / self.name
+
+    def redis_url(self, environ: Mapping[str, str]) -> str | None:
+        """URL of the Redis to use; None: start an embedded server."""
+        if self.replay.redis == "embedded":
+            return None
+        if self.replay.redis in ("auto", "environment"):
+            return environ.get("REDIS_URL") or None
+        return self.replay.redis
+
+    def to_json(self) -> str:
+        """The resolved config; `config_from_json` gives an equal one."""
+        return json.dumps(self.model_dump(mode="json"), indent=2)
+
+
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
+    """A preset with overrides, checked; raises ConfigError with everything that is wrong."""
+    try:
+        preset = read_preset(Path(path))
+    except YamlError as error:
+        raise ConfigError([Problem("", str(error))]) from None
+    values, unread = with_overrides(preset, overrides)
+    problems = [Problem("", text) for text in unread]
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        found = problems_of(error.errors(include_url=False), RunConfig)
+        raise ConfigError([*problems, *found], str(path)) from None
+    if problems:
+        raise ConfigError(problems, str(path))
+    return config
+
+
+def config_from_json(text: str) -> RunConfig:
+    """The config that `RunConfig.to_json` wrote."""
+    try:
+        return RunConfig.model_validate_json(text)
+    except ValidationError as error:
+        raise ConfigError(problems_of(error.errors(include_url=False), RunConfig)) from None
+
+
+def cross_problems(config: RunConfig) -> Iterator[Problem]:
+    """What is impossible between two settings, and the wait without end that it would cause."""
+    yield from _method_problems(config)
+    yield from _buffer_problems(config)
+    yield from _rank_problems(config)
+    yield from _wait_problems(config)
+    yield from _measure_problems(config)
+
+
+def _method_problems(config: RunConfig) -> Iterator[Problem]:
+    model, method, group = config.model, config.method, config.actors.group_size
+    if model.num_steps > 8:
+        yield Problem(
+            "model.num_steps",
+            f"lasro trains models of 1, 2, 4 or 8 steps, given {model.num_steps}",
+        )
+    if group < 2:
+        yield Problem(
+            "actors.group_size",
+            f"must be at least 2, given {group}: a pair of one group is what the surrogate "
+            "learns from, so it would wait for pairs without end",
+        )
+    if config.actors.fixed_initial_noise and model.num_steps == 1:
+        yield Problem(
+            "actors.fixed_initial_noise",
+            "with model.num_steps 1 every image of a group is the same, so that every pair ties",
+        )
+    weights = method.step_weights
+    if weights is not None and len(weights) != config.rewarded_steps:
+        yield Problem(
+            "method.step_weights",
+            f"must hold {config.rewarded_steps} weights, one for each rewarded step "
+            f"(model.num_steps {model.num_steps}, reward_steps {method.reward_steps}), "
+            f"given {len(weights)}",
+        )
+    if method.anchor.data != "none" and model.teacher is None:
+        yield Problem(
+            "model.teacher",
+            "is missing: method.anchor distils from it; name a multi-step pipeline, or set "
+            "method.anchor.data: none",
+        )
+    if all(reward.weight == 0 for reward in config.rewards.values()):
+        yield Problem("rewards", "every weight is 0, so there is nothing to train on")
+
+
+def _buffer_problems(config: RunConfig) -> Iterator[Problem]:
+    replay, actors, method = config.replay, config.actors, config.method
+    at_once = actors.group_size * actors.groups_per_batch
+    if replay.max_pending_records < at_once:
+        yield Problem(
+            "replay.max_pending_records",
+            f"must be at least actors.group_size × actors.groups_per_batch = {at_once}, given "
+            f"{replay.max_pending_records}: what one forward pass makes would never fit, and every "
+            "sampler would wait for room without end",
+        )
+    for name, needed in (
+        ("method.pretrain.groups", method.pretrain.groups),
+        ("method.surrogate.batch_groups", method.surrogate.batch_groups),
+        ("method.groups_per_cycle", method.groups_per_cycle),
+    ):
+        if replay.capacity_groups < needed:
+            yield Problem(
+                "replay.capacity_groups",
+                f"must be at least {name} = {needed}, given {replay.capacity_groups}: the oldest "
+                "groups would make room before the last arrive, and the learner would wait for "
+                "them without end",
+            )
+    held_out = held_out_groups(config)
+    kept = method.pretrain.groups - held_out
+    if kept < method.surrogate.batch_groups:
+        yield Problem(
+            "method.pretrain.groups",
+            f"{method.pretrain.groups} groups less {held_out} held out leave {kept}, fewer than "
+            f"one batch (method.surrogate.batch_groups {method.surrogate.batch_groups})",
+        )
+
+
+def held_out_groups(config: RunConfig) -> int:
+    """Groups of the pre-training that measure and never train: at least one."""
+    pretrain = config.method.pretrain
+    return max(1, round(pretrain.groups * pretrain.holdout_share))
+
+
+def _rank_problems(config: RunConfig) -> Iterator[Problem]:
+    ranks, method = config.learner.ranks, config.method
+    batches = {
+        "method.policy_batch": method.policy_batch,
+        "method.surrogate.batch_groups": method.surrogate.batch_groups,
+    }
+    if method.anchor.data != "none":
+        batches["method.anchor.batch"] = method.anchor.batch
+    for name, size in batches.items():
+        if size % ranks:
+            yield Problem(
+                name,
+                f"must be divisible by learner.ranks = {ranks}, given {size}: a rank with fewer "
+                "rows would leave the others waiting in a collective without end",
+            )
+
+
+def _wait_problems(config: RunConfig) -> Iterator[Problem]:
+    stall_s = config.limits.stall_s
+    leases = {
+        "actors.lease_s": config.actors.lease_s,
+        "replay.claim_lease_s": config.replay.claim_lease_s,
+    }
+    for name, lease_s in leases.items():
+        if lease_s >= stall_s:
+            yield Problem(
+                "limits.stall_s",
+                f"must be above {name} = {lease_s:g}, given {stall_s:g}: the run would give up "
+                "before the work of a dead actor is handed on",
+            )
+    for name, reward in config.rewards.items():
+        if reward.timeout_s >= config.replay.claim_lease_s:
+            yield Problem(
+                f"rewards.{name}.timeout_s",
+                f"must be below replay.claim_lease_s = {config.replay.claim_lease_s:g}, given "
+                f"{reward.timeout_s:g}: a slow server would lose its records to another, which "
+                "scores them again",
+            )
+
+
+def _measure_problems(config: RunConfig) -> Iterator[Problem]:
+    training, held_out = config.prompts, config.evaluation.prompts
+    same_file = isinstance(training, FilePrompts) and training == held_out
+    same_scenes = (
+        isinstance(training, ShapesPrompts)
+        and isinstance(held_out, ShapesPrompts)
+        and training.held_out == held_out.held_out
+    )
+    if same_file or same_scenes:
+        yield Problem(
+            "evaluation.prompts",
+            "are the training prompts; evaluate on others"
+            + (", with held_out: true" if same_scenes else ""),
+        )
+    if config.evaluation.samples < config.evaluation.diversity.prompts:
+        yield Problem(
+            "evaluation.samples",
+            f"must be at least evaluation.diversity.prompts = "
+            f"{config.evaluation.diversity.prompts}, given {config.evaluation.samples}",
+        )

@@ -1,0 +1,283 @@
+"""The run config: what loads, what is refused, and how the refusal reads."""
+
+import copy
+import pickle  # noqa: TID251 - Ray carries exceptions this way
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deploy.config_problems import ConfigError
+from deploy.run_config import RunConfig, config_from_json, load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+PRESETS = sorted((ROOT / "deploy" / "configs").glob("*.yaml"))
+SMOKE = ROOT / "deploy" / "configs" / "smoke.yaml"
+
+
+def _problems(*overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_config(SMOKE, overrides)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def _problem(*overrides: str) -> str:
+    problems = _problems(*overrides)
+    assert len(problems) == 1, problems
+    return problems[0]
+
+
+def _file(folder: Path, text: str) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.name)
+def test_every_shipped_preset_loads(preset: Path) -> None:
+    assert load_config(preset).method.kind == "lasro"
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.name)
+def test_a_resolved_config_reloads_exactly(preset: Path) -> None:
+    config = load_config(preset)
+    assert config_from_json(config.to_json()) == config
+
+
+def test_loading_a_config_imports_neither_torch_nor_ray() -> None:
+    script = (
+        "import sys; from deploy.run_config import load_config; "
+        f"load_config({str(SMOKE)!r}); "
+        "sys.exit(bool({'torch', 'ray', 'numpy'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=60).returncode == 0
+
+
+def test_an_override_replaces_one_value_and_leaves_its_neighbours() -> None:
+    config = load_config(SMOKE, ["method.surrogate.heads=7"])
+    assert (config.method.surrogate.heads, config.method.surrogate.backbone) == (7, "conv")
+
+
+def test_an_override_reaches_into_a_named_reward() -> None:
+    assert load_config(SMOKE, ["rewards.binding.weight=0.25"]).rewards["binding"].weight == 0.25
+
+
+def test_an_exponent_without_a_point_is_a_number() -> None:
+    assert load_config(SMOKE, ["method.learning_rate=1e-4"]).method.learning_rate == 1e-4
+
+
+def test_an_exponent_in_free_arguments_is_a_number() -> None:
+    config = load_config(SMOKE, ["rewards.binding.args.scale=1e-4"])
+    assert config.rewards["binding"].args["scale"] == 1e-4
+
+
+def test_a_number_and_a_date_are_names_too() -> None:
+    names = [load_config(SMOKE, [f"name={name}"]).name for name in ("7", "2026-11-22")]
+    assert names == ["7", "2026-11-22"]
+
+
+def test_a_name_that_is_no_folder_name_is_refused() -> None:
+    assert _problem("name=../elsewhere").startswith("name: must be at most 64 letters")
+
+
+def test_a_misspelt_key_is_named_with_its_likely_meaning() -> None:
+    assert _problem("actors.cuont=2") == (
+        "actors.cuont: there is no such setting; did you mean actors.count?"
+    )
+
+
+def test_a_key_in_the_wrong_section_is_told_its_right_one() -> None:
+    assert _problem("learner.policy_batch=4").endswith("did you mean method.policy_batch?")
+
+
+def test_a_misspelt_key_inside_a_union_has_the_path_that_a_user_writes() -> None:
+    assert _problem("prompts.cuont=2").startswith("prompts.cuont: ")
+
+
+def test_a_wrong_type_says_what_was_given_and_what_is_allowed() -> None:
+    text = _problem("actors.count=many")
+    assert text.startswith("actors.count: must be a valid integer")
+    assert text.endswith("given 'many'")
+
+
+def test_a_misspelt_choice_is_told_the_nearest() -> None:
+    text = _problem("method.surrogate.backbone=unet_encodr")
+    assert text.endswith("given 'unet_encodr'; did you mean unet_encoder?")
+
+
+def test_several_errors_are_reported_at_once() -> None:
+    paths = [
+        text.split(":")[0] for text in _problems("actors.cuont=2", "seed=-1", "learner.ranks=x")
+    ]
+    assert sorted(paths) == ["actors.cuont", "learner.ranks", "seed"]
+
+
+def test_an_unreadable_override_is_reported_beside_the_others() -> None:
+    assert len(_problems("seed", "actors.count=0")) == 2
+
+
+def test_an_override_through_a_value_is_refused() -> None:
+    assert "seed is a value, not a section" in _problem("seed=1", "seed.more=2")
+
+
+def test_several_cross_problems_are_reported_at_once() -> None:
+    problems = _problems("replay.capacity_groups=2", "actors.group_size=1")
+    assert len(problems) > 2
+
+
+def test_a_missing_section_is_named(tmp_path: Path) -> None:
+    text = SMOKE.read_text(encoding="utf-8").replace(
+        "rewards:\n  binding:", "rewardz:\n  binding:", 1
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_config(_file(tmp_path, text))
+    assert "rewards: is missing and has no default" in str(caught.value)
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = _file(tmp_path, SMOKE.read_text(encoding="utf-8") + "\nprompts: {file: a.txt}\n")
+    with pytest.raises(ConfigError, match="'prompts' stands twice"):
+        load_config(path)
+
+
+def test_broken_yaml_is_reported_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="line 2: not valid YAML"):
+        load_config(_file(tmp_path, "seed: 1\nmodel: }\n"))
+
+
+def test_a_missing_file_lists_the_presets_beside_it() -> None:
+    with pytest.raises(ConfigError, match=r"no such file; .*smoke\.yaml"):
+        load_config(SMOKE.with_name("smok.yaml"))
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds nothing"):
+        load_config(_file(tmp_path, ""))
+
+
+def test_a_prompt_file_may_be_named_without_its_kind() -> None:
+    config = load_config(SMOKE, ["prompts={file: mine.txt}"])
+    assert config.prompts.model_dump() == {"kind": "file", "file": "mine.txt"}
+
+
+def test_an_unknown_prompt_source_is_told_the_known_ones() -> None:
+    text = _problem("prompts={kind: shape}")
+    assert text == "prompts.kind: must be 'file' or 'shapes', given 'shape'"
+
+
+def test_a_redis_url_with_a_password_is_refused_and_not_repeated() -> None:
+    text = _problem("replay.redis='redis://user:hunter2@host:6379/0'")
+    assert "REDIS_URL" in text
+    assert "hunter2" not in text
+
+
+def test_a_config_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_config(SMOKE).seed = 2  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_config_error_survives_a_copy_between_processes() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(SMOKE, ["seed=-1"])
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # noqa: S301
+
+
+def test_an_override_does_not_leak_through_a_yaml_alias(tmp_path: Path) -> None:
+    text = SMOKE.read_text(encoding="utf-8")
+    text = text.replace(
+        "prompts: {kind: shapes, count: 32}", "prompts: &p {kind: shapes, count: 32}"
+    )
+    text = text.replace("prompts: {kind: shapes, count: 8, held_out: true}", "prompts: *p")
+    config = load_config(_file(tmp_path, text), ["evaluation.prompts.held_out=true"])
+    assert config.prompts.model_dump()["held_out"] is False
+
+
+@pytest.mark.parametrize(
+    ("overrides", "path", "reason"),
+    [
+        (["model.num_steps=50"], "model.num_steps", "1, 2, 4 or 8 steps"),
+        (["actors.group_size=1"], "actors.group_size", "wait for pairs without end"),
+        (
+            ["actors.fixed_initial_noise=true", "model.num_steps=1"],
+            "actors.fixed_initial_noise",
+            "every pair ties",
+        ),
+        (["method.step_weights=[1]"], "method.step_weights", "must hold 2 weights"),
+        (["model.teacher=null"], "model.teacher", "anchor distils from it"),
+        (["rewards.binding.weight=0"], "rewards", "nothing to train on"),
+        (["replay.max_pending_records=5"], "replay.max_pending_records", "room without end"),
+        (["replay.capacity_groups=7"], "replay.capacity_groups", "method.pretrain.groups = 8"),
+        (["method.pretrain.groups=4"], "method.pretrain.groups", "fewer than one batch"),
+        (["learner.ranks=2", "method.policy_batch=3"], "method.policy_batch", "divisible"),
+        (["actors.lease_s=600"], "limits.stall_s", "dead actor"),
+        (["rewards.binding.timeout_s=120"], "rewards.binding.timeout_s", "scores them again"),
+        (["evaluation.prompts.held_out=false"], "evaluation.prompts", "the training prompts"),
+        (["evaluation.samples=1"], "evaluation.samples", "diversity.prompts = 2"),
+        (
+            ["method.surrogate.heads=1"],
+            "method.surrogate",
+            "needs the spread of at least 2 heads",
+        ),
+        (["method.anchor.weight=1"], "method.anchor", "either ratio or weight"),
+    ],
+)
+def test_an_impossible_combination_is_refused_with_its_reason(
+    overrides: list[str], path: str, reason: str
+) -> None:
+    text = _problem(*overrides)
+    assert text.startswith(f"{path}: ")
+    assert reason in text
+
+
+def test_without_an_anchor_no_teacher_is_needed() -> None:
+    config = load_config(SMOKE, ["model.teacher=null", "method.anchor={data: none}"])
+    assert config.model.teacher is None
+
+
+def test_rewarded_steps_follow_the_sampler() -> None:
+    config = load_config(SMOKE, ["model.num_steps=4"])
+    assert config.step_weights == (1.0, 1.0, 1.0, 1.0)
+
+
+def test_only_the_last_step_can_carry_the_reward() -> None:
+    assert load_config(SMOKE, ["method.reward_steps=last"]).rewarded_steps == 1
+
+
+def test_the_environment_says_where_a_job_writes() -> None:
+    config = load_config(SMOKE, ["name=a"])
+    assert config.run_folder({"FLEETUNE_RUNS": "/elsewhere"}) == Path("/elsewhere/a")
+
+
+@pytest.mark.parametrize(
+    ("setting", "environ", "url"),
+    [
+        ("auto", {}, None),
+        ("auto", {"REDIS_URL": "redis://h"}, "redis://h"),
+        ("embedded", {"REDIS_URL": "redis://h"}, None),
+        ("redis://mine", {"REDIS_URL": "redis://h"}, "redis://mine"),
+    ],
+)
+def test_the_redis_setting_chooses_the_server(
+    setting: str, environ: dict[str, str], url: str | None
+) -> None:
+    assert load_config(SMOKE, [f"replay.redis={setting}"]).redis_url(environ) == url
+
+
+def test_loading_twice_gives_equal_configs() -> None:
+    first = load_config(SMOKE, ["name=a"])
+    assert load_config(SMOKE, ["name=a"]) == copy.deepcopy(first)
+
+
+def test_every_setting_is_documented() -> None:
+    from deploy.config_problems import nested_models
+
+    def undocumented(model: type, prefix: str = "") -> list[str]:
+        missing: list[str] = []
+        for name, field in model.model_fields.items():  # pyright: ignore[reportAttributeAccessIssue]
+            missing += [] if field.description else [f"{prefix}{name}"]
+            for nested in nested_models(field.annotation):
+                missing += undocumented(nested, f"{prefix}{name}.")
+        return missing
+
+    assert undocumented(RunConfig) == []
