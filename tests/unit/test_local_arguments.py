@@ -1,0 +1,55 @@
+"""The local runner's command line and output, without Ray."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from deploy.local import job_lines
+from deploy.local_head import free_ports
+
+ROOT = Path(__file__).resolve().parents[2]
+SMOKE = "deploy/configs/smoke.yaml"
+
+
+def _run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "deploy.local", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PATH": os.defpath},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_a_config_error_is_reported_before_ray_starts() -> None:
+    ended = _run("--run", "x", "--", SMOKE, "actors.cuont=2")
+    assert (ended.returncode, "did you mean actors.count?" in ended.stderr) == (2, True)
+
+
+def test_resuming_needs_the_name_of_the_run() -> None:
+    ended = _run("--resume", "--", SMOKE)
+    assert (ended.returncode, "--resume needs --run NAME" in ended.stderr) == (2, True)
+
+
+def test_only_the_jobs_own_lines_are_shown() -> None:
+    printed = [
+        "Job submission server address: http://127.0.0.1:1",
+        "2026-11-22 14:41:17,488\tINFO cli.py:41 -- Tailing logs until the job exits (disable):",
+        "2026-11-22 14:41:18,100\tINFO job_manager.py:568 -- Runtime env is setting up.",
+        "Running entrypoint for job r-1: python -c ...",
+        "cycle 1/2",
+        "Job 'other' failed",
+        "2026-11-22 14:42:02,090\tERR cli.py:74 -- Job 'r-1' failed",
+        "Status message: ... cycle 1/2",
+    ]
+    assert list(job_lines(printed, job="r-1")) == ["cycle 1/2", "Job 'other' failed"]
+
+
+def test_a_submission_that_failed_is_shown_in_full() -> None:
+    assert list(job_lines(["no such cluster"], job="r-1")) == ["no such cluster"]
+
+
+def test_free_ports_are_distinct() -> None:
+    assert len(set(free_ports(20))) == 20
