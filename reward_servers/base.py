@@ -41,7 +41,8 @@ class Scored:
 class RewardModel(Protocol):
     """Scores pictures; higher is better.
 
-    A server calls `score` from one thread, batch after batch of changing size:
+    A server calls `score` from one thread, batch after batch of changing size; only a call
+    that missed its deadline may still run when the next one starts on another thread.
 
         for outcome in checked_scores(model, images_BHWC, prompts): ...
     """

@@ -86,9 +86,11 @@ def look(images_BHWC: np.ndarray) -> list[list[Seen]]:
     above_BHWC = images_BHWC.astype(np.float32) - _GROUND
     share_BHW = _palette_share(above_BHWC)
     labels_BHW, picture_K, area_K = _segments(share_BHW > _FOREGROUND)
+    found: list[list[Seen]] = [[] for _ in images_BHWC]
+    if len(area_K) == 0:
+        return found
     rgb_K3, spread_K = _solid_colours(labels_BHW, above_BHWC, share_BHW, len(area_K))
     overlaps_KS, centres_K2 = _fits(labels_BHW, above_BHWC, rgb_K3, picture_K)
-    found: list[list[Seen]] = [[] for _ in images_BHWC]
     columns = (rgb_K3 + _GROUND, spread_K, overlaps_KS, centres_K2, area_K)
     things = zip(*(column.tolist() for column in columns), strict=True)
     for picture, (rgb, spread, overlaps, (x, y), area) in zip(
@@ -116,7 +118,7 @@ def _segments(mask_BHW: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     count = int(ndimage.label(mask_BHW, structure=_IN_PLANE, output=labels_BHW))  # type: ignore[arg-type]
     area = np.bincount(labels_BHW.ravel(), minlength=count + 1)
     picture = np.zeros(count + 1, dtype=np.intp)
-    picture[labels_BHW.reshape(len(mask_BHW), -1)] = np.arange(len(mask_BHW))[:, None]
+    picture[labels_BHW.reshape(-1, IMAGE_SIZE**2)] = np.arange(len(mask_BHW))[:, None]
     kept = 1 + np.flatnonzero(area[1:] >= _MIN_AREA)
     kept = kept[np.lexsort((-area[kept], picture[kept]))]
     rank = np.arange(len(kept)) - np.searchsorted(picture[kept], picture[kept])

@@ -26,7 +26,7 @@ _CHUNK = 64  # pictures judged at once
 
 def blurred(images_BHWC: np.ndarray) -> np.ndarray:
     """Every pixel the mean of its 3x3 neighbourhood, within its picture and channel."""
-    mean = ndimage.uniform_filter(images_BHWC.astype(np.float32), (0, 3, 3, 0))
+    mean = ndimage.uniform_filter(images_BHWC.astype(np.float32), 3, axes=(1, 2))
     return np.rint(mean).astype(np.uint8)
 
 

@@ -1,0 +1,83 @@
+"""Which reward a name means, and how it is built.
+
+A reward is a shipped kind such as `jpeg-size`, or anybody's class as `module:Class`; its
+arguments are the class's keyword arguments. Nothing is imported before `build_reward`, so a
+config can be checked where a reward's dependencies are not installed.
+"""
+
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from reward_servers.base import RewardModel
+
+SHIPPED: dict[str, str] = {
+    "jpeg-size": "reward_servers.jpeg:JpegSize",
+    "shapes-binding": "reward_servers.binding:ShapesBinding",
+    "shapes-exact": "reward_servers.binding:ShapesExact",
+}
+_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+def path_of(kind: str) -> str:
+    """The `module:Class` of a kind, without importing it.
+
+    Raises:
+        ValueError: neither a shipped kind nor of the form `module:Class`.
+    """
+    path = SHIPPED.get(kind, kind)
+    if not _PATH.fullmatch(path):
+        raise ValueError(
+            f"unknown reward {kind!r}; shipped are {', '.join(sorted(SHIPPED))}; "
+            "for your own write 'module:Class'"
+        )
+    return path
+
+
+def build_reward(kind: str, args: Mapping[str, Any] | None = None) -> RewardModel:
+    """The reward model of a kind, with `args` as keyword arguments.
+
+    Raises:
+        ValueError: the kind is unknown or cannot be imported, an argument is not one of its
+            own, or what was built has no `score`.
+    """
+    make = _class_at(kind, path_of(kind))
+    _check_args(kind, make, args or {})
+    model = make(**(args or {}))
+    if not callable(getattr(model, "score", None)):
+        raise ValueError(
+            f"reward {kind!r} built a {type(model).__name__}, which has no method "
+            "score(images, prompts); see reward_servers.base.RewardModel"
+        )
+    return model
+
+
+def _class_at(kind: str, path: str) -> Callable[..., Any]:
+    module_name, _, name = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(
+            f"cannot import {module_name!r} for reward {kind!r}: {error}; install it in the "
+            "environment of the reward servers, or correct the name"
+        ) from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise ValueError(f"reward {kind!r}: {module_name!r} has no class {name!r}")
+    return found
+
+
+def _check_args(kind: str, make: Callable[..., Any], args: Mapping[str, Any]) -> None:
+    try:
+        signature = inspect.signature(make)
+    except ValueError:  # some classes written in C have none; making one will complain
+        return
+    try:
+        signature.bind(**args)
+    except TypeError as error:
+        takes = ", ".join(map(str, signature.parameters.values())) or "no arguments"
+        raise ValueError(
+            f"reward {kind!r}: {error}; given {', '.join(args) or 'nothing'}, it takes {takes}"
+        ) from error

@@ -1,0 +1,51 @@
+"""One suite over every shipped reward: what a server may rely on."""
+
+import numpy as np
+import pytest
+
+from deploy.shapes.verify import drawn
+from reward_servers.base import RewardModel, checked_scores
+from reward_servers.registry import SHIPPED, build_reward
+
+SCENES, IMAGES = next(drawn(12, np.random.default_rng(5)))
+IMAGES.flags.writeable = False  # as arrays from an object store are
+# Every other picture belongs to another prompt, so that scores differ.
+PROMPTS = [SCENES[i - i % 2].prompt for i in range(len(SCENES))]
+
+
+@pytest.fixture(params=sorted(SHIPPED))
+def model(request: pytest.FixtureRequest) -> RewardModel:
+    return build_reward(request.param)
+
+
+def scores(model: RewardModel, images: np.ndarray, prompts: list[str]) -> list[float]:
+    outcomes = checked_scores(model, images, prompts)
+    values = [each for each in outcomes if isinstance(each, float)]
+    assert len(values) == len(outcomes), outcomes
+    return values
+
+
+def test_every_row_gets_a_number(model: RewardModel) -> None:
+    assert len(scores(model, IMAGES, PROMPTS)) == len(PROMPTS)
+
+
+def test_scores_tell_pictures_apart(model: RewardModel) -> None:
+    assert len(set(scores(model, IMAGES, PROMPTS))) > 1
+
+
+def test_scores_do_not_depend_on_the_batch(model: RewardModel) -> None:
+    alone = [scores(model, IMAGES[i : i + 1], PROMPTS[i : i + 1])[0] for i in range(len(PROMPTS))]
+    assert alone == pytest.approx(scores(model, IMAGES, PROMPTS), abs=1e-5)
+
+
+def test_scores_follow_the_order_of_rows(model: RewardModel) -> None:
+    backwards = scores(model, IMAGES[::-1], PROMPTS[::-1])
+    assert backwards[::-1] == pytest.approx(scores(model, IMAGES, PROMPTS), abs=1e-5)
+
+
+def test_the_same_pictures_score_the_same_again(model: RewardModel) -> None:
+    assert scores(model, IMAGES, PROMPTS) == scores(model, IMAGES, PROMPTS)
+
+
+def test_no_pictures_have_no_scores(model: RewardModel) -> None:
+    assert checked_scores(model, IMAGES[:0], []) == []
