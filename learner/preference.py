@@ -1,78 +1,71 @@
 """Learning a score from rewards: pairwise preferences and regression, as pure tensor maths.
 
 A group is the samples of one prompt; only samples of one group and one sampling step are ever
-compared. Shape suffixes: G groups (of one prompt and step), N samples of a group, H heads.
+compared (`buffer.sampling` says which).
+Shape suffixes: G groups, N samples of a group, K scored steps, P pairs, H heads.
 """
 
-from dataclasses import dataclass
-from typing import Literal
-
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Pairs = Literal["best_worst", "all"]
+from buffer.sampling import Pairs
 
 
-def ordered_pairs(rewards_GN: Tensor, pairs: Pairs) -> Tensor:
-    """Weights float32 [G, N, N]: > 0 at (i, j) where sample i is preferred over sample j.
-
-    Ties are no pairs. The weights of a group that has any pair sum to 1.
+def bradley_terry_loss(winner_PH: Tensor, loser_PH: Tensor, weight_PH: Tensor) -> Tensor:
+    """−log σ(R_w − R_l) over pairs (Bradley & Terry 1952; LaSRO's surrogate loss).
 
     Args:
-        pairs: 'best_worst' keeps one pair a group, the first argmax over the first argmin
-            (LaSRO); 'all' keeps every pair with a reward gap.
-    """
-    better_GNN = rewards_GN[:, :, None] > rewards_GN[:, None, :]
-    if pairs == "best_worst":
-        best_GN = F.one_hot(rewards_GN.argmax(dim=1), rewards_GN.shape[1])
-        worst_GN = F.one_hot(rewards_GN.argmin(dim=1), rewards_GN.shape[1])
-        better_GNN = better_GNN & (best_GN[:, :, None] * worst_GN[:, None, :]).bool()
-    weights_GNN = better_GNN.float()
-    return weights_GNN / weights_GNN.sum(dim=(1, 2), keepdim=True).clamp(min=1)
-
-
-def bradley_terry_loss(scores_GNH: Tensor, weights_GNN: Tensor, groups_GH: Tensor) -> Tensor:
-    """−log σ(R_i − R_j) over preferred pairs (Bradley & Terry 1952; LaSRO's surrogate loss).
-
-    Args:
-        weights_GNN: of `ordered_pairs`.
-        groups_GH: how often each head counts each group: ones, or a bootstrap resample.
+        weight_PH: of each pair for each head.
 
     Returns:
-        Scalar: mean over the groups that have a pair, then over heads; 0 without any pair.
+        Scalar: the weighted mean; 0 without any weight.
     """
-    margins_GNNH = scores_GNH[:, :, None] - scores_GNH[:, None, :]
-    losses_GH = (weights_GNN[..., None] * -F.logsigmoid(margins_GNNH)).sum(dim=(1, 2))
-    counts_GH = groups_GH * (weights_GNN.sum(dim=(1, 2)) > 0).float()[:, None]
-    return (losses_GH * counts_GH).sum() / counts_GH.sum().clamp(min=1)
+    losses_PH = -F.logsigmoid(winner_PH - loser_PH)
+    return (losses_PH * weight_PH).sum() / weight_PH.sum().clamp(min=1e-12)
 
 
-def regression_loss(scores_GNH: Tensor, targets_GN: Tensor, groups_GH: Tensor) -> Tensor:
+def pair_weights(pairs: Pairs, counts_GH: Tensor) -> Tensor:
+    """Weights [P, H] by which every group and step counts alike, however many pairs it has.
+
+    Args:
+        counts_GH: how often each head's resample holds each group.
+    """
+    key_P = np.stack([pairs.group_P, pairs.position_P])
+    _, inverse_P, count_U = np.unique(key_P, axis=1, return_inverse=True, return_counts=True)
+    share_P = torch.from_numpy(1.0 / count_U[inverse_P]).float()
+    return share_P[:, None] * counts_GH[torch.from_numpy(pairs.group_P)]
+
+
+def regression_loss(scores_GNKH: Tensor, targets_GNK: Tensor, counts_GH: Tensor) -> Tensor:
     """Squared error of every head to standardised rewards, mean over groups, samples, heads."""
-    errors_GNH = (scores_GNH - targets_GN[..., None]) ** 2
-    return (errors_GNH.mean(dim=1) * groups_GH).sum() / groups_GH.sum().clamp(min=1)
+    errors_GH = ((scores_GNKH - targets_GNK[..., None]) ** 2).mean(dim=(1, 2))
+    return (errors_GH * counts_GH).sum() / counts_GH.sum().clamp(min=1e-12)
 
 
-@dataclass(frozen=True)
-class PairAccuracy:
-    """How many preferred pairs a score orders rightly."""
-
-    right: float
-    total: int
-
-    @property
-    def share(self) -> float:
-        """0.5 is chance; nan without any pair."""
-        return self.right / self.total if self.total else float("nan")
+def members(scores_GNKx: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """Scores of the pairs' winners and losers, [P, …] each."""
+    group_P, position_P = torch.from_numpy(pairs.group_P), torch.from_numpy(pairs.position_P)
+    winner_P, loser_P = torch.from_numpy(pairs.winner_P), torch.from_numpy(pairs.loser_P)
+    return scores_GNKx[group_P, winner_P, position_P], scores_GNKx[group_P, loser_P, position_P]
 
 
-def pair_accuracy(scores_GN: Tensor, rewards_GN: Tensor, pairs: Pairs = "all") -> PairAccuracy:
-    """Pairs ordered as the reward orders them; a tied score counts one half."""
-    preferred_GNN = ordered_pairs(rewards_GN, pairs) > 0
-    margins = (scores_GN[:, :, None] - scores_GN[:, None, :])[preferred_GNN]
-    right = (margins > 0).float() + 0.5 * (margins == 0).float()
-    return PairAccuracy(float(right.sum()), margins.numel())
+def pair_accuracy(scores_GNK: Tensor, pairs: Pairs, position: int | None = None) -> float:
+    """Share of pairs that a score orders as the reward does; a tied score counts one half.
+
+    Args:
+        position: only pairs of this scored position.
+
+    Returns:
+        0.5 is chance; nan without any pair.
+    """
+    winner_P, loser_P = members(scores_GNK, pairs)
+    if position is not None:
+        here_P = torch.from_numpy(pairs.position_P == position)
+        winner_P, loser_P = winner_P[here_P], loser_P[here_P]
+    right_P = (winner_P > loser_P).float() + 0.5 * (winner_P == loser_P).float()
+    return float(right_P.mean())
 
 
 def bootstrap_counts(num_groups: int, heads: int, seeds_G: Tensor) -> Tensor:

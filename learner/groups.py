@@ -1,0 +1,129 @@
+"""Scored groups as the learner sees them: told by the log, fetched by slices.
+
+A group is complete when every one of its records was committed. A group with a failed record is
+left out of training as a whole: its pairs would be fewer than the others'.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from buffer.index import LogIndex
+from buffer.replay import Replay
+from learner.surrogate_training import GroupBatch
+
+log = logging.getLogger(__name__)
+_POLL_S = 0.05
+# A stop lets a cycle that is under way come to its end, where it can be saved.
+_GRACE_S = 15.0
+
+
+class StallError(RuntimeError):
+    """Nothing arrived within the deadline."""
+
+
+class StoppedError(RuntimeError):
+    """A wait was ended by `stop`."""
+
+
+class ScoredGroups:
+    """The learner's view of the replay.
+
+    Args:
+        rewards: weight of every reward in the sum that is trained on, by name.
+        steps: positions among a record's scored latents that are trained on.
+        stall_s: a wait without any new log entry for so long raises StallError.
+    """
+
+    def __init__(
+        self,
+        replay: Replay,
+        *,
+        rewards: Mapping[str, float],
+        group_size: int,
+        steps: Sequence[int],
+        stall_s: float,
+        stopping: threading.Event,
+    ) -> None:
+        self._replay = replay
+        self._weights = dict(rewards)
+        self._group_size = group_size
+        self._steps = tuple(steps)
+        self._stall_s = stall_s
+        self._stopping = stopping
+        self.index = LogIndex(group_size=group_size)
+
+    def catch_up(self) -> int:
+        """Reads the log to its end; returns how many entries were new."""
+        total = 0
+        while entries := self._replay.tail(self.index.position, max_entries=1000):
+            self.index.extend(entries)
+            total += len(entries)
+        return total
+
+    def wait_for(self, tickets: range) -> None:
+        """Returns once every record of these tickets is committed or failed.
+
+        Raises:
+            StallError: no news for `stall_s`; says what is missing.
+            StoppedError: the learner was told to stop.
+        """
+        begun = news_at = time.monotonic()
+        while True:
+            if self.catch_up():
+                news_at = time.monotonic()
+            if self.index.finished(tickets.start, tickets.stop):
+                return
+            if time.monotonic() - news_at > self._stall_s:
+                raise StallError(
+                    f"no record was scored for {self._stall_s:.0f} s while waiting for tickets "
+                    f"{tickets.start} to {tickets.stop - 1}; the replay counts "
+                    f"{self._replay.counters()}. Look at the logs of samplers and reward servers."
+                )
+            if self._stopping.is_set() and time.monotonic() - begun > _GRACE_S:
+                raise StoppedError("stopped while waiting for scored groups")
+            time.sleep(_POLL_S)
+
+    def complete(self, tickets: range) -> list[int]:
+        """Those of the tickets whose whole group is live, in ascending order."""
+        rows_GM = self.index.groups(self.index.rows_of(tickets.start, tickets.stop))
+        return self.index.ticket_N[rows_GM[:, 0]].tolist()
+
+    def rewards(self, tickets: Sequence[int]) -> Tensor:
+        """Weighted sums of true rewards of complete groups, float32 [G, N, K]."""
+        return self._rewards(self._rows(tickets))
+
+    def fetch(self, tickets: Sequence[int]) -> GroupBatch:
+        """Latents and rewards of complete groups; those evicted meanwhile are left out."""
+        rows_GN = self._rows(tickets)
+        entries = self.index.entries(rows_GN.flatten())
+        wanted = [(e.record_id, e.scored[step]) for e in entries for step in self._steps]
+        latents = self._replay.read_latents(wanted)
+        per_group = self._group_size * len(self._steps)
+        by_group = [latents[i : i + per_group] for i in range(0, len(latents), per_group)]
+        kept = [i for i, group in enumerate(by_group) if all(x is not None for x in group)]
+        rows = [latent for i in kept for latent in by_group[i] if latent is not None]
+        stacked = torch.from_numpy(np.stack(rows).astype(np.float32))
+        return GroupBatch(
+            tickets=[tickets[i] for i in kept],
+            prompts=[entries[i * self._group_size].prompt for i in kept],
+            latents_GNKCHW=stacked.view(
+                len(kept), self._group_size, len(self._steps), *stacked.shape[1:]
+            ),
+            rewards_GNK=self._rewards(rows_GN[kept]),
+        )
+
+    def _rows(self, tickets: Sequence[int]) -> np.ndarray:
+        return np.stack([self.index.rows_of(ticket, ticket + 1) for ticket in tickets])
+
+    def _rewards(self, rows_GN: np.ndarray) -> Tensor:
+        total = sum(
+            weight * self.index.rewards_of(name, rows_GN)[:, :, list(self._steps)]
+            for name, weight in self._weights.items()
+        )
+        return torch.from_numpy(np.asarray(total, dtype=np.float32))

@@ -1,0 +1,279 @@
+"""LaSRO's policy step: a few-step policy climbs its surrogate reward, held by distillation.
+
+No true reward is asked here: prompts and fresh noise are enough. Every random draw is a
+function of (seed, step), of the whole batch on every rank, so that cutting the batch over ranks
+changes nothing but the order of a sum.
+Shape suffixes: B rows of this rank, C H W latent, L tokens, E embedding.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from learner.diffusion.consistency import (
+    consistency_prediction,
+    distillation_times,
+    guidance_embedding,
+    pseudo_huber,
+    teacher_step,
+)
+from learner.diffusion.schedule import NoiseSchedule, add_noise, consistency_timesteps
+from learner.engine import Engine, mean_over_ranks
+from learner.methods.lasro import (
+    RewardScale,
+    anchor_weight,
+    gradient_norm,
+    reward_loss,
+    squash,
+)
+from learner.preference import pessimistic
+
+log = logging.getLogger(__name__)
+Encode = Callable[[list[str]], Tensor]
+# The anchor's weight is measured anew every so many steps: two more backward passes.
+_MEASURE_EVERY = 10
+
+
+class Denoiser(nn.Module):
+    """A UNet as eps(x, t, text, guidance embedding): one signature for engine and sampler."""
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(
+        self, x: Tensor, t_B: Tensor, text_BLE: Tensor, guidance_BE: Tensor | None
+    ) -> Tensor:
+        return self.unet(x, t_B, encoder_hidden_states=text_BLE, timestep_cond=guidance_BE).sample
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """What a policy step needs to know; meanings as in the run config."""
+
+    num_steps: int
+    guidance_scale: float
+    batch: int
+    step_weights: tuple[float, ...]
+    cross_term: bool
+    pessimism: float
+    anchor_batch: int
+    anchor_ratio: float | None
+    anchor_weight: float | None
+    seed: int
+    rank: int = 0
+    ranks: int = 1
+
+
+@dataclass(frozen=True)
+class AnchorData:
+    """Clean latents and their prompts to distil on; a fixed set, the same on every rank."""
+
+    latents_NCHW: Tensor
+    prompts: Sequence[str]
+
+
+@dataclass(frozen=True)
+class PolicyState:
+    """What a policy step carries to the next, beside weights and optimizer."""
+
+    step: int = 0
+    anchor_weight: float = 0.0
+    scales: tuple[RewardScale, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, state: dict[str, Any]) -> "PolicyState":
+        scales = tuple(RewardScale(**scale) for scale in state["scales"])
+        return cls(state["step"], state["anchor_weight"], scales)
+
+
+class LasroPolicy:
+    """The policy under its engine, and the steps that improve it.
+
+    Args:
+        engine: of a `Denoiser`.
+        teacher: frozen multi-step UNet, or None without an anchor.
+        surrogate: called with (latents, text, step index); gets no gradient here.
+    """
+
+    def __init__(
+        self,
+        settings: PolicySettings,
+        engine: Engine,
+        schedule: NoiseSchedule,
+        latent_shape: tuple[int, int, int],
+        encode: Encode,
+        teacher: UNet2DConditionModel | None,
+        surrogate: nn.Module,
+    ) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._schedule = schedule
+        self._latent_shape = latent_shape
+        self._encode = encode
+        self._teacher = teacher
+        self._surrogate = surrogate
+        self._timesteps = consistency_timesteps(settings.num_steps, schedule.num_train_timesteps)
+        self.state = PolicyState(scales=(RewardScale(),) * settings.num_steps)
+
+    def step(self, prompts: Sequence[str], anchor: AnchorData | None) -> dict[str, float]:
+        """One update on fresh noise for prompts drawn from `prompts`; returns its metrics."""
+        settings, state = self._settings, self.state
+        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + state.step)
+        mine = slice(settings.rank, None, settings.ranks)
+        drawn = torch.randint(len(prompts), (settings.batch,), generator=generator)[mine]
+        shape = (settings.num_steps, settings.batch, *self._latent_shape)
+        noise = torch.randn(shape, generator=generator)[:, mine]
+        text = self._encode([prompts[i] for i in drawn])
+        anchoring = None
+        if anchor is not None and self._teacher is not None:
+            anchoring = self._draw_anchor(anchor, generator, mine)
+
+        self._surrogate.requires_grad_(False)
+        clean, anchor_loss = self._clean_predictions(text, noise, anchoring)
+        scores = [
+            pessimistic(self._surrogate(z, text, torch.full((len(z),), k)), settings.pessimism)
+            for k, z in enumerate(clean)
+        ]
+        self._surrogate.requires_grad_(True)
+        return self._update(scores, anchor_loss)
+
+    def _clean_predictions(
+        self, text: Tensor, noise: Tensor, anchoring: "_Anchoring | None"
+    ) -> tuple[list[Tensor], Tensor]:
+        """z_1 … z_N with gradient, and the anchor's loss, which shares the first network call."""
+        guidance = self._guidance(len(text))
+        clean: list[Tensor] = []
+        anchor_loss = torch.zeros(())
+        for k, timestep in enumerate(self._timesteps):
+            t_B = torch.full((len(text),), timestep)
+            if k == 0 and anchoring is not None:
+                eps, anchor_eps = self._engine(
+                    torch.cat([noise[0], anchoring.x_start]),
+                    torch.cat([t_B, anchoring.start_B]),
+                    torch.cat([text, anchoring.text]),
+                    _concat(guidance, self._guidance(len(anchoring.text))),
+                ).split([len(text), len(anchoring.text)])
+                anchor_loss = self._anchor_loss(anchor_eps, anchoring)
+                x = noise[0]
+            elif k == 0:
+                x = noise[0]
+                eps = self._engine(x, t_B, text, guidance)
+            else:
+                before = clean[-1] if self._settings.cross_term else clean[-1].detach()
+                x = add_noise(before, noise[k], t_B, self._schedule)
+                eps = self._engine(x, t_B, text, guidance)
+            clean.append(consistency_prediction(x, eps, t_B, self._schedule))
+        return clean, anchor_loss
+
+    def _draw_anchor(
+        self, anchor: AnchorData, generator: torch.Generator, mine: slice
+    ) -> "_Anchoring":
+        """Noised latents, and where the teacher's step from there leads."""
+        count = self._settings.anchor_batch
+        rows = torch.randint(len(anchor.prompts), (count,), generator=generator)[mine]
+        index_B = torch.randint(50, (count,), generator=generator)[mine]
+        noise = torch.randn((count, *self._latent_shape), generator=generator)[mine]
+        start_B, end_B = distillation_times(index_B, self._schedule.num_train_timesteps)
+        text = self._encode([anchor.prompts[i] for i in rows])
+        empty = self._encode([""]).expand(len(rows), -1, -1)
+        x_start = add_noise(anchor.latents_NCHW[rows], noise, start_B, self._schedule)
+        assert self._teacher is not None
+        with torch.no_grad():
+            cond, uncond = self._teacher(
+                torch.cat([x_start, x_start]),
+                torch.cat([start_B, start_B]),
+                encoder_hidden_states=torch.cat([text, empty]),
+            ).sample.chunk(2)
+            w = torch.tensor(self._settings.guidance_scale - 1)
+            x_end = teacher_step(x_start, cond, uncond, w, start_B, end_B, self._schedule)
+        return _Anchoring(x_start, start_B, x_end, end_B, text)
+
+    def _anchor_loss(self, eps: Tensor, anchoring: "_Anchoring") -> Tensor:
+        """LCM distillation with the policy itself, without gradient, as the target network."""
+        start_B, end_B = anchoring.start_B, anchoring.end_B
+        prediction = consistency_prediction(anchoring.x_start, eps, start_B, self._schedule)
+        with torch.no_grad():
+            goal_eps = self._engine.module(
+                anchoring.x_end, end_B, anchoring.text, self._guidance(len(end_B))
+            )
+            goal = consistency_prediction(anchoring.x_end, goal_eps, end_B, self._schedule)
+        return pseudo_huber(prediction - goal).mean()
+
+    def _update(self, scores: list[Tensor], anchor_loss: Tensor) -> dict[str, float]:
+        settings, state = self._settings, self.state
+        scales, squashed, clips = [], [], []
+        for scale, scores_B in zip(state.scales, scores, strict=True):
+            scale = _shared(scale.seen(scores_B))
+            value, clip = squash(scores_B, scale)
+            scales.append(scale)
+            squashed.append(value)
+            clips.append(clip)
+        gain = reward_loss(squashed, settings.step_weights)
+        weight = self._anchor_weight(gain, anchor_loss)
+        norm = self._engine.update(gain + weight * anchor_loss)
+        self.state = PolicyState(state.step + 1, weight, tuple(scales))
+        metrics = {
+            "anchor_loss": float(anchor_loss.detach()),
+            "anchor_weight": weight,
+            "gradient_norm": norm,
+        }
+        for k, scores_B in enumerate(scores):
+            metrics[f"surrogate_{k + 1}step"] = float(scores_B.detach().mean())
+            metrics[f"clipped_{k + 1}step"] = clips[k]
+        return mean_over_ranks(metrics)
+
+    def _anchor_weight(self, gain: Tensor, anchor_loss: Tensor) -> float:
+        """The constant, or what the gradient norms ask for, averaged over steps."""
+        settings, state = self._settings, self.state
+        if not anchor_loss.requires_grad:
+            return 0.0
+        if settings.anchor_ratio is None:
+            return settings.anchor_weight or 0.0
+        if state.step % _MEASURE_EVERY:
+            return state.anchor_weight
+        parameters = [p for p in self._engine.module.parameters() if p.requires_grad]
+        norms = {
+            "anchor": gradient_norm(anchor_loss, parameters),
+            "reward": gradient_norm(gain, parameters),
+        }
+        norms = mean_over_ranks(norms)
+        now = anchor_weight(norms["anchor"], norms["reward"], settings.anchor_ratio)
+        return now if state.step == 0 else 0.5 * state.anchor_weight + 0.5 * now
+
+    def _guidance(self, rows: int) -> Tensor | None:
+        unet = self._engine.module.unet
+        dim = unet.config.time_cond_proj_dim  # pyright: ignore[reportAttributeAccessIssue]
+        if dim is None:
+            return None
+        return guidance_embedding(torch.full((rows,), self._settings.guidance_scale - 1), dim)
+
+
+@dataclass(frozen=True)
+class _Anchoring:
+    """One anchor batch: noised latents, one teacher step on, and their text."""
+
+    x_start: Tensor
+    start_B: Tensor
+    x_end: Tensor
+    end_B: Tensor
+    text: Tensor
+
+
+def _concat(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return None if a is None or b is None else torch.cat([a, b])
+
+
+def _shared(scale: RewardScale) -> RewardScale:
+    """The ranks' mean, so that every rank squashes alike."""
+    assert scale.mean is not None
+    return RewardScale(**mean_over_ranks({"mean": scale.mean, "largest": scale.largest}))

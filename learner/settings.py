@@ -1,0 +1,184 @@
+"""What a user sets about the policy, the learner's ranks and the methods.
+
+One frozen model a section; a field's docstring is its documentation, and its default stands here
+and nowhere else. Imports no torch, so a config error costs no start-up time.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Count = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """What every section shares: no unknown key, no change after loading."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        coerce_numbers_to_str=True,
+        validate_default=True,
+        protected_namespaces=(),
+    )
+
+
+class Model(Section):
+    """The policy: where its pipeline lies and which of its weights are trained."""
+
+    path: str = Field(min_length=1)
+    """Pipeline to fine-tune: a local diffusers folder or a hub id."""
+    teacher: str | None = None
+    """Multi-step pipeline that the anchor distils from; null: no anchor."""
+    num_steps: Literal[1, 2, 4, 8, 50] = 2
+    """Sampling steps of the policy."""
+    guidance_scale: NonNegative = 1.0
+    """Guidance w: embedded where the UNet has an embedding for it, classifier-free otherwise."""
+    trainable: Literal["lora", "full"] = "lora"
+    """Train low-rank adapters of the UNet, or all its weights."""
+    lora_rank: Count = 16
+    """Rank of an adapter."""
+    lora_alpha: Positive = 16.0
+    """Scale of an adapter, divided by its rank."""
+    lora_targets: Literal["attention", "all"] | tuple[str, ...] = "attention"
+    """Which modules get an adapter: attention projections, all linear and convolution layers, or
+    the names in a list."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the frozen weights; trained ones stay float32."""
+    attention: Literal["sdpa", "plain"] = "sdpa"
+    """Attention kernel: torch's fused one, or plain products for where the fused one is slow."""
+
+
+class Learner(Section):
+    """The DeepSpeed ranks and their checkpoints."""
+
+    ranks: Count = 1
+    """Processes of the learner; a batch is cut evenly among them."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """What DeepSpeed shards over the ranks: 1 optimiser, 2 and gradients, 3 and weights."""
+    threads: Count = 1
+    """CPU threads of one rank's torch."""
+    num_cpus: NonNegative = 1.0
+    """Ray CPUs of one rank."""
+    num_gpus: NonNegative = 0.0
+    """Ray GPUs of one rank."""
+    grad_clip: Positive = 1.0
+    """Largest gradient norm of a step."""
+    checkpoint_every_cycles: Count = 5
+    """Cycles between two checkpoints; the end of a run always writes one."""
+    keep_checkpoints: Count = 2
+    """Newest checkpoints that are kept."""
+
+
+class Surrogate(Section):
+    """The latent reward model that the policy is trained against."""
+
+    backbone: Literal["unet_encoder", "conv"] = "unet_encoder"
+    """The policy family's own UNet encoder, or a small convolutional net from scratch."""
+    heads: Count = 1
+    """Bootstrap heads, each trained on its own resample."""
+    pessimism: NonNegative = 0.0
+    """λ in mean − λ·std over the heads, which the policy maximises."""
+    loss: Literal["best_worst", "all_pairs"] = "best_worst"
+    """Pairs of a group in the ranking loss: best against worst, or every ordered pair."""
+    regression_weight: NonNegative = 0.0
+    """Weight of a squared error to the reward itself beside the ranking loss."""
+    learning_rate: Positive = 1e-4
+    """Step size of AdamW."""
+    batch_groups: Count = 32
+    """Groups in one surrogate step."""
+    timestep: Annotated[int, Field(ge=0, le=999)] = 0
+    """Diffusion time that the encoder is told; near 0 as its latents are clean."""
+    weight_decay: NonNegative = 0.01
+    """Weight decay of AdamW."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout before the heads."""
+
+    @model_validator(mode="after")
+    def _pessimism_has_a_spread(self) -> Self:
+        if self.pessimism > 0 and self.heads < 2:
+            raise ValueError(
+                f"pessimism {self.pessimism:g} needs the spread of at least 2 heads; "
+                f"heads is {self.heads}"
+            )
+        return self
+
+
+class Pretrain(Section):
+    """Fitting the surrogate to samples of the untouched policy."""
+
+    groups: Count = 256
+    """Groups that are sampled for it."""
+    max_steps: Count = 2000
+    """Most surrogate steps."""
+    target_accuracy: Share = 0.9
+    """Held-out pair accuracy that ends it."""
+    holdout_share: Annotated[float, Field(gt=0, lt=1)] = 0.125
+    """Share of the groups that are held out."""
+    patience: Count = 5
+    """Checks without a better held-out accuracy before it ends."""
+    check_every_steps: Count = 50
+    """Surrogate steps between two checks."""
+
+
+class Anchor(Section):
+    """The distillation loss that keeps the policy a good image model."""
+
+    data: Literal["generated", "none"] = "generated"
+    """What it distils on: the reference model's own images, or nothing (no anchor)."""
+    ratio: Positive | None = 0.3
+    """Gradient norm of the anchor relative to the reward's; null: use `weight`."""
+    weight: NonNegative | None = None
+    """Constant weight instead of a ratio."""
+    batch: Count = 16
+    """Images in one anchor step."""
+
+    @model_validator(mode="after")
+    def _one_scale(self) -> Self:
+        if self.data != "none" and (self.ratio is None) == (self.weight is None):
+            raise ValueError("give either ratio or weight and set the other to null")
+        return self
+
+
+class Lasro(Section):
+    """LaSRO: a learned latent surrogate of any reward, for models of few steps."""
+
+    kind: Literal["lasro"] = "lasro"
+    """Which method this is."""
+    surrogate: Surrogate = Surrogate()
+    """The latent reward model."""
+    pretrain: Pretrain = Pretrain()
+    """Its fit before the policy moves."""
+    cycles: Count = 20
+    """Rounds of fresh samples, surrogate steps and policy steps."""
+    groups_per_cycle: Count = 32
+    """Fresh groups of the current policy that a cycle samples and scores."""
+    policy_steps: Count = 5
+    """Policy steps of a cycle (n_g)."""
+    surrogate_steps: Count = 20
+    """Surrogate steps of a cycle (n_s)."""
+    policy_batch: Count = 32
+    """Prompts in one policy step."""
+    learning_rate: Positive = 1e-4
+    """Step size of the policy's AdamW."""
+    weight_decay: NonNegative = 0.0
+    """Weight decay of the policy's AdamW."""
+    reward_steps: Literal["all", "last"] = "all"
+    """Which sampler steps' clean latents are scored and rewarded."""
+    step_weights: tuple[Number, ...] | None = None
+    """Weight of every rewarded step's surrogate reward (c1, c2); null: 1 each."""
+    cross_term: bool = False
+    """Let a later step's gradient flow into the step before it."""
+    anchor: Anchor = Anchor()
+    """The distillation loss beside the reward."""
+    weight_average: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of a running average of the policy, evaluated and saved in its place; null: none."""
+    accuracy_brake: Share = 0.0
+    """Pair accuracy on fresh samples below which a cycle leaves its policy steps out; 0: never."""

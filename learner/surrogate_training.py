@@ -1,0 +1,132 @@
+"""Fitting the surrogate to true rewards: steps, held-out accuracy, bootstrap heads.
+
+Shape suffixes: G groups, N samples of a group, K rewarded steps, C H W latent, H heads.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from buffer.sampling import Pairs, best_worst_pairs, ordered_pairs
+from learner.engine import Engine, mean_over_ranks
+from learner.preference import (
+    bootstrap_counts,
+    bradley_terry_loss,
+    members,
+    pair_accuracy,
+    pair_weights,
+    pessimistic,
+    regression_loss,
+)
+from learner.settings import Surrogate
+
+Encode = Callable[[list[str]], Tensor]
+
+
+@dataclass(frozen=True)
+class GroupBatch:
+    """Scored groups. Sample (g, n) gave one clean latent and one reward at each of K steps."""
+
+    tickets: Sequence[int]
+    prompts: Sequence[str]
+    latents_GNKCHW: Tensor
+    rewards_GNK: Tensor
+
+    def __post_init__(self) -> None:
+        assert self.latents_GNKCHW.shape[:3] == self.rewards_GNK.shape
+
+    def shard(self, rank: int, ranks: int) -> "GroupBatch":
+        """Every `ranks`-th group, from `rank` on."""
+        mine = slice(rank, None, ranks)
+        return GroupBatch(
+            self.tickets[mine],
+            self.prompts[mine],
+            self.latents_GNKCHW[mine],
+            self.rewards_GNK[mine],
+        )
+
+
+@dataclass(frozen=True)
+class RewardMoments:
+    """Mean and standard deviation of the reward at each step, to standardise targets."""
+
+    means: tuple[float, ...]
+    stds: tuple[float, ...]
+
+    @classmethod
+    def of(cls, rewards_GNK: Tensor) -> "RewardMoments":
+        flat = rewards_GNK.flatten(0, 1).double()
+        return cls(tuple(flat.mean(dim=0).tolist()), tuple(flat.std(dim=0).tolist()))
+
+    def standardise(self, rewards_GNK: Tensor) -> Tensor:
+        means, stds = torch.tensor(self.means), torch.tensor(self.stds)
+        return ((rewards_GNK - means) / stds.clamp(min=1e-6)).float()
+
+
+class SurrogateTrainer:
+    """The surrogate under its engine.
+
+    Args:
+        engine: of a surrogate module.
+        encode: prompts -> text states.
+    """
+
+    def __init__(self, settings: Surrogate, engine: Engine, encode: Encode) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._encode = encode
+        self.moments: RewardMoments | None = None
+
+    def step(self, batch: GroupBatch) -> dict[str, float]:
+        """One update on this rank's groups; returns losses, and the accuracy before it."""
+        assert self.moments is not None, "set the reward moments before the first step"
+        pairs = self._pairs(batch.rewards_GNK)
+        counts_GH = bootstrap_counts(
+            len(batch.tickets),
+            self._settings.heads,
+            torch.tensor([_bootstrap_seed(ticket) for ticket in batch.tickets]),
+        )
+        scores_GNKH = self._scores(batch, self._engine)
+        winner_PH, loser_PH = members(scores_GNKH, pairs)
+        ranking = bradley_terry_loss(winner_PH, loser_PH, pair_weights(pairs, counts_GH))
+        regression = regression_loss(
+            scores_GNKH, self.moments.standardise(batch.rewards_GNK), counts_GH
+        )
+        norm = self._engine.update(ranking + self._settings.regression_weight * regression)
+        return mean_over_ranks(
+            {
+                "ranking_loss": float(ranking.detach()),
+                "regression_loss": float(regression.detach()),
+                "train_accuracy": pair_accuracy(scores_GNKH.detach().mean(dim=3), pairs),
+                "surrogate_gradient_norm": norm,
+            }
+        )
+
+    @torch.no_grad()
+    def accuracy(self, batch: GroupBatch) -> list[float]:
+        """Share of all ordered pairs that the surrogate orders rightly, at each of K steps."""
+        scores_GNKH = self._scores(batch, self._engine.module)
+        scores_B = pessimistic(scores_GNKH.flatten(0, 2), self._settings.pessimism)
+        scores_GNK = scores_B.view(scores_GNKH.shape[:3])
+        pairs = ordered_pairs(batch.rewards_GNK.numpy())
+        return [pair_accuracy(scores_GNK, pairs, k) for k in range(scores_GNK.shape[2])]
+
+    def _pairs(self, rewards_GNK: Tensor) -> Pairs:
+        rule = best_worst_pairs if self._settings.loss == "best_worst" else ordered_pairs
+        return rule(rewards_GNK.numpy())
+
+    def _scores(self, batch: GroupBatch, call: Callable[..., Tensor]) -> Tensor:
+        """[G, N, K, H] of all latents in one call."""
+        groups, samples, steps = batch.rewards_GNK.shape
+        text = self._encode(list(batch.prompts)).repeat_interleave(samples * steps, dim=0)
+        step_B = torch.arange(steps).repeat(groups * samples)
+        scores = call(batch.latents_GNKCHW.flatten(0, 2), text, step_B)
+        return scores.view(groups, samples, steps, -1)
+
+
+def _bootstrap_seed(ticket: int) -> int:
+    # Neighbouring seeds of torch's generator start alike; a hash sets them apart.
+    return int.from_bytes(hashlib.blake2b(str(ticket).encode(), digest_size=7).digest())
