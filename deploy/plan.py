@@ -1,0 +1,242 @@
+"""What a config means on this machine, before anything is started.
+
+`check_environment` looks for what the run would miss, `describe` says what it would do, and
+`schema_table` is the README's table of settings. Imports no torch; what another package knows is
+asked there, inside the function that needs it.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from deploy.config_problems import nested_models, without_password
+from deploy.config_sections import FilePrompts, Metric, Reward
+from deploy.run_config import RunConfig, held_out_groups
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def check_environment(config: RunConfig, environ: Mapping[str, str]) -> list[str]:
+    """What is missing here for a run to begin; empty: nothing that can be seen without starting."""
+    return [
+        *_missing_models(config),
+        *_bad_prompts(config),
+        *_unknown_rewards(config),
+        *_unusable_redis(config, environ),
+    ]
+
+
+def _missing_models(config: RunConfig) -> Iterator[str]:
+    paths = {"model.path": config.model.path}
+    if config.model.teacher is not None and config.method.anchor.data != "none":
+        paths["model.teacher"] = config.model.teacher
+    for name, path in paths.items():
+        folder = Path(path)
+        if (folder / "model_index.json").is_file() or (_is_hub_id(path) and not folder.exists()):
+            continue
+        reason = "holds no model_index.json" if folder.is_dir() else "does not exist"
+        yield (
+            f"{name}: the folder {path} {reason}; give a folder that diffusers' save_pretrained "
+            "wrote, or a hub id such as owner/name"
+        )
+
+
+def _is_hub_id(path: str) -> bool:
+    """Shaped like one, and not a path below a folder that is here."""
+    return bool(_HUB_ID.fullmatch(path)) and not Path(path).parent.is_dir()
+
+
+def _bad_prompts(config: RunConfig) -> Iterator[str]:
+    from actors.prompts import load_prompts
+
+    for name, source in (
+        ("prompts", config.prompts),
+        ("evaluation.prompts", config.evaluation.prompts),
+    ):
+        if isinstance(source, FilePrompts):
+            try:
+                load_prompts(Path(source.file))
+            except (OSError, ValueError) as error:
+                yield f"{name}.file: {error}"
+
+
+def _unknown_rewards(config: RunConfig) -> Iterator[str]:
+    """Kinds that nobody registered. Shipped ones are built, so that their arguments are checked."""
+    from reward_servers.registry import SHIPPED, build_reward, path_of
+
+    settings: dict[str, Reward | Metric] = {
+        **{f"rewards.{name}": reward for name, reward in config.rewards.items()},
+        **{f"evaluation.rewards.{name}": it for name, it in config.evaluation.rewards.items()},
+    }
+    for name, setting in settings.items():
+        try:
+            path_of(setting.kind)
+            if setting.kind in SHIPPED:
+                build_reward(setting.kind, setting.args)
+        except ValueError as error:
+            yield f"{name}: {error}"
+
+
+def _unusable_redis(config: RunConfig, environ: Mapping[str, str]) -> Iterator[str]:
+    if config.replay.redis == "environment" and not environ.get("REDIS_URL"):
+        yield "replay.redis: is environment, but the variable REDIS_URL is not set"
+        return
+    from buffer.connection import check_connection
+    from buffer.embedded import find_server
+    from buffer.errors import ReplayError
+
+    url = config.redis_url(environ)
+    try:
+        if url is None:
+            find_server()
+        else:
+            check_connection(url, timeout_s=5.0)
+    except (ReplayError, OSError, RuntimeError, ValueError) as error:
+        yield f"replay.redis: {without_password(str(error))}"
+
+
+def describe(config: RunConfig) -> str:
+    """What the run would start, sample and ask, in lines for a terminal."""
+    method, actors, model = config.method, config.actors, config.model
+    cycles_groups = method.cycles * method.groups_per_cycle
+    groups = method.pretrain.groups + cycles_groups
+    records = groups * actors.group_size
+    weights = f"LoRA rank {model.lora_rank}" if model.trainable == "lora" else "all weights"
+    servers = ", ".join(f"{name} {spec.servers}" for name, spec in config.rewards.items())
+    held_out = held_out_groups(config)
+    lines = {
+        "run": f"{config.name}, seed {config.seed}, method {method.kind}",
+        "model": f"{model.path}, {model.num_steps} steps, {weights}, {model.dtype}",
+        "processes": (
+            f"samplers {actors.count}; reward servers: {servers}; learner ranks "
+            f"{config.learner.ranks} (ZeRO {config.learner.zero_stage}); evaluator 1"
+        ),
+        "Ray": _resources(config),
+        "redis": _redis_in_words(config),
+        "pre-training": (
+            f"{method.pretrain.groups} groups, {held_out} held out, until pair accuracy "
+            f"{method.pretrain.target_accuracy:g} or {method.pretrain.max_steps} steps"
+        ),
+        "cycles": (
+            f"{method.cycles} × ({method.groups_per_cycle} groups, {method.surrogate_steps} "
+            f"surrogate steps of {method.surrogate.batch_groups} groups, {method.policy_steps} "
+            f"policy steps of {method.policy_batch} prompts)"
+        ),
+        "samples": (
+            f"{groups:,} groups × {actors.group_size} = {records:,} trajectories, up to "
+            f"{actors.group_size * actors.groups_per_batch} in one forward pass"
+        ),
+        "reward queries": _queries(config, records),
+        "per rank": (
+            f"{method.policy_batch // config.learner.ranks} prompts, "
+            f"{method.surrogate.batch_groups // config.learner.ranks} groups"
+        ),
+        "buffer": (
+            f"{config.replay.capacity_groups:,} groups kept, up to "
+            f"{config.replay.max_pending_records:,} records wait for a reward"
+        ),
+    }
+    width = max(map(len, lines))
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
+
+
+def _queries(config: RunConfig, records: int) -> str:
+    training = records * config.rewarded_steps * len(config.rewards)
+    # Before, at the chosen cycles, and after; the last cycle's is the one after.
+    rounds = 2 + (config.method.cycles - 1) // config.evaluation.every_cycles
+    measuring = rounds * config.evaluation.samples * len(config.evaluation.rewards)
+    return (
+        f"{training:,} in training ({config.rewarded_steps} of {config.model.num_steps} steps "
+        f"scored), about {measuring:,} in {rounds} evaluations"
+    )
+
+
+def _resources(config: RunConfig) -> str:
+    parts = [(config.actors.count, config.actors), (config.learner.ranks, config.learner)]
+    rewards = [(spec.servers, spec) for spec in config.rewards.values()]
+    cpus = sum(count * part.num_cpus for count, part in [*parts, *rewards])
+    gpus = sum(count * part.num_gpus for count, part in [*parts, *rewards])
+    return f"{cpus:g} CPUs, {gpus:g} GPUs"
+
+
+def _redis_in_words(config: RunConfig) -> str:
+    words = {
+        "auto": "REDIS_URL if it is set, else an embedded server",
+        "embedded": "an embedded server",
+        "environment": "REDIS_URL",
+    }
+    return words.get(config.replay.redis, config.replay.redis)
+
+
+def schema_table() -> str:
+    """Every setting as a Markdown table, made from the config's own docstrings."""
+    rows = ["| setting | type | default | meaning |", "|---|---|---|---|"]
+    rows += (
+        f"| `{name}` | {_cell(types)} | {_default(field)} | {_cell(field.description or '')} |"
+        for name, (types, field) in _settings(RunConfig).items()
+    )
+    return "\n".join(rows) + "\n"
+
+
+def _settings(model: type[BaseModel], prefix: str = "") -> dict[str, tuple[str, FieldInfo]]:
+    """Type and field of every setting by dotted name; what two kinds of a section share, once."""
+    found: dict[str, tuple[str, FieldInfo]] = {}
+    for name, field in model.model_fields.items():
+        sections = list(nested_models(field.annotation))
+        if not sections:
+            found[f"{prefix}{name}"] = (_type_name(field.annotation), field)
+        between = ".<name>." if get_origin(field.annotation) is dict else "."
+        for section in sections:
+            for nested, (types, it) in _settings(section, f"{prefix}{name}{between}").items():
+                earlier = found.get(nested, (types, it))[0]
+                found[nested] = (types if types == earlier else f"{earlier}, {types}", it)
+    return found
+
+
+def _type_name(annotation: Any) -> str:
+    if annotation is type(None):
+        return "null"
+    arguments = get_args(annotation)
+    if not arguments:
+        return getattr(annotation, "__name__", str(annotation))
+    origin = get_origin(annotation)
+    if origin is tuple:
+        return f"list of {_type_name(arguments[0])}"
+    if origin is dict:
+        return "mapping"
+    if _is_literal(annotation):
+        return ", ".join(str(choice) for choice in arguments)
+    if hasattr(annotation, "__metadata__"):
+        return _type_name(arguments[0])
+    return " or ".join(_type_name(argument) for argument in arguments)
+
+
+def _is_literal(annotation: Any) -> bool:
+    return not any(isinstance(a, type) or get_origin(a) for a in get_args(annotation)) and (
+        get_origin(annotation) is not Union
+    )
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default_factory is dict:
+        return "none"
+    if field.default_factory is not None:
+        return "made at start"
+    if field.default is PydanticUndefined:
+        return "**required**"
+    value = field.default
+    text = {None: "null", True: "true", False: "false"}.get(value) if _is_word(value) else value
+    return f"`{text:g}`" if isinstance(text, float) else f"`{text}`"
+
+
+def _is_word(value: object) -> bool:
+    return value is None or isinstance(value, bool)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")

@@ -1,0 +1,120 @@
+"""What a config means on this machine: what is missing, what would be done, the settings' table."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from deploy.plan import check_environment, describe, schema_table
+from deploy.run_config import RunConfig, load_config
+
+SMOKE = Path(__file__).resolve().parents[2] / "deploy" / "configs" / "smoke.yaml"
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> str:
+    """A folder that looks like a pipeline from outside."""
+    (tmp_path / "model_index.json").write_text("{}", encoding="utf-8")
+    return str(tmp_path)
+
+
+def _config(pipeline: str, *overrides: str) -> RunConfig:
+    return load_config(
+        SMOKE, [f"model.path={pipeline}", f"model.teacher={pipeline}", "name=n", *overrides]
+    )
+
+
+def _complaint(config: RunConfig, environ: dict[str, str] | None = None) -> str:
+    problems = check_environment(config, environ or {})
+    assert len(problems) == 1, problems
+    return problems[0]
+
+
+def test_a_complete_environment_has_no_problem(pipeline: str) -> None:
+    assert check_environment(_config(pipeline), {}) == []
+
+
+def test_a_missing_model_folder_is_named(pipeline: str) -> None:
+    text = _complaint(_config(pipeline, "model.path=no/such/folder"))
+    assert text.startswith("model.path: the folder no/such/folder does not exist")
+
+
+def test_a_folder_without_a_pipeline_is_told_from_a_missing_one(pipeline: str) -> None:
+    empty = Path(pipeline) / "empty"
+    empty.mkdir()
+    assert "holds no model_index.json" in _complaint(_config(pipeline, f"model.path={empty}"))
+
+
+def test_a_hub_id_is_left_to_the_hub(pipeline: str) -> None:
+    assert check_environment(_config(pipeline, "model.path=some-owner/some-model"), {}) == []
+
+
+def test_a_teacher_that_nobody_asks_need_not_be_there(pipeline: str) -> None:
+    overrides = ("model.teacher=no/such/folder", "method.anchor={data: none}")
+    assert check_environment(_config(pipeline, *overrides), {}) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "cannot read"), (b"\n \n", "holds no prompt"), (b"caf\xe9\n", "not UTF-8")],
+)
+def test_a_bad_prompt_file_is_named_with_its_fault(
+    pipeline: str, tmp_path: Path, content: bytes | None, reason: str
+) -> None:
+    path = tmp_path / "prompts.txt"
+    if content is not None:
+        path.write_bytes(content)
+    text = _complaint(_config(pipeline, f"prompts={{file: {path}}}"))
+    assert text.startswith("prompts.file: ")
+    assert reason in text
+
+
+def test_an_unknown_reward_is_told_the_shipped_ones(pipeline: str) -> None:
+    text = _complaint(_config(pipeline, "rewards.binding.kind=bindings"))
+    assert text.startswith("rewards.binding: unknown reward 'bindings'")
+
+
+def test_an_unknown_argument_of_a_shipped_reward_is_found(pipeline: str) -> None:
+    text = _complaint(_config(pipeline, "evaluation.rewards.exact.args.sharpness=1"))
+    assert text.startswith("evaluation.rewards.exact: ")
+
+
+def test_a_reward_of_ones_own_is_not_imported(pipeline: str) -> None:
+    config = _config(pipeline, "rewards.binding.kind=not_installed_here:Mine")
+    assert check_environment(config, {}) == []
+
+
+def test_an_unset_redis_url_is_missed_where_it_is_required(pipeline: str) -> None:
+    text = _complaint(_config(pipeline, "replay.redis=environment"))
+    assert "REDIS_URL is not set" in text
+
+
+def test_an_unreachable_redis_is_reported_without_its_password(pipeline: str) -> None:
+    text = _complaint(_config(pipeline), {"REDIS_URL": "redis://me:hunter2@127.0.0.1:1/0"})
+    assert (text.startswith("replay.redis: "), "hunter2" in text) == (True, False)
+
+
+def test_the_plan_counts_trajectories_and_queries(pipeline: str) -> None:
+    # 8 groups of pre-training + 2 cycles × 4 groups = 16 groups of 3, both steps scored.
+    plan = describe(_config(pipeline))
+    assert "16 groups × 3 = 48 trajectories" in plan
+    assert "96 in training" in plan
+
+
+def test_the_plan_counts_the_evaluations(pipeline: str) -> None:
+    # Before, after the first of two cycles, and after: 3 × 8 samples × 1 score.
+    assert "about 24 in 3 evaluations" in describe(_config(pipeline))
+
+
+def test_the_table_has_one_row_for_every_setting() -> None:
+    names = re.findall(r"^\| `([^`]+)`", schema_table(), flags=re.MULTILINE)
+    assert (len(names), "method.surrogate.heads" in names) == (len(set(names)), True)
+
+
+def test_the_table_joins_the_kinds_of_a_section() -> None:
+    assert "| `prompts.kind` | file, shapes |" in schema_table()
+
+
+def test_every_row_of_the_table_has_four_cells() -> None:
+    rows = schema_table().strip().splitlines()
+    assert {len(re.split(r"(?<!\\)\|", row)) for row in rows} == {6}
