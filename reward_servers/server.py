@@ -1,0 +1,320 @@
+"""A reward server: claims pending records, decodes them, scores them, commits or fails them.
+
+    claim ─► decode ─► every reward ─► commit (all values finite) or fail (with a reason) ─► claim …
+
+A record is claimed under a lease and committed by its id, so every step may be repeated: a
+server that dies at any point loses nothing, and a record scored twice counts once. A record
+with one failed value is failed as a whole; a failure never becomes a number.
+
+A plain class with `run` and `stop`; knows nothing of Ray, Redis, torch or where records go.
+
+Shape suffixes: B images, C H W latent channels, height, width.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from buffer.records import Record, Scores, check_rewards
+from reward_servers.base import Failure, Outcome, RewardModel, reason_of
+from reward_servers.timed import TimedReward
+
+log = logging.getLogger(__name__)
+_COUNTS = ("scored", "failed", "retried", "duplicates", "images", "failures")
+_STAGES = ("wait", "decode", "score", "commit")
+
+Decode = Callable[[np.ndarray], np.ndarray]
+"""Scaled latents [B, C, H, W], as they were recorded, -> uint8 [B, H, W, 3]."""
+
+
+class PendingRecords(Protocol):
+    """The part of the replay buffer that a reward server uses."""
+
+    def claim(
+        self, owner: str, *, max_records: int, block_s: float, lease_s: float
+    ) -> list[Record]:
+        """Up to `max_records` as soon as there is one; empty after `block_s` without any."""
+        ...
+
+    def commit(self, scored: Sequence[tuple[str, Scores]], owner: str) -> int:
+        """Store the scores of records by id, each once however often; how many were new."""
+        ...
+
+    def fail(self, record_id: str, reason: str, *, retry: bool) -> bool:
+        """Give a record up for another attempt, or for good (True) when none is left."""
+        ...
+
+
+class GaveUpError(RuntimeError):
+    """A reward server failed too often in a row."""
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """How a reward server batches, waits and retries.
+
+    Args:
+        max_batch: images that are decoded and scored together.
+        batch_wait_s: longest wait of a batch that has a record for more of them.
+        timeout_s: of one batch in one reward; what misses it is failed.
+        lease_s: above the time of a batch with a stalled reward; otherwise another server
+            takes the records over while they are being scored, and the work is done twice.
+        block_s: longest wait for a first record, and so for `stop`.
+        backoff_s: after the first failure; doubles up to `max_backoff_s`.
+        max_failures: in a row; one more and the server gives up.
+    """
+
+    max_batch: int = 64
+    batch_wait_s: float = 0.05
+    timeout_s: float = 60.0
+    lease_s: float = 180.0
+    block_s: float = 1.0
+    backoff_s: float = 0.5
+    max_backoff_s: float = 30.0
+    max_failures: int = 8
+
+    def __post_init__(self) -> None:
+        if self.max_batch < 1:
+            raise ValueError(f"max_batch is {self.max_batch}; it must be at least 1")
+        if not 0 < self.timeout_s < self.lease_s:
+            raise ValueError(
+                f"timeout_s is {self.timeout_s} and lease_s {self.lease_s}; the timeout must be "
+                "above 0 and below the lease, else a record is taken over while it is scored"
+            )
+
+
+class RewardServer:
+    """Runs until `stop`, or until it has failed `max_failures` times in a row.
+
+    Args:
+        decode: makes the pictures that rewards see.
+        rewards: name -> model; every scored latent of every record gets a value of each.
+            At least one; names as `Scores` takes them.
+        owner: names the claims; unique among the reward servers of a run.
+    """
+
+    def __init__(
+        self,
+        replay: PendingRecords,
+        decode: Decode,
+        rewards: Mapping[str, RewardModel],
+        *,
+        owner: str,
+        settings: ServerSettings | None = None,
+    ) -> None:
+        check_rewards(dict.fromkeys(rewards, (0.0,)))
+        self._settings = settings or ServerSettings()
+        self._replay = replay
+        self._decode = decode
+        self._rewards = [
+            TimedReward(name, model, timeout_s=self._settings.timeout_s)
+            for name, model in rewards.items()
+        ]
+        self._owner = owner
+        self._stopping = threading.Event()
+        self._failures_in_a_row = 0
+        self._images_per_record = 1
+        self._counts: dict[str, int] = dict.fromkeys(_COUNTS, 0)
+        self._busy_s: dict[str, float] = dict.fromkeys(_STAGES, 0.0)
+
+    def run(self) -> None:
+        """Score until `stop`.
+
+        Raises:
+            GaveUpError: after too many failures in a row; its cause is the last of them.
+        """
+        try:
+            while not self._stopping.is_set():
+                self._guarded_batch()
+        finally:
+            for reward in self._rewards:
+                reward.close()
+
+    def stop(self) -> None:
+        """End `run` soon: the batch in hand is scored and committed."""
+        self._stopping.set()
+
+    def stats(self) -> dict[str, float | str]:
+        """Counters since the start; may be called from another thread.
+
+        `scored`, `failed`, `retried` and `duplicates` count records: committed, given up for
+        good, queued again, committed before by another; `images` counts decoded pictures,
+        `failures` batches that broke; `wait_s`, `decode_s`, `score_s` and `commit_s` are
+        seconds by stage.
+        """
+        seconds = {f"{stage}_s": round(value, 3) for stage, value in self._busy_s.items()}
+        return {"owner": self._owner, **self._counts, **seconds}
+
+    def _guarded_batch(self) -> None:
+        try:
+            self._batch()
+            self._failures_in_a_row = 0
+        except Exception as error:  # noqa: BLE001  the outermost loop
+            self._count_failure(error)
+
+    def _count_failure(self, error: Exception) -> None:
+        self._counts["failures"] += 1
+        self._failures_in_a_row += 1
+        log.exception("%s: batch failed, %d in a row", self._owner, self._failures_in_a_row)
+        if self._failures_in_a_row > self._settings.max_failures:
+            raise GaveUpError(
+                f"{self._owner} failed {self._failures_in_a_row} times in a row, last with "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        backoff_s = self._settings.backoff_s * 2 ** (self._failures_in_a_row - 1)
+        with self._timed("wait"):
+            self._stopping.wait(min(backoff_s, self._settings.max_backoff_s))
+
+    def _batch(self) -> None:
+        for reward in self._rewards:
+            reward.check()
+        with self._timed("wait"):
+            claimed = self._claim()
+        for records in _cut(claimed, self._settings.max_batch):
+            self._score(records)
+
+    def _claim(self) -> list[Record]:
+        """What is there up to a full batch; once there is some, more for `batch_wait_s`."""
+        records = self._claim_for(self._settings.max_batch, self._settings.block_s)
+        if not records:
+            return records
+        self._images_per_record = max(1, len(records[0].scored))
+        deadline = time.monotonic() + self._settings.batch_wait_s
+        while (left_s := deadline - time.monotonic()) > 0 and not self._stopping.is_set():
+            room = self._settings.max_batch - sum(len(record.scored) for record in records)
+            if room < self._images_per_record:
+                break
+            records += self._claim_for(room, left_s)
+        return records
+
+    def _claim_for(self, images: int, block_s: float) -> list[Record]:
+        return self._replay.claim(
+            self._owner,
+            max_records=max(1, images // self._images_per_record),
+            block_s=block_s,
+            lease_s=self._settings.lease_s,
+        )
+
+    def _score(self, records: list[Record]) -> None:
+        with self._timed("decode"):
+            pictures = self._decoded(records)
+        with self._timed("score"):
+            outcomes = self._outcomes(records, pictures)
+        with self._timed("commit"):
+            self._settle(records, outcomes)
+
+    def _decoded(self, records: list[Record]) -> list[np.ndarray | Failure]:
+        """Pictures of every record, or why it has none; one bad record fails no other."""
+        latents = [_to_score(record) for record in records]
+        try:
+            images_BHWC = self._decode_checked(np.concatenate(latents))
+        except Exception as error:  # noqa: BLE001  the decoder is handed in
+            if len(records) == 1:
+                return [Failure(f"not decoded: {reason_of(error)}")]
+            log.warning("%s: decoding record by record: %s", self._owner, error)
+            return [self._decoded([record])[0] for record in records]
+        return [*np.split(images_BHWC, np.cumsum([len(each) for each in latents])[:-1])]
+
+    def _decode_checked(self, latents_BCHW: np.ndarray) -> np.ndarray:
+        images = self._decode(latents_BCHW)
+        if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(latents_BCHW):
+            raise ValueError(
+                f"decode made {images.dtype} {list(images.shape)} of {len(latents_BCHW)} latents; "
+                "it must make uint8 [B, H, W, 3]"
+            )
+        self._counts["images"] += len(images)
+        return images
+
+    def _outcomes(
+        self, records: list[Record], pictures: list[np.ndarray | Failure]
+    ) -> list[Scores | Failure]:
+        """Of every record: its scores, or why it has none."""
+        rows = [i for i, each in enumerate(pictures) if not isinstance(each, Failure)]
+        values = self._values(
+            [each for each in pictures if not isinstance(each, Failure)],
+            [records[i].prompt for i in rows],
+        )
+        scored = {
+            i: _scores(records[i], of_record) for i, of_record in zip(rows, values, strict=True)
+        }
+        return [each if isinstance(each, Failure) else scored[i] for i, each in enumerate(pictures)]
+
+    def _values(
+        self, pictures: list[np.ndarray], prompts: list[str]
+    ) -> list[dict[str, list[Outcome]]]:
+        """Of every record: name -> one outcome a picture. All rewards work at the same time."""
+        if not pictures:
+            return []
+        images_BHWC = np.concatenate(pictures)
+        of_images = [p for p, each in zip(prompts, pictures, strict=True) for _ in each]
+        pending = [reward.submit(images_BHWC, of_images) for reward in self._rewards]
+        columns = {
+            reward.name: iter(reward.collect(each))
+            for reward, each in zip(self._rewards, pending, strict=True)
+        }
+        return [
+            {name: [next(column) for _ in each] for name, column in columns.items()}
+            for each in pictures
+        ]
+
+    def _settle(self, records: list[Record], outcomes: list[Scores | Failure]) -> None:
+        scored = []
+        for record, outcome in zip(records, outcomes, strict=True):
+            if isinstance(outcome, Failure):
+                log.info("%s: record %s failed: %s", self._owner, record.record_id, outcome.reason)
+                for_good = self._replay.fail(record.record_id, outcome.reason, retry=True)
+                self._counts["failed" if for_good else "retried"] += 1
+            else:
+                scored.append((record.record_id, outcome))
+        if scored:
+            new = self._replay.commit(scored, self._owner)
+            self._counts["scored"] += new
+            self._counts["duplicates"] += len(scored) - new
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self._busy_s[stage] += time.monotonic() - begun
+
+
+def _cut(records: list[Record], max_images: int) -> Iterator[list[Record]]:
+    """Runs of records with latents of one shape, at most `max_images` of them to score.
+
+    A record with more than that is a run by itself.
+    """
+    run: list[Record] = []
+    for record in records:
+        images = sum(len(each.scored) for each in (*run, record))
+        if run and (images > max_images or _shape(record) != _shape(run[0])):
+            yield run
+            run = []
+        run.append(record)
+    if run:
+        yield run
+
+
+def _shape(record: Record) -> tuple[int, ...]:
+    return record.latents[0].shape
+
+
+def _to_score(record: Record) -> np.ndarray:
+    """The latents [B, C, H, W] that rewards score."""
+    return np.stack([record.latents[position] for position in record.scored])
+
+
+def _scores(record: Record, values: Mapping[str, list[Outcome]]) -> Scores | Failure:
+    for name, outcomes in values.items():
+        for position, outcome in zip(record.scored, outcomes, strict=True):
+            if isinstance(outcome, Failure):
+                return Failure(f"{name} of step {record.steps[position]}: {outcome.reason}")
+    floats = {name: tuple(o for o in each if isinstance(o, float)) for name, each in values.items()}
+    return Scores(floats)
