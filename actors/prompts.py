@@ -84,4 +84,3 @@ class PromptSource:
 
 def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
-

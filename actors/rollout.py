@@ -39,18 +39,18 @@ class Rollout:
     Args:
         steps: the label of every kept latent.
         scored: positions in `steps` of the clean latents that rewards score.
-        latents_GKCHW: float16.
+        latents: float16 [G, K, C, H, W].
     """
 
     steps: tuple[int, ...]
     scored: tuple[int, ...]
-    latents_GKCHW: np.ndarray
+    latents: np.ndarray
 
 
 class Policy(Protocol):
     """A policy that a sampler worker runs. `load` is called between batches only."""
 
-    def load(self, weights: Weights) -> None:
+    def load(self, weights: Weights, /) -> None:
         """Take new weights, all of them or none."""
         ...
 
@@ -59,140 +59,121 @@ class Policy(Protocol):
         ...
 
 
-class FewStepPolicy:
-    """A consistency model: keeps the clean prediction of every call, labelled 1 … num_steps.
+@dataclass(frozen=True, kw_only=True)
+class _GroupPolicy:
+    """What both kinds of policy need.
 
     Args:
-        encode: prompts of all rows -> what the network takes for them.
+        encode: prompts of all rows -> what the network takes for them. Every prompt comes
+            `group_size` times.
         load: puts new weights into the network.
-        guidance_dim: `time_cond_proj_dim` of a model that takes the guidance scale as an input.
         shared_initial_noise: the on-policy ablation: members differ by injected noise alone.
     """
 
-    def __init__(
-        self,
-        network: Network,
-        *,
-        encode: Callable[[Sequence[str]], Any],
-        load: Callable[[Weights], None],
-        schedule: NoiseSchedule,
-        latent_shape: Sequence[int],
-        group_size: int,
-        num_steps: int,
-        guidance_scale: float = 1.0,
-        guidance_dim: int | None = None,
-        shared_initial_noise: bool = False,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        if shared_initial_noise and num_steps < 2 and group_size > 1:
+    network: Network
+    encode: Callable[[list[str]], Any]
+    load: Callable[[Weights], None]
+    schedule: NoiseSchedule
+    latent_shape: tuple[int, int, int]
+    group_size: int
+    num_steps: int
+    guidance_scale: float
+    shared_initial_noise: bool = False
+    device: torch.device | str = "cpu"
+
+    def _prompts(self, groups: Sequence[Group]) -> list[str]:
+        return [group.prompt for group in groups for _ in range(self.group_size)]
+
+    def _initial(self, groups: Sequence[Group]) -> Tensor:
+        return self._noise(groups, INITIAL_NOISE, shared=self.shared_initial_noise)
+
+    def _injected(self, groups: Sequence[Group], step: int) -> Tensor:
+        return self._noise(groups, INITIAL_NOISE + 1 + step)
+
+    def _noise(self, groups: Sequence[Group], stream: int, *, shared: bool = False) -> Tensor:
+        return torch.cat(
+            [
+                group_noise(group.seed, self.group_size, self.latent_shape, stream, shared=shared)
+                for group in groups
+            ]
+        ).to(self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewStepPolicy(_GroupPolicy):
+    """A consistency model: keeps the clean prediction of every call, labelled 1 … num_steps.
+
+    Args:
+        guidance_dim: `time_cond_proj_dim` of a model that takes the guidance scale as an input;
+            None for one that has its guidance distilled in.
+    """
+
+    guidance_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.shared_initial_noise and self.num_steps < 2:
             raise ValueError(
                 "shared_initial_noise with 1 step makes all members equal; use 2 steps or more"
             )
-        self.load = load
-        self._network = network
-        self._encode = encode
-        self._schedule = schedule
-        self._latent_shape = tuple(latent_shape)
-        self._group_size = group_size
-        self._num_steps = num_steps
-        self._guidance_scale = guidance_scale
-        self._guidance_dim = guidance_dim
-        self._shared = shared_initial_noise
-        self._device = torch.device(device)
 
     @torch.inference_mode()
     def sample(self, groups: Sequence[Group]) -> list[Rollout]:
         """One rollout a group: all rows of all groups go through the network together."""
         clean = sample_few_steps(
-            self._network,
-            self._schedule,
-            self._encode(_row_prompts(groups, self._group_size)),
-            self._noise(groups, INITIAL_NOISE, shared=self._shared),
-            [self._noise(groups, INITIAL_NOISE + k) for k in range(1, self._num_steps)],
-            self._guidance(len(groups) * self._group_size),
+            self.network,
+            self.schedule,
+            self.encode(self._prompts(groups)),
+            self._initial(groups),
+            [self._injected(groups, step) for step in range(self.num_steps - 1)],
+            self._guidance(len(groups) * self.group_size),
         )
-        steps = tuple(range(1, self._num_steps + 1))
-        scored = tuple(range(self._num_steps))
-        return _rollouts(clean, steps, scored, num_groups=len(groups))
-
-    def _noise(self, groups: Sequence[Group], stream: int, *, shared: bool = False) -> Tensor:
-        return _batch_noise(
-            groups, self._group_size, self._latent_shape, stream, self._device, shared=shared
-        )
+        labels = tuple(range(1, self.num_steps + 1))
+        return _rollouts(clean, labels, tuple(range(self.num_steps)), num_groups=len(groups))
 
     def _guidance(self, rows: int) -> Tensor | None:
-        if self._guidance_dim is None:
+        if self.guidance_dim is None:
             return None
-        w_B = torch.full((rows,), self._guidance_scale - 1.0, device=self._device)
-        return guidance_embedding(w_B, self._guidance_dim)
+        w_B = torch.full((rows,), self.guidance_scale - 1.0, device=self.device)
+        return guidance_embedding(w_B, self.guidance_dim)
 
 
-class ManyStepPolicy:
+@dataclass(frozen=True, kw_only=True)
+class ManyStepPolicy(_GroupPolicy):
     """A guided DDIM chain: keeps the chosen states, and always the clean one, which is scored.
 
-    State i is the latent before step i; state num_steps is the clean one.
+    State i is the latent before step i; state num_steps is the clean one. `encode` also gets
+    the empty prompts of the unconditional half, first.
 
     Args:
-        encode: prompts of all rows, the empty ones of the unconditional half first -> what the
-            network takes for them.
         keep: states to keep, of 0 … num_steps.
     """
 
-    def __init__(
-        self,
-        network: Network,
-        *,
-        encode: Callable[[Sequence[str]], Any],
-        load: Callable[[Weights], None],
-        schedule: NoiseSchedule,
-        latent_shape: Sequence[int],
-        group_size: int,
-        num_steps: int,
-        guidance_scale: float,
-        keep: Sequence[int],
-        eta: float = 1.0,
-        shared_initial_noise: bool = False,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        outside = [state for state in keep if not 0 <= state <= num_steps]
+    keep: tuple[int, ...]
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        outside = [state for state in self.keep if not 0 <= state <= self.num_steps]
         if outside:
-            raise ValueError(f"keep has {outside}; states are 0 to {num_steps}")
-        self.load = load
-        self._network = network
-        self._encode = encode
-        self._schedule = schedule
-        self._latent_shape = tuple(latent_shape)
-        self._group_size = group_size
-        self._num_steps = num_steps
-        self._guidance_scale = guidance_scale
-        self._steps = tuple(sorted({*keep, num_steps}))
-        self._eta = eta
-        self._shared = shared_initial_noise
-        self._device = torch.device(device)
+            raise ValueError(f"keep has {outside}; states are 0 to {self.num_steps}")
 
     @torch.inference_mode()
     def sample(self, groups: Sequence[Group]) -> list[Rollout]:
         """One rollout a group: all rows of all groups, doubled for guidance, go together."""
-        prompts = _row_prompts(groups, self._group_size)
+        prompts = self._prompts(groups)
+        states = tuple(sorted({*self.keep, self.num_steps}))
         kept = sample_ddpm(
-            self._network,
-            self._schedule,
-            self._encode([""] * len(prompts) + prompts),
-            self._noise(groups, INITIAL_NOISE, shared=self._shared),
-            (self._noise(groups, INITIAL_NOISE + 1 + i) for i in range(self._num_steps)),
-            num_steps=self._num_steps,
-            guidance_scale=self._guidance_scale,
-            keep=self._steps,
-            eta=self._eta,
+            self.network,
+            self.schedule,
+            self.encode([""] * len(prompts) + prompts),
+            self._initial(groups),
+            (self._injected(groups, step) for step in range(self.num_steps)),
+            num_steps=self.num_steps,
+            guidance_scale=self.guidance_scale,
+            keep=states,
+            eta=self.eta,
         )
-        latents = [kept[step] for step in self._steps]
-        scored = (len(self._steps) - 1,)
-        return _rollouts(latents, self._steps, scored, num_groups=len(groups))
-
-    def _noise(self, groups: Sequence[Group], stream: int, *, shared: bool = False) -> Tensor:
-        return _batch_noise(
-            groups, self._group_size, self._latent_shape, stream, self._device, shared=shared
-        )
+        latents = [kept[state] for state in states]
+        return _rollouts(latents, states, (len(states) - 1,), num_groups=len(groups))
 
 
 def to_records(group: Group, rollout: Rollout, policy_version: int) -> list[Record]:
@@ -201,7 +182,7 @@ def to_records(group: Group, rollout: Rollout, policy_version: int) -> list[Reco
     Raises:
         ValueError: a latent is not finite in float16, so its policy has diverged.
     """
-    finite_G = np.isfinite(rollout.latents_GKCHW).all(axis=(1, 2, 3, 4))
+    finite_G = np.isfinite(rollout.latents).all(axis=(1, 2, 3, 4))
     if not finite_G.all():
         raise ValueError(
             f"ticket {group.ticket}: members {np.flatnonzero(~finite_G).tolist()} have latents "
@@ -219,46 +200,8 @@ def to_records(group: Group, rollout: Rollout, policy_version: int) -> list[Reco
             scored=rollout.scored,
             latents=tuple(latents_KCHW),
         )
-        for member, latents_KCHW in enumerate(rollout.latents_GKCHW)
+        for member, latents_KCHW in enumerate(rollout.latents)
     ]
-
-
-@torch.no_grad()
-def load_weights(parameters: Mapping[str, Tensor], weights: Weights) -> None:
-    """Copy named weights into a network's parameters, all of them or none.
-
-    Raises:
-        ValueError: other names or shapes than the parameters'.
-    """
-    missing = sorted(parameters.keys() - weights.keys())
-    unknown = sorted(weights.keys() - parameters.keys())
-    if missing or unknown:
-        raise ValueError(f"weights do not fit: missing {missing[:3]}, unknown {unknown[:3]}")
-    for name, parameter in parameters.items():
-        if tuple(parameter.shape) != weights[name].shape:
-            raise ValueError(
-                f"{name} is {tuple(parameter.shape)}, its new weights are {weights[name].shape}"
-            )
-    for name, parameter in parameters.items():
-        # Arrays out of the object store are read-only views, which torch will not wrap.
-        parameter.copy_(torch.from_numpy(weights[name].copy()))
-
-
-def _row_prompts(groups: Sequence[Group], group_size: int) -> list[str]:
-    return [group.prompt for group in groups for _ in range(group_size)]
-
-
-def _batch_noise(
-    groups: Sequence[Group],
-    group_size: int,
-    shape: Sequence[int],
-    stream: int,
-    device: torch.device,
-    *,
-    shared: bool,
-) -> Tensor:
-    noise = [group_noise(group.seed, group_size, shape, stream, shared=shared) for group in groups]
-    return torch.cat(noise).to(device)
 
 
 def _rollouts(

@@ -1,0 +1,299 @@
+"""A sampler: leases tickets, runs the policy on them, hands the groups to the replay buffer.
+
+    lease ─► policy at least as new as the tickets ask ─► sample ─► put ─► lease …
+
+Weights change between batches only, so one group is of one version, the one it is stamped
+with. A group that was put counts once however often it is put, so every step may be repeated:
+a worker that dies, or gives its lease back, loses nothing.
+
+A plain class with `run` and `stop`; knows nothing of Ray, Redis or where weights come from.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from actors.prompts import PromptSource
+from actors.rollout import Group, Policy, Rollout, Weights, to_records
+from buffer.records import Record, Ticket
+
+log = logging.getLogger(__name__)
+
+
+class Tickets(Protocol):
+    """The part of `buffer.replay.Replay` that a sampler uses; the promises are told there."""
+
+    def lease_ticket(self, owner: str, *, lease_s: float) -> Ticket | None:
+        """The next ticket; None while no more are admitted."""
+        ...
+
+    def renew_ticket(self, ticket: Ticket, *, lease_s: float) -> bool:
+        """Hold a lease for `lease_s` from now; False if it ran out."""
+        ...
+
+    def return_ticket(self, ticket: Ticket) -> None:
+        """Give a lease back."""
+        ...
+
+    def put_group(self, ticket: int, records: Sequence[Record]) -> bool:
+        """Hand a group over and end its lease; False if that ticket had been put already."""
+        ...
+
+
+class WeightSource(Protocol):
+    """Where newer weights come from. Both calls have a deadline of their own."""
+
+    def latest_version(self) -> int:
+        """The newest published version, below 0 while there is none."""
+        ...
+
+    def fetch(self, at_least: int, /) -> tuple[int, Weights]:
+        """The newest version, not below `at_least`, and its weights."""
+        ...
+
+
+class GaveUpError(RuntimeError):
+    """A worker failed too often in a row."""
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """How a sampler leases, waits and retries.
+
+    Args:
+        groups_per_batch: groups that go through the network together.
+        lease_s: above the time of one batch. A shorter one is safe and wasteful: the ticket is
+            issued again, and the later group of the two is dropped.
+        idle_s: between looks at an empty ticket counter or an old policy version.
+        version_timeout_s: a version that a ticket asks for must be published within this.
+        put_attempts: of one group, with back-off between them.
+        backoff_s: after the first failure; doubles up to `max_backoff_s`.
+        max_failures: without a sampled batch between them; one more and the worker gives up.
+    """
+
+    groups_per_batch: int = 1
+    lease_s: float = 120.0
+    idle_s: float = 0.05
+    version_timeout_s: float = 600.0
+    put_attempts: int = 4
+    backoff_s: float = 0.5
+    max_backoff_s: float = 30.0
+    max_failures: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("groups_per_batch", "put_attempts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+class SamplerWorker:
+    """Runs until `stop`, or until it has failed `max_failures` times in a row.
+
+    Args:
+        owner: names the leases; unique among the samplers of a run.
+        policy: whose weights are of `loaded_version`.
+        loaded_version: of the policy as it was built; −1 if it must be given weights first.
+    """
+
+    def __init__(
+        self,
+        tickets: Tickets,
+        prompts: PromptSource,
+        weights: WeightSource,
+        policy: Policy,
+        *,
+        owner: str,
+        settings: WorkerSettings | None = None,
+        loaded_version: int = -1,
+    ) -> None:
+        self._tickets = tickets
+        self._prompts = prompts
+        self._weights = weights
+        self._policy = policy
+        self._owner = owner
+        self._settings = settings or WorkerSettings()
+        self._version = loaded_version
+        self._held: list[Ticket] = []
+        self._stopping = threading.Event()
+        self._failures_in_a_row = 0
+        self._counts = dict.fromkeys(
+            ("groups", "images", "duplicates", "returned", "failures", "loads"), 0
+        )
+        self._busy_s = dict.fromkeys(("wait", "load", "sample", "put"), 0.0)
+
+    def run(self) -> None:
+        """Sample until `stop`; every lease that is still held is given back at the end.
+
+        Raises:
+            GaveUpError: after too many failures in a row; its cause is the last of them.
+        """
+        try:
+            while not self._stopping.is_set():
+                self._guarded_batch()
+        finally:
+            self._return_held()
+
+    def stop(self) -> None:
+        """End `run` soon: a batch in the network is finished and put, a waiting one returned."""
+        self._stopping.set()
+
+    def stats(self) -> dict[str, float | str]:
+        """Counters since the start; may be called from another thread.
+
+        `wait_s`, `load_s`, `sample_s` and `put_s` are seconds by stage; `images` counts
+        trajectories, `duplicates` groups that another sampler had put first.
+        """
+        seconds = {f"{stage}_s": round(value, 3) for stage, value in self._busy_s.items()}
+        version = {"policy_version": self._version, "held": len(self._held)}
+        return {"owner": self._owner, **self._counts, **seconds, **version}
+
+    def _guarded_batch(self) -> None:
+        try:
+            self._batch()
+        except Exception as error:  # noqa: BLE001 - the outermost loop
+            self._count_failure(error)
+
+    def _count_failure(self, error: Exception) -> None:
+        self._counts["failures"] += 1
+        self._failures_in_a_row += 1
+        log.exception("%s: batch failed, %d in a row", self._owner, self._failures_in_a_row)
+        self._return_held()
+        if self._failures_in_a_row > self._settings.max_failures:
+            raise GaveUpError(
+                f"{self._owner} failed {self._failures_in_a_row} times in a row, last with "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        with self._timed("wait"):
+            self._stopping.wait(self._backoff(self._failures_in_a_row))
+
+    def _batch(self) -> None:
+        leased = self._lease()
+        if not leased:
+            with self._timed("wait"):
+                self._stopping.wait(self._settings.idle_s)
+            return
+        if not self._take_version(max(ticket.policy_version for ticket in leased)):
+            return
+        groups = [self._group(ticket.number) for ticket in leased]
+        rollouts = self._sample(groups)
+        for ticket, group, rollout in zip(leased, groups, rollouts, strict=True):
+            self._put(to_records(group, rollout, self._version))
+            self._held.remove(ticket)
+        self._failures_in_a_row = 0
+
+    def _lease(self) -> list[Ticket]:
+        leased: list[Ticket] = []
+        with self._timed("wait"):
+            while len(leased) < self._settings.groups_per_batch:
+                ticket = self._tickets.lease_ticket(self._owner, lease_s=self._settings.lease_s)
+                if ticket is None:
+                    break
+                leased.append(ticket)
+                self._held.append(ticket)
+        return leased
+
+    def _group(self, ticket: int) -> Group:
+        return Group(ticket, self._prompts.prompt_of(ticket), self._prompts.seed_of(ticket))
+
+    def _take_version(self, needed: int) -> bool:
+        """Load the newest version; False when stopped while waiting for `needed`."""
+        with self._timed("wait"):
+            newest = self._wait_for_version(needed)
+        if newest is None:
+            return False
+        if newest > self._version:
+            with self._timed("load"):
+                self._load(needed)
+        return True
+
+    def _wait_for_version(self, needed: int) -> int | None:
+        deadline = time.monotonic() + self._settings.version_timeout_s
+        renewed_at = time.monotonic()
+        while (newest := self._weights.latest_version()) < needed and self._version < needed:
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"policy version {needed} was not published within "
+                    f"{self._settings.version_timeout_s} s; the newest is {newest}"
+                )
+            if time.monotonic() - renewed_at > self._settings.lease_s / 3:
+                self._renew_held()
+                renewed_at = time.monotonic()
+            if self._stopping.wait(self._settings.idle_s):
+                return None
+        return newest
+
+    def _load(self, needed: int) -> None:
+        try:
+            version, weights = self._weights.fetch(max(needed, 0))
+        except Exception:
+            # References die with their publisher. What is loaded will do until it is back.
+            if self._version < max(needed, 0):
+                raise
+            log.warning("%s: stays at version %d", self._owner, self._version, exc_info=True)
+            return
+        self._policy.load(weights)
+        self._version = version
+        self._counts["loads"] += 1
+
+    def _sample(self, groups: list[Group]) -> list[Rollout]:
+        self._renew_held()
+        with self._timed("sample"):
+            begun = time.monotonic()
+            rollouts = self._policy.sample(groups)
+            took_s = time.monotonic() - begun
+        if took_s > self._settings.lease_s:
+            log.warning(
+                "%s: a batch took %.1f s, leases last %.1f s; raise lease_s or lower "
+                "groups_per_batch",
+                self._owner,
+                took_s,
+                self._settings.lease_s,
+            )
+        return rollouts
+
+    def _put(self, records: Sequence[Record]) -> None:
+        with self._timed("put"):
+            new = self._put_with_retries(records[0].ticket, records)
+        if new:
+            self._counts["groups"] += 1
+            self._counts["images"] += len(records)
+        else:
+            self._counts["duplicates"] += 1
+
+    def _put_with_retries(self, ticket: int, records: Sequence[Record]) -> bool:
+        for attempt in range(1, self._settings.put_attempts):
+            try:
+                return self._tickets.put_group(ticket, records)
+            except Exception:  # putting again is harmless, sampling again is dear
+                log.warning("%s: ticket %d not put", self._owner, ticket, exc_info=True)
+                self._stopping.wait(self._backoff(attempt))
+        return self._tickets.put_group(ticket, records)
+
+    def _renew_held(self) -> None:
+        for ticket in self._held:
+            if not self._tickets.renew_ticket(ticket, lease_s=self._settings.lease_s):
+                log.warning("%s: the lease of ticket %d ran out", self._owner, ticket.number)
+
+    def _return_held(self) -> None:
+        while self._held:
+            ticket = self._held.pop()
+            try:
+                self._tickets.return_ticket(ticket)
+                self._counts["returned"] += 1
+            except Exception:  # the lease runs out by itself
+                log.warning("%s: ticket %d not returned", self._owner, ticket.number, exc_info=True)
+
+    def _backoff(self, failures: int) -> float:
+        return min(self._settings.backoff_s * 2 ** (failures - 1), self._settings.max_backoff_s)
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self._busy_s[stage] += time.monotonic() - begun
