@@ -1,0 +1,224 @@
+"""Records as bytes and back. Everything that is not exactly what we wrote is a `CodecError`.
+
+A frame is  magic (3) | format version (1) | CRC-32 of the body (4) | body.
+The checksum is not against an attacker: it turns any damage in transit or on disk into an error
+instead of a slightly different latent.
+
+    header  b"FTR"  msgpack list of a record's fields, latents excepted
+    latent  b"FTL"  dtype code (1), zero (1), C H W (2 each, little endian), raw fp16
+    scores  b"FTS"  msgpack list of [name, [float, ...]]
+
+A latent carries its own shape, so a learner reads one slice and nothing else of a trajectory.
+Nothing is unpickled, and no length is believed before it is checked.
+"""
+
+import struct
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from buffer.errors import CodecError
+from buffer.records import (
+    MAX_STEPS,
+    EvictedEntry,
+    FailedEntry,
+    IndexEntry,
+    LogEntry,
+    Record,
+    Scores,
+    check_latent,
+    parse_record_id,
+)
+
+FORMAT_VERSION = 1
+MAX_META_BYTES = 64 * 1024
+"""Headers and scores stay far below; a length above is damage."""
+MAX_LATENT_BYTES = 256 * 1024 * 1024
+
+_HEADER = b"FTR"
+_LATENT = b"FTL"
+_SCORES = b"FTS"
+_PREFIX = struct.Struct("<3sBI")
+_SHAPE = struct.Struct("<BBHHH")
+_DTYPES = {1: np.dtype("<f2")}
+
+HEADER_FIELD = b"h"
+NUM_SCORED_FIELD = b"n"
+"""For the commit script, which refuses a wrong number of rewards."""
+
+
+def encode_header(record: Record) -> bytes:
+    """All fields of a record but its latents."""
+    fields = [record.record_id, record.prompt, record.policy_version, record.seed]
+    return _seal(_HEADER, _pack([*fields, list(record.steps), list(record.scored)]))
+
+
+def decode_header(data: bytes) -> dict[str, Any]:
+    """The fields of a record but its latents, as keyword arguments.
+
+    Their types are checked here, their values by the dataclass that is made of them.
+    """
+    fields = _unpack(_open(_HEADER, data, MAX_META_BYTES))
+    if not isinstance(fields, list) or len(fields) != 6:
+        raise CodecError("a header needs exactly six fields")
+    identity, prompt, policy_version, seed, steps, scored = fields
+    if type(identity) is not str or type(steps) is not list or type(scored) is not list:
+        raise CodecError("a header field has the wrong type")
+    ticket, member = _parsed_id(identity)
+    return {
+        "record_id": identity,
+        "ticket": ticket,
+        "member": member,
+        "prompt": prompt,
+        "policy_version": policy_version,
+        "seed": seed,
+        "steps": tuple(steps),
+        "scored": tuple(scored),
+    }
+
+
+def encode_latent(latent: np.ndarray) -> bytes:
+    """One finite fp16 array [C, H, W] as a frame."""
+    check_latent(latent)
+    raw = np.ascontiguousarray(latent, dtype="<f2").tobytes()
+    return _seal(_LATENT, _SHAPE.pack(1, 0, *latent.shape) + raw)
+
+
+def decode_latent(data: bytes) -> np.ndarray:
+    """The array of a frame: a read-only view on `data`."""
+    body = _open(_LATENT, data, MAX_LATENT_BYTES)
+    if len(body) < _SHAPE.size:
+        raise CodecError("a latent ends within its shape")
+    code, zero, *shape = _SHAPE.unpack_from(body)
+    dtype = _DTYPES.get(code)
+    if dtype is None or zero:
+        raise CodecError(f"a latent has the unknown element type {code}")
+    if len(body) - _SHAPE.size != shape[0] * shape[1] * shape[2] * dtype.itemsize:
+        raise CodecError(f"a latent of shape {shape} has {len(body) - _SHAPE.size} bytes")
+    latent = np.frombuffer(body, dtype=dtype, offset=_SHAPE.size).reshape(shape)
+    try:
+        check_latent(latent)
+    except ValueError as error:
+        raise CodecError(str(error)) from error
+    return latent
+
+
+def encode_record(record: Record) -> dict[bytes, bytes]:
+    """The fields of a record's hash: header, number of scored latents, one field per latent."""
+    latents = {str(slot).encode(): encode_latent(z) for slot, z in enumerate(record.latents)}
+    count = str(len(record.scored)).encode()
+    return {HEADER_FIELD: encode_header(record), NUM_SCORED_FIELD: count, **latents}
+
+
+def decode_record(fields: Mapping[bytes, bytes]) -> Record:
+    """The record of a hash that `encode_record` filled."""
+    header = decode_header(fields.get(HEADER_FIELD, b""))
+    if len(header["steps"]) > MAX_STEPS:
+        raise CodecError("a record has too many steps")
+    slots = [str(slot).encode() for slot in range(len(header["steps"]))]
+    if set(fields) != {HEADER_FIELD, NUM_SCORED_FIELD, *slots}:
+        raise CodecError(f"{header['record_id']}: fields are missing or unknown")
+    if fields[NUM_SCORED_FIELD] != str(len(header["scored"])).encode():
+        raise CodecError(f"{header['record_id']}: wrong number of scored latents")
+    return _made(Record, latents=tuple(decode_latent(fields[slot]) for slot in slots), **header)
+
+
+def encode_scores(scores: Scores) -> bytes:
+    """Rewards as a frame, names in order, so that equal scores are equal bytes."""
+    pairs = [[name, list(values)] for name, values in sorted(scores.rewards.items())]
+    return _seal(_SCORES, _pack(pairs))
+
+
+def decode_scores(data: bytes) -> Scores:
+    """The rewards of a frame."""
+    pairs = _unpack(_open(_SCORES, data, MAX_META_BYTES))
+    if not isinstance(pairs, list):
+        raise CodecError("scores must be a list")
+    rewards: dict[str, tuple[float, ...]] = {}
+    for pair in pairs:
+        if not isinstance(pair, list) or [type(part) for part in pair] != [str, list]:
+            raise CodecError("a reward must be a name and its numbers")
+        if pair[0] in rewards:
+            raise CodecError("a reward is named twice")
+        rewards[pair[0]] = tuple(pair[1])
+    return _made(Scores, rewards=rewards)
+
+
+def decode_entry(position: bytes, fields: Mapping[bytes, bytes]) -> LogEntry:
+    """One entry of the log, whose fields the Lua scripts wrote.
+
+    committed  k=c, h=header, s=scores;  failed  k=f, id, reason;  evicted  k=e, upto
+    """
+    kind, names, place = fields.get(b"k"), set(fields), _text(position)
+    if kind == b"c" and names == {b"k", b"h", b"s"}:
+        header, scores = decode_header(fields[b"h"]), decode_scores(fields[b"s"])
+        return _made(IndexEntry, position=place, rewards=scores.rewards, **header)
+    if kind == b"f" and names == {b"k", b"id", b"reason"}:
+        identity, reason = _text(fields[b"id"]), _text(fields[b"reason"])
+        ticket, member = _parsed_id(identity)
+        names_of = {"record_id": identity, "ticket": ticket, "member": member}
+        return _made(FailedEntry, position=place, reason=reason, **names_of)
+    if kind == b"e" and names == {b"k", b"upto"}:
+        return _made(EvictedEntry, position=place, upto=_text(fields[b"upto"]))
+    raise CodecError(f"log entry {place} is of no known kind")
+
+
+def _seal(magic: bytes, body: bytes) -> bytes:
+    return _PREFIX.pack(magic, FORMAT_VERSION, zlib.crc32(body)) + body
+
+
+def _open(magic: bytes, data: bytes, max_bytes: int) -> memoryview:
+    """The body of a sound frame."""
+    if not _PREFIX.size <= len(data) <= max_bytes:
+        raise CodecError(f"a frame of {len(data)} bytes; {_PREFIX.size} to {max_bytes} expected")
+    found, version, checksum = _PREFIX.unpack_from(data)
+    if found != magic:
+        raise CodecError(f"expected a frame {magic.decode()}, found {found!r}")
+    if version != FORMAT_VERSION:
+        raise CodecError(f"frame version {version}; this program reads {FORMAT_VERSION}")
+    body = memoryview(data)[_PREFIX.size :]
+    if zlib.crc32(body) != checksum:
+        raise CodecError(f"a frame {magic.decode()} is damaged: its checksum differs")
+    return body
+
+
+def _pack(value: Any) -> bytes:
+    packed = msgpack.packb(value)
+    assert packed is not None
+    return packed
+
+
+def _unpack(body: memoryview) -> Any:
+    try:
+        return msgpack.unpackb(body, raw=False, ext_hook=_refuse_extension)
+    except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
+        raise CodecError(f"not msgpack: {error}") from error
+
+
+def _refuse_extension(code: int, data: bytes) -> Any:
+    raise ValueError(f"extension type {code} of {len(data)} bytes")
+
+
+def _made(kind: type, **fields: Any) -> Any:
+    """`kind(**fields)`, whose own checks speak as `CodecError`."""
+    try:
+        return kind(**fields)
+    except (ValueError, TypeError) as error:
+        raise CodecError(str(error)) from error
+
+
+def _parsed_id(identity: str) -> tuple[int, int]:
+    try:
+        return parse_record_id(identity)
+    except ValueError as error:
+        raise CodecError(str(error)) from error
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CodecError("text is not UTF-8") from error

@@ -1,0 +1,158 @@
+"""Reaching a Redis or Valkey server: its URL, its client, its errors in our words.
+
+The only file that imports `redis`. Passwords never reach a log or an error from here.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import redis
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    ConnectionError,
+    NoPermissionError,
+    OutOfMemoryError,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+)
+from redis.retry import Retry
+
+from buffer.errors import (
+    ReplayAccessDenied,
+    ReplayError,
+    ReplayFull,
+    ReplayUnavailable,
+    ReplayUnfit,
+)
+
+Client = redis.Redis
+
+_SCHEMES = ("redis", "rediss", "unix")
+_OLDEST_VERSION = (6, 2)
+_DENIED = ("WRONGPASS", "NOAUTH", "NOPERM", "invalid password", "invalid username-password")
+_PROBE_KEY = "fleetune:{probe}:write"
+_PROBE = "redis.call('SET', KEYS[1], '1', 'PX', 1000) return redis.call('TIME')"
+
+
+def redis_url_from(env: Mapping[str, str]) -> str | None:
+    """`REDIS_URL` of an environment, checked; None if it is not set."""
+    url = env.get("REDIS_URL", "").strip()
+    if not url:
+        return None
+    _check_url(url)
+    return url
+
+
+def masked(url: str) -> str:
+    """A URL for logs: every password in it is replaced by ***."""
+    without_query = re.sub(r"(password=)[^&#]*", r"\1***", url, flags=re.IGNORECASE)
+    # The last @: a password that was not percent-encoded may hold one.
+    return re.sub(r"^([a-z]+://)([^:@/]*):.*@", r"\1\2:***@", without_query, flags=re.IGNORECASE)
+
+
+def connect(url: str, *, timeout_s: float) -> Client:
+    """A client that connects when it is first used.
+
+    It sends a command again when the answer is lost, and so may apply one twice: use it only for
+    commands that are idempotent. Blocking reads must ask for less than `timeout_s`.
+    """
+    _check_url(url)
+    backoff = ExponentialWithJitterBackoff(base=0.05, cap=1.0)
+    try:
+        # RESP2: replies have the same form on every server from 6.2 on.
+        return redis.Redis.from_url(
+            url,
+            protocol=2,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=min(timeout_s, 5.0),
+            health_check_interval=30,
+            retry=Retry(backoff, retries=3),
+        )
+    except (ValueError, TypeError):
+        # Without the cause: it may quote a piece of the password.
+        raise ValueError(f"cannot read the Redis URL {masked(url)}; {_URL_HELP}") from None
+
+
+@contextmanager
+def translated(url: str) -> Iterator[None]:
+    """Errors of the block in our words, with the URL masked."""
+    try:
+        yield
+    except RedisError as error:
+        raise _translate(error, masked(url)) from error
+
+
+def check_connection(url: str, timeout_s: float = 10.0) -> str:
+    """Make sure that a run may use this server, before anything is started.
+
+    Returns:
+        What answered, such as "valkey 9.1.2".
+
+    Raises:
+        ReplayUnavailable, ReplayAccessDenied, ReplayFull: as their names say.
+        ReplayUnfit: too old, a cluster, or set up to delete records by itself.
+    """
+    client = connect(url, timeout_s=timeout_s)
+    try:
+        with translated(url):
+            client.ping()
+            info = client.info()
+            client.eval(_PROBE, 1, _PROBE_KEY)
+    finally:
+        client.close()
+    return _fit_server(info, masked(url))
+
+
+_URL_HELP = (
+    "it must look like redis://[user:password@]host:6379/0, rediss://... (TLS) or "
+    "unix:///path/to.sock, with special characters of the password percent-encoded"
+)
+
+
+def _check_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise ValueError(f"cannot read the Redis URL {masked(url)}; {_URL_HELP}") from None
+    if parts.scheme not in _SCHEMES:
+        raise ValueError(f"not a Redis URL: {masked(url)}; {_URL_HELP}")
+
+
+def _fit_server(info: Mapping[str, object], where: str) -> str:
+    name = "valkey" if "valkey_version" in info else "redis"
+    version = str(info.get(f"{name}_version", "0"))
+    compatible = str(info.get("redis_version", "0"))
+    if tuple(int(part) for part in re.findall(r"\d+", compatible)[:2]) < _OLDEST_VERSION:
+        raise ReplayUnfit(f"{where} is {name} {version}; 6.2 or newer is needed")
+    if info.get("cluster_enabled"):
+        raise ReplayUnfit(f"{where} is a cluster node; give a server without cluster mode")
+    policy = str(info.get("maxmemory_policy", "noeviction"))
+    if info.get("maxmemory") and policy.startswith("allkeys"):
+        raise ReplayUnfit(
+            f"{where} deletes records by itself when full (maxmemory-policy {policy}); "
+            "set maxmemory-policy to noeviction"
+        )
+    return f"{name} {version}"
+
+
+def _translate(error: RedisError, where: str) -> ReplayError:
+    text = str(error)
+    denied = isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError)
+    if denied or any(word in text for word in _DENIED):
+        return ReplayAccessDenied(f"{where} refused the user, its password or a command: {text}")
+    if isinstance(error, OutOfMemoryError) or "OOM command not allowed" in text:
+        return ReplayFull(
+            f"{where} has reached its maxmemory: raise it, or lower the replay's capacity "
+            "or the bound on pending groups"
+        )
+    if isinstance(error, ConnectionError | TimeoutError):
+        return ReplayUnavailable(f"{where} does not answer: {text}")
+    if isinstance(error, ResponseError) and text.startswith("NOGROUP"):
+        return ReplayUnavailable(f"{where} has lost this run's keys (was it flushed?): {text}")
+    return ReplayError(f"{where}: {text}")

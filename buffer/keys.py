@@ -1,0 +1,50 @@
+"""The names of a run's keys in Redis.
+
+All start with `fleetune:{run}:`. The braces are literal: a proxy or cluster that hashes keys keeps
+those of one run together.
+
+| key            | type       | content                                                           |
+|----------------|------------|-------------------------------------------------------------------|
+| tickets        | hash       | `next`: first number never issued; `limit`: first not admitted    |
+| versions       | sorted set | `limit:version` by limit: tickets below have that policy version  |
+| leases         | sorted set | ticket by the server's time in ms at which its lease expires      |
+| holders        | hash       | ticket -> lease id                                                |
+| open           | hash       | ticket -> its records that are not yet terminal                   |
+| pending        | stream     | record ids to score; consumer group `scorers`                     |
+| entries        | hash       | record id -> its entry in `pending`; exists until it is terminal  |
+| attempts       | hash       | record id -> attempts that failed; exists until it is terminal    |
+| log            | stream     | committed, failed, evicted: see `codec.decode_entry`              |
+| live           | list       | `record id position`, oldest first: committed and not evicted     |
+| counts         | hash       | issued, committed, failed, retried, evicted (records)             |
+| quarantine     | stream     | record id and reason of failed records, trimmed                   |
+| record:ID      | hash       | `h` header, `n` scored latents, `0` `1` ... latents               |
+
+A ticket below `next` is leased (in `leases`), open (in `open`) or finished (in neither).
+"""
+
+import re
+
+_RUN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
+
+NAMES = (
+    "tickets",
+    "versions",
+    "leases",
+    "holders",
+    "open",
+    "pending",
+    "entries",
+    "attempts",
+    "log",
+    "live",
+    "counts",
+    "quarantine",
+)
+"""In the order of KEYS of every script."""
+
+
+def key(run: str, name: str) -> str:
+    """The key `name` of a run; ValueError for a run name that could reach another run's keys."""
+    if _RUN_NAME.fullmatch(run) is None:
+        raise ValueError(f"run name {run!r:.80}: 1 to 64 letters, digits, '.', '_' or '-'")
+    return f"fleetune:{{{run}}}:{name}"

@@ -1,0 +1,19 @@
+-- Allow tickets below a limit and fix the policy version of those that are new.
+-- ARGV     2 limit, 3 policy version
+-- Returns  1 if the limit rose, else 0
+-- Invariant: limits and versions of earlier tickets never change.
+local limit = tonumber(ARGV[2])
+local old = tonumber(redis.call('HGET', TICKETS, 'limit') or '0')
+if limit <= old then
+  return 0
+end
+redis.call('ZADD', VERSIONS, limit, ARGV[2] .. ':' .. ARGV[3])
+redis.call('HSET', TICKETS, 'limit', ARGV[2])
+
+-- Steps that no ticket can ask for again.
+local lowest = tonumber(redis.call('HGET', TICKETS, 'next') or '0')
+for _, ticket in ipairs(redis.call('ZRANGE', LEASES, 0, -1)) do
+  lowest = math.min(lowest, tonumber(ticket))
+end
+redis.call('ZREMRANGEBYSCORE', VERSIONS, '-inf', string.format('%d', lowest))
+return 1

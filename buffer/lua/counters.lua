@@ -1,0 +1,17 @@
+-- All counts at one instant.
+-- ARGV     none
+-- Returns  admitted, issued, leased, open tickets, issued records, pending, claimed, committed,
+--          failed, retried, evicted, live
+local tickets = redis.call('HMGET', TICKETS, 'limit', 'next')
+local counts = redis.call('HMGET', COUNTS, 'issued', 'committed', 'failed', 'retried', 'evicted')
+local function number(value)
+  return tonumber(value or '0')
+end
+return {
+  number(tickets[1]), number(tickets[2]),
+  redis.call('ZCARD', LEASES), redis.call('HLEN', OPEN),
+  number(counts[1]), redis.call('HLEN', ENTRIES),
+  redis.call('XPENDING', PENDING, GROUP)[1],
+  number(counts[2]), number(counts[3]), number(counts[4]), number(counts[5]),
+  redis.call('LLEN', LIVE),
+}

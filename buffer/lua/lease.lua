@@ -1,0 +1,34 @@
+-- Issue a ticket.
+-- ARGV     2 lease id, 3 lease in ms
+-- Returns  {ticket, policy version}, or nil if none may be issued
+-- Invariant: a ticket has one holder; it leaves `leases` only by put.lua. The same lease id twice
+--            (a command sent again) gives the same ticket.
+local now = now_ms()
+local number
+local held = redis.call('HGETALL', HOLDERS)
+for i = 1, #held, 2 do
+  if held[i + 1] == ARGV[2] then
+    number = tonumber(held[i])
+  end
+end
+if not number then
+  for _, ticket in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', string.format('%d', now))) do
+    number = math.min(number or tonumber(ticket), tonumber(ticket))
+  end
+end
+local fresh = false
+if not number then
+  number = tonumber(redis.call('HGET', TICKETS, 'next') or '0')
+  if number >= tonumber(redis.call('HGET', TICKETS, 'limit') or '0') then
+    return false
+  end
+  fresh = true
+end
+local name = string.format('%d', number)
+if fresh then
+  redis.call('HINCRBY', TICKETS, 'next', 1)
+end
+redis.call('ZADD', LEASES, string.format('%d', now + tonumber(ARGV[3])), name)
+redis.call('HSET', HOLDERS, name, ARGV[2])
+local step = redis.call('ZRANGEBYSCORE', VERSIONS, '(' .. name, '+inf', 'LIMIT', 0, 1)[1]
+return {number, tonumber(string.match(step, ':(%d+)$'))}

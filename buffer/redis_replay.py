@@ -1,0 +1,304 @@
+"""`Replay` on one Redis or Valkey server (6.2 or newer).
+
+Every change is one Lua script (`buffer/lua`), idempotent, because the client sends a command again
+when its answer is lost. Leases run on the server's clock. Payloads travel outside the scripts when
+they are read. Keys: `buffer/keys.py`.
+"""
+
+import functools
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from buffer.codec import (
+    decode_entry,
+    decode_latent,
+    decode_record,
+    encode_record,
+    encode_scores,
+)
+from buffer.connection import check_connection, connect, masked, translated
+from buffer.errors import CodecError, ReplayError
+from buffer.keys import NAMES, key
+from buffer.records import (
+    MAX_REASON_BYTES,
+    MAX_TICKET,
+    MAX_VERSION,
+    Counters,
+    LogEntry,
+    Record,
+    Scores,
+    Ticket,
+    parse_position,
+    parse_record_id,
+)
+
+_GROUP = "scorers"
+_LUA = Path(__file__).parent / "lua"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplaySettings:
+    """All that another process needs to use the same replay.
+
+    Attributes:
+        capacity_records: committed records above this number are evicted, oldest first.
+        max_attempts: a record is handed out this often before it is quarantined.
+        timeout_s: longest wait for one answer of the server.
+    """
+
+    url: str = field(repr=False)
+    run: str
+    capacity_records: int
+    max_attempts: int = 3
+    timeout_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.capacity_records < 1 or self.max_attempts < 1 or self.timeout_s <= 0:
+            raise ValueError(
+                "capacity_records and max_attempts must be at least 1 and timeout_s above 0; got "
+                f"{self.capacity_records}, {self.max_attempts}, {self.timeout_s}"
+            )
+
+
+class RedisReplay:
+    """One process's view of a run's replay; see `buffer.replay.Replay` for what each method means.
+
+    Picklable: another process that unpickles it opens its own connections.
+    """
+
+    def __init__(self, settings: ReplaySettings) -> None:
+        self.settings = settings
+        self._keys = [key(settings.run, name) for name in NAMES]
+        self._record_prefix = key(settings.run, "record:")
+        self._client = connect(settings.url, timeout_s=settings.timeout_s)
+        self._scripts = {
+            name: self._client.register_script(text) for name, text in _script_texts().items()
+        }
+        self._claims: dict[str, bytes] = {}
+
+    @classmethod
+    def connect(
+        cls,
+        url: str,
+        *,
+        run: str,
+        capacity_records: int,
+        max_attempts: int = 3,
+        timeout_s: float = 10.0,
+    ) -> "RedisReplay":
+        """A replay on a server that was checked, with the run's queue made if it is not there."""
+        check_connection(url, timeout_s)
+        settings = ReplaySettings(
+            url=url,
+            run=run,
+            capacity_records=capacity_records,
+            max_attempts=max_attempts,
+            timeout_s=timeout_s,
+        )
+        replay = cls(settings)
+        replay._make_queue()
+        return replay
+
+    def __reduce__(self) -> tuple[type["RedisReplay"], tuple[ReplaySettings]]:
+        return RedisReplay, (self.settings,)
+
+    def __repr__(self) -> str:
+        return f"RedisReplay({masked(self.settings.url)}, run={self.settings.run!r})"
+
+    # Tickets
+
+    def admit(self, *, limit: int, policy_version: int) -> None:
+        if not 0 <= limit <= MAX_TICKET or not 0 <= policy_version <= MAX_VERSION:
+            raise ValueError(f"limit {limit} or policy_version {policy_version} is out of range")
+        self._run("admit", limit, policy_version)
+
+    def skip_to(self, ticket: int) -> None:
+        if not 0 <= ticket <= MAX_TICKET:
+            raise ValueError(f"ticket {ticket} is out of range")
+        self._run("skip", ticket)
+
+    def lease_ticket(self, owner: str, *, lease_s: float) -> Ticket | None:
+        lease_id = f"{owner}/{uuid.uuid4().hex}"
+        found = self._run("lease", lease_id, _milliseconds(lease_s))
+        return Ticket(int(found[0]), int(found[1]), lease_id) if found else None
+
+    def renew_ticket(self, ticket: Ticket, *, lease_s: float) -> bool:
+        return bool(self._run("extend", ticket.number, ticket.lease_id, _milliseconds(lease_s)))
+
+    def return_ticket(self, ticket: Ticket) -> None:
+        self._run("extend", ticket.number, ticket.lease_id, 0)
+
+    def put_group(self, ticket: int, records: Sequence[Record]) -> bool:
+        members = [record.member for record in records if record.ticket == ticket]
+        if not records or sorted(members) != list(range(len(records))):
+            raise ValueError(f"ticket {ticket} needs members 0, 1, ... of its own; got {members}")
+        words: list[str | int | bytes] = []
+        for record in records:
+            fields = [part for pair in encode_record(record).items() for part in pair]
+            words += [record.record_id, len(fields), *fields]
+        return bool(self._run("put", ticket, len(records), *words))
+
+    # Scoring
+
+    def claim(
+        self, owner: str, *, max_records: int, block_s: float, lease_s: float
+    ) -> list[Record]:
+        deadline = time.monotonic() + block_s
+        while True:
+            remaining_s = max(0.0, deadline - time.monotonic())
+            found = self._take_over(owner, max_records, lease_s)
+            found = found or self._take_new(owner, max_records, remaining_s)
+            records = self._load(found)
+            if records or time.monotonic() >= deadline:
+                return records
+
+    def commit(self, scored: Sequence[tuple[str, Scores]], owner: str = "") -> int:
+        words: list[str | int | bytes] = []
+        for record_id, scores in scored:
+            parse_record_id(record_id)
+            words += [record_id, scores.num_scored, encode_scores(scores)]
+        try:
+            new = self._run("commit", self.settings.capacity_records, *words)
+        except ReplayError as error:
+            if "BADSCORES" not in str(error):
+                raise
+            raise ValueError(f"{error} ({owner})") from error
+        for record_id, _ in scored:
+            self._claims.pop(record_id, None)
+        return int(new)
+
+    def fail(self, record_id: str, reason: str, *, retry: bool) -> bool:
+        parse_record_id(record_id)
+        entry = self._claims.pop(record_id, b"")
+        return self._fail(record_id, reason, retry=retry, entry=entry)
+
+    # Learner
+
+    def tail(self, after: str, *, max_entries: int, block_s: float = 0.0) -> list[LogEntry]:
+        parse_position(after)
+        deadline = time.monotonic() + block_s
+        while True:
+            remaining_s = max(0.0, deadline - time.monotonic())
+            with translated(self.settings.url):
+                answer = self._client.xread(
+                    {self._key("log"): after}, count=max_entries, block=self._block_ms(remaining_s)
+                )
+            entries = _stream_entries(answer)
+            if entries or time.monotonic() >= deadline:
+                return [decode_entry(position, fields) for position, fields in entries]
+
+    def read_latents(self, wanted: Sequence[tuple[str, int]]) -> list[np.ndarray | None]:
+        pipe = self._client.pipeline(transaction=False)
+        for record_id, slot in wanted:
+            pipe.hget(self._record_prefix + record_id, str(slot))
+        with translated(self.settings.url):
+            answers = pipe.execute()
+        return [None if data is None else decode_latent(data) for data in answers]
+
+    def counters(self) -> Counters:
+        found = [int(number) for number in self._run("counters")]
+        admitted, issued, leased, open_tickets, *records = found
+        return Counters(
+            admitted, issued, leased, open_tickets, issued - leased - open_tickets, *records
+        )
+
+    def quarantined(self, max_records: int) -> list[tuple[str, str]]:
+        with translated(self.settings.url):
+            answer: Any = self._client.xrevrange(self._key("quarantine"), count=max_records)
+        return [(fields[b"id"].decode(), fields[b"reason"].decode()) for _, fields in answer]
+
+    def erase(self) -> int:
+        """Delete every key of the run; returns how many. Nobody may use the run any more."""
+        with translated(self.settings.url):
+            found = list(self._client.scan_iter(key(self.settings.run, "*"), count=1000))
+            for start in range(0, len(found), 1000):
+                self._client.unlink(*found[start : start + 1000])
+        return len(found)
+
+    def close(self) -> None:
+        self._client.close()
+
+    # Within
+
+    def _key(self, name: str) -> str:
+        return self._keys[NAMES.index(name)]
+
+    def _run(self, script: str, *args: str | int | bytes) -> Any:
+        with translated(self.settings.url):
+            return self._scripts[script](keys=self._keys, args=[self._record_prefix, *args])
+
+    def _make_queue(self) -> None:
+        try:
+            with translated(self.settings.url):
+                self._client.xgroup_create(self._key("pending"), _GROUP, id="0", mkstream=True)
+        except ReplayError as error:
+            if "BUSYGROUP" not in str(error):
+                raise
+
+    def _block_ms(self, block_s: float) -> int | None:
+        """A wait that the socket's timeout does not cut; None: do not wait (0 waits for ever)."""
+        return _milliseconds(min(block_s, self.settings.timeout_s / 2)) if block_s > 0 else None
+
+    def _take_over(self, owner: str, max_records: int, lease_s: float) -> list[tuple[bytes, bytes]]:
+        lease_ms, attempts = _milliseconds(lease_s), self.settings.max_attempts
+        found = self._run("takeover", owner, lease_ms, max_records, attempts)
+        return list(zip(found[::2], found[1::2], strict=True))
+
+    def _take_new(self, owner: str, max_records: int, block_s: float) -> list[tuple[bytes, bytes]]:
+        with translated(self.settings.url):
+            answer = self._client.xreadgroup(
+                _GROUP,
+                owner,
+                {self._key("pending"): ">"},
+                count=max_records,
+                block=self._block_ms(block_s),
+            )
+        return [(entry, fields[b"id"]) for entry, fields in _stream_entries(answer)]
+
+    def _load(self, found: Sequence[tuple[bytes, bytes]]) -> list[Record]:
+        if not found:
+            return []
+        pipe = self._client.pipeline(transaction=False)
+        for _, name in found:
+            pipe.hgetall(self._record_prefix + name.decode())
+        with translated(self.settings.url):
+            answers = pipe.execute()
+        records: list[Record] = []
+        for (entry, name), fields in zip(found, answers, strict=True):
+            try:
+                records.append(decode_record(fields))
+            except CodecError as error:
+                self._fail(name.decode(), f"unreadable record: {error}", retry=False, entry=entry)
+            else:
+                self._claims[name.decode()] = entry
+        return records
+
+    def _fail(self, record_id: str, reason: str, *, retry: bool, entry: bytes) -> bool:
+        short = reason.encode("utf-8", "replace")[:MAX_REASON_BYTES].decode("utf-8", "ignore")
+        attempts = self.settings.max_attempts
+        return int(self._run("fail", record_id, short, int(retry), attempts, entry)) == 1
+
+
+@functools.cache
+def _script_texts() -> dict[str, str]:
+    """Name -> script with the prelude before it."""
+    prelude = (_LUA / "prelude.lua").read_text("utf-8")
+    names = sorted(path.stem for path in _LUA.glob("*.lua") if path.stem != "prelude")
+    return {name: prelude + (_LUA / f"{name}.lua").read_text("utf-8") for name in names}
+
+
+def _milliseconds(seconds: float) -> int:
+    if not seconds > 0:
+        raise ValueError(f"a lease or a wait must be longer than 0 s; got {seconds}")
+    return max(1, round(seconds * 1000))
+
+
+def _stream_entries(answer: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    """The entries of an XREAD of one stream; the server answers nothing when there are none."""
+    return answer[0][1] if answer else []

@@ -1,0 +1,121 @@
+"""The replay as its users see it: tickets in, records through, entries and slices out.
+
+    ticket   admit ─► lease ─► put                       controller, samplers
+    record            put ─► claim ─► commit | fail      samplers, reward servers
+    log                       commit, fail, evict ─► tail ─► read_latents        learner
+
+Delivery is at least once, effect exactly once: any process may die at any moment and any call may
+be sent twice, and still each record ends in exactly one of *committed* and *failed*.
+No method knows what a latent means, and none samples: rules over the index are `buffer.sampling`.
+
+Every method may raise `ReplayUnavailable`, `ReplayAccessDenied` or `ReplayFull`.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from buffer.records import Counters, LogEntry, Record, Scores, Ticket
+
+
+class Replay(Protocol):
+    """A store of trajectories shared by all processes of one run."""
+
+    def admit(self, *, limit: int, policy_version: int) -> None:
+        """Allow tickets numbered below `limit` to be issued. Atomic, idempotent.
+
+        Those in [old limit, limit) are to be sampled with `policy_version` or newer, for good: a
+        ticket that is issued again has the version that it had at first. A limit that is not above
+        the old one changes nothing.
+        """
+        ...
+
+    def skip_to(self, ticket: int) -> None:
+        """Never issue tickets below `ticket` (resuming on an empty store). Atomic, idempotent.
+
+        They count as progress.
+        """
+        ...
+
+    def lease_ticket(self, owner: str, *, lease_s: float) -> Ticket | None:
+        """The lowest expired ticket, else the next new one. Atomic.
+
+        None: nothing is admitted now. The lease ends with `put_group`, or by itself after
+        `lease_s` of the server's clock, and then another owner gets the ticket.
+        """
+        ...
+
+    def renew_ticket(self, ticket: Ticket, *, lease_s: float) -> bool:
+        """Keep a lease for `lease_s` from now. False: it is another's already, or the group is put.
+
+        Atomic, idempotent.
+        """
+        ...
+
+    def return_ticket(self, ticket: Ticket) -> None:
+        """Let the next caller have the ticket at once, unless the lease is another's already."""
+        ...
+
+    def put_group(self, ticket: int, records: Sequence[Record]) -> bool:
+        """Store a ticket's whole group and queue it for scoring. Atomic, idempotent by ticket.
+
+        False: the group was there already and this one is dropped (a late duplicate, or this very
+        call sent twice), or the ticket was never issued.
+        """
+        ...
+
+    def claim(
+        self, owner: str, *, max_records: int, block_s: float, lease_s: float
+    ) -> list[Record]:
+        """Take records to score, oldest first; claims that are older than `lease_s` first.
+
+        Empty: none came within `block_s`. A record stays queued until `commit` or `fail`, so a
+        crash loses nothing. An expired claim counts as a failed attempt; damaged records are
+        quarantined here.
+        """
+        ...
+
+    def commit(self, scored: Sequence[tuple[str, Scores]], owner: str = "") -> int:
+        """Give records their rewards: log entry, acknowledgement and eviction in one atomic step.
+
+        Idempotent by record id. Returns how many were new: a record that is committed or failed
+        already is left as it is. ValueError: a number of rewards differs from that of the scored
+        latents; then nothing of the call was applied.
+        """
+        ...
+
+    def fail(self, record_id: str, reason: str, *, retry: bool) -> bool:
+        """A record could not be scored. Atomic, idempotent for one claim.
+
+        With `retry` it is queued again, up to the limit of attempts; else, or after that, it is
+        quarantined with its reason and the log says so. True: it was quarantined by this call.
+        """
+        ...
+
+    def tail(self, after: str, *, max_entries: int, block_s: float = 0.0) -> list[LogEntry]:
+        """Log entries after a position (`records.START` for all), in order.
+
+        Empty: none came within `block_s`. Survives restarts. Entries of live records are always
+        there; a reader that is several capacities behind misses some of those evicted long ago.
+        """
+        ...
+
+    def read_latents(self, wanted: Sequence[tuple[str, int]]) -> list[np.ndarray | None]:
+        """The latent of each (record id, slot in `steps`): fp16 [C, H, W], read-only.
+
+        None: evicted, failed or unknown. One round trip, and only the wanted slices travel.
+        """
+        ...
+
+    def counters(self) -> Counters:
+        """All counts at one instant."""
+        ...
+
+    def quarantined(self, max_records: int) -> list[tuple[str, str]]:
+        """(record id, reason) of failed records, newest first. The newest 10,000 or so are kept."""
+        ...
+
+    def close(self) -> None:
+        """Drop the connections; the next call opens them again."""
+        ...
