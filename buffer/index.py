@@ -33,6 +33,9 @@ class LogIndex:
 
     Shape suffixes: N rows, G groups, M members, R rewards, S scored positions.
 
+    Args:
+        first_ticket: smaller ones count as finished (`Replay.skip_to`, or a log that was trimmed).
+
     Attributes:
         position: where the next `tail` goes on.
         num_failed: failed records seen in the log.
@@ -42,7 +45,7 @@ class LogIndex:
             index.extend(replay.tail(index.position, max_entries=1000, block_s=1.0))
     """
 
-    def __init__(self, *, group_size: int) -> None:
+    def __init__(self, *, group_size: int, first_ticket: int = 0) -> None:
         if group_size < 1:
             raise ValueError(f"group_size must be at least 1; got {group_size}")
         self.group_size = group_size
@@ -51,7 +54,7 @@ class LogIndex:
         self._columns = _columns([])
         # Finished tickets: all below `_floor`, and those of the set. Bounded by how far apart the
         # youngest and the oldest unfinished ticket are.
-        self._floor = 0
+        self._floor = first_ticket
         self._finished: set[int] = set()
         self._terminal: Counter[int] = Counter()
 

@@ -1,0 +1,210 @@
+"""The index is a fold over the log, ordered by record id."""
+
+import random
+
+import numpy as np
+import pytest
+
+from buffer.index import LogIndex
+from buffer.records import EvictedEntry, FailedEntry, IndexEntry, LogEntry, record_id
+
+
+def committed(place: int, ticket: int, member: int, reward: float = 0.0) -> IndexEntry:
+    return IndexEntry(
+        position=f"{place}-0",
+        record_id=record_id(ticket, member),
+        ticket=ticket,
+        member=member,
+        prompt="p",
+        policy_version=ticket,
+        seed=1,
+        steps=(1, 2),
+        scored=(0, 1),
+        rewards={"b": (float(reward), reward + 1.0), "a": (-float(reward), 0.5)},
+    )
+
+
+def failed(place: int, ticket: int, member: int) -> FailedEntry:
+    return FailedEntry(
+        position=f"{place}-0",
+        record_id=record_id(ticket, member),
+        ticket=ticket,
+        member=member,
+        reason="boom",
+    )
+
+
+def evicted(place: int, upto: int) -> EvictedEntry:
+    return EvictedEntry(position=f"{place}-0", upto=f"{upto}-0")
+
+
+def folded(entries: list[LogEntry], group_size: int = 2) -> LogIndex:
+    index = LogIndex(group_size=group_size)
+    index.extend(entries)
+    return index
+
+
+def ids(index: LogIndex) -> list[str]:
+    return [entry.record_id for entry in index.entries(range(len(index)))]
+
+
+# Two groups, the second finished first; one member of ticket 0 fails.
+LOG: list[LogEntry] = [
+    committed(1, 1, 1, 4.0),
+    committed(2, 0, 1, 2.0),
+    committed(3, 1, 0, 3.0),
+    failed(4, 0, 0),
+]
+
+
+def test_rows_are_in_the_order_of_record_ids() -> None:
+    assert ids(folded(LOG)) == ["0000000000.001", "0000000001.000", "0000000001.001"]
+
+
+def test_the_order_of_commits_does_not_change_the_table() -> None:
+    shuffled = [committed(place, n // 3, n % 3, n) for place, n in enumerate((4, 1, 0, 5, 2, 3), 1)]
+    ordered = [committed(place, n // 3, n % 3, n) for place, n in enumerate(range(6), 1)]
+    one, other = folded(list(shuffled), 3), folded(list(ordered), 3)
+    assert np.array_equal(one.reward("b"), other.reward("b"))
+    assert ids(one) == ids(other)
+
+
+def test_columns_belong_to_their_rows() -> None:
+    index = folded(LOG)
+    assert index.ticket.tolist() == [0, 1, 1]
+    assert index.member.tolist() == [1, 0, 1]
+    assert index.policy_version.tolist() == [0, 1, 1]
+    assert index.reward("b").tolist() == [[2, 3], [3, 4], [4, 5]]
+    assert index.reward("a").tolist() == [[-2, 0.5], [-3, 0.5], [-4, 0.5]]
+
+
+def test_the_position_is_that_of_the_last_entry() -> None:
+    assert folded(LOG).position == "4-0"
+
+
+def test_an_empty_index_has_no_rows_and_no_groups() -> None:
+    index = LogIndex(group_size=2)
+    assert (len(index), index.reward_names, index.groups().shape) == (0, (), (0, 2))
+
+
+def test_pages_of_any_size_give_the_same_index() -> None:
+    rng = random.Random(0)
+    log: list[LogEntry] = [committed(n + 1, n // 2, n % 2, n) for n in range(40)]
+    log += [evicted(41, 7), failed(42, 20, 0), committed(43, 20, 1), evicted(44, 19)]
+    whole, paged = folded(log), LogIndex(group_size=2)
+    start = 0
+    while start < len(log):
+        stop = start + rng.randint(1, 5)
+        paged.extend(log[start:stop])
+        start = stop
+    assert ids(paged) == ids(whole)
+    assert np.array_equal(paged.reward("b"), whole.reward("b"))
+
+
+def test_entries_seen_before_change_nothing() -> None:
+    index = folded(LOG)
+    index.extend(LOG)
+    assert (len(index), index.num_failed) == (3, 1)
+
+
+def test_positions_compare_as_numbers() -> None:
+    index = folded([committed(9, 0, 0), committed(10, 0, 1), evicted(11, 9)])
+    assert ids(index) == ["0000000000.001"]
+
+
+def test_evicted_records_leave_the_table() -> None:
+    index = folded([*LOG, evicted(5, 2)])
+    assert ids(index) == ["0000000001.000"]
+
+
+def test_a_record_committed_after_an_eviction_stays() -> None:
+    assert len(folded([committed(1, 0, 0), evicted(2, 1), committed(3, 0, 1)])) == 1
+
+
+def test_an_index_that_became_empty_fills_again() -> None:
+    index = folded([committed(1, 0, 0), evicted(2, 1)])
+    assert len(index) == 0
+    index.extend([committed(3, 0, 1)])
+    assert index.reward_names == ("a", "b")
+
+
+def test_dropped_records_leave_the_table() -> None:
+    index = folded(LOG)
+    index.drop(["0000000001.000", "0000000009.000"])
+    assert ids(index) == ["0000000000.001", "0000000001.001"]
+
+
+def test_a_ticket_with_an_open_record_is_not_finished() -> None:
+    assert not folded(LOG[:3]).finished(0, 1)
+
+
+def test_committed_and_failed_records_finish_a_ticket() -> None:
+    index = folded(LOG)
+    assert index.finished(0, 2)
+    assert not index.finished(0, 3)
+
+
+def test_a_ticket_stays_finished_when_its_records_are_evicted() -> None:
+    assert folded([*LOG, evicted(5, 3)]).finished(0, 2)
+
+
+def test_tickets_finish_in_any_order() -> None:
+    index = folded([committed(1, 3, 0), committed(2, 3, 1)])
+    assert index.finished(3, 4)
+    assert not index.finished(2, 4)
+
+
+def test_no_tickets_are_always_finished() -> None:
+    assert LogIndex(group_size=2).finished(5, 5)
+
+
+def test_tickets_before_the_first_count_as_finished() -> None:
+    index = LogIndex(group_size=2, first_ticket=3)
+    assert index.finished(0, 3)
+    index.extend([committed(1, 3, 0), committed(2, 3, 1)])
+    assert index.finished(0, 4)
+
+
+def test_rows_of_a_range_of_tickets() -> None:
+    index = folded(LOG)
+    assert index.rows_of(1, 2).tolist() == [1, 2]
+    assert index.rows_of(2, 9).tolist() == []
+
+
+def test_groups_are_complete_unless_asked_otherwise() -> None:
+    assert folded(LOG).groups().tolist() == [[1, 2]]
+
+
+def test_a_missing_member_of_a_group_is_minus_one() -> None:
+    assert folded(LOG).groups(min_members=1).tolist() == [[-1, 0], [1, 2]]
+
+
+def test_groups_of_some_rows_only() -> None:
+    index = folded(LOG)
+    assert index.groups(index.rows_of(1, 2)).tolist() == [[1, 2]]
+    assert index.groups(index.rows_of(0, 1)).tolist() == []
+
+
+def test_the_reward_of_a_missing_member_is_nan() -> None:
+    index = folded(LOG)
+    reward_GMS = index.rewards_of("b", index.groups(min_members=1))
+    expected = [[[np.nan, np.nan], [2, 3]], [[3, 4], [4, 5]]]
+    assert np.array_equal(reward_GMS, expected, equal_nan=True)
+
+
+def test_reading_rewards_of_groups_does_not_change_the_table() -> None:
+    index = folded(LOG)
+    index.rewards_of("b", index.groups(min_members=1))
+    assert np.isfinite(index.reward("b")).all()
+
+
+def test_a_log_of_another_group_size_is_an_error() -> None:
+    with pytest.raises(ValueError, match="another group size"):
+        folded([committed(1, 0, 2)])
+
+
+def test_a_log_that_mixes_rewards_is_an_error() -> None:
+    other = committed(2, 0, 1)
+    mixed = IndexEntry(**{**vars(other), "rewards": {"c": (1.0, 2.0)}})
+    with pytest.raises(ValueError, match="mixes two configurations"):
+        folded([committed(1, 0, 0), mixed])
