@@ -8,6 +8,8 @@ SEED   ?= 0
 METHOD ?= lasro
 RUN    ?= shapes-$(METHOD)-seed$(SEED)
 ARGS   ?=
+# For the runner itself, such as --resume or --check.
+FLAGS  ?=
 # What chooses torch's build, such as --index-url <PyTorch's index for your CUDA>.
 TORCH_ARGS ?=
 
@@ -35,7 +37,7 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 	@touch $@
 
 train: setup
-	@$(BIN)/python -m deploy.local --run '$(RUN)' -- deploy/configs/shapes-$(METHOD).yaml seed=$(SEED) $(ARGS)
+	@$(BIN)/python -m deploy.local --run '$(RUN)' $(FLAGS) -- deploy/configs/shapes-$(METHOD).yaml seed=$(SEED) $(ARGS)
 
 test: setup
 	@$(BIN)/python -m pytest -q -m 'not slow and not benchmark' $(ARGS)

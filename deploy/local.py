@@ -90,10 +90,11 @@ def launch_arguments(options: argparse.Namespace) -> list[str]:
 
 
 def _runs_folder(options: argparse.Namespace) -> Path | None:
-    """Where runs are written; None: the config is wrong, and it was said how.
+    """Where runs are written; None: something is wrong or missing, and it was said what.
 
-    Loaded here only to report an error before seconds are spent on starting Ray.
+    The job looks again. Here it is only to report an error before seconds are spent on Ray.
     """
+    from deploy.plan import check_environment
     from deploy.run_config import load_config
 
     try:
@@ -101,7 +102,12 @@ def _runs_folder(options: argparse.Namespace) -> Path | None:
     except ConfigError as error:
         log.error("%s", error)
         return None
-    return (ROOT / config.folder).resolve()
+    # Paths in a config are relative to the repository, which the job's working directory copies.
+    with contextlib.chdir(ROOT):
+        problems = check_environment(config, os.environ)
+    for problem in problems:
+        log.error("%s", problem)
+    return None if problems else (ROOT / config.folder).resolve()
 
 
 def run_job(

@@ -28,6 +28,11 @@ def test_a_config_error_is_reported_before_ray_starts() -> None:
     assert (ended.returncode, "did you mean actors.count?" in ended.stderr) == (2, True)
 
 
+def test_a_missing_model_is_reported_before_ray_starts() -> None:
+    ended = _run("--run", "x", "--", SMOKE, "model.path=no/such/folder")
+    assert (ended.returncode, "model.path: the folder no/such/folder" in ended.stderr) == (2, True)
+
+
 def test_resuming_needs_the_name_of_the_run() -> None:
     ended = _run("--resume", "--", SMOKE)
     assert (ended.returncode, "--resume needs --run NAME" in ended.stderr) == (2, True)
