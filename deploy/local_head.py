@@ -12,6 +12,7 @@ process be killed, the kernel tells the head, which takes its children with it.
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import logging
 import os
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 
 # Ray puts sockets below this folder, and a Unix socket's path may have 107 bytes.
 _SHORT_TMP = Path("/tmp")
+_PREFIX = "ft-"
+_LOCK = "runner.lock"
 _PR_SET_PDEATHSIG = 1
 _STOP_TIMEOUT_S = 20.0
 # How long `ray job stop` lets a job end by itself; Ray's default is 3 s, too short to checkpoint.
@@ -53,12 +56,15 @@ class LocalHead:
         self._environ = _head_environ(environ)
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
+        self._lock: int | None = None
         self._dashboard_port = 0
         # Requests stay on the loopback, whatever proxy the environment names.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def __enter__(self) -> Self:
-        self._folder = Path(tempfile.mkdtemp(prefix="ft-", dir=_short_tmp()))
+        _sweep(_short_tmp())
+        self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_short_tmp()))
+        self._lock = _locked(self._folder)
         try:
             self._process = self._start(self._folder)
         except BaseException:
@@ -173,6 +179,9 @@ class LocalHead:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
 
 def start_child(
@@ -249,8 +258,35 @@ def _loopback_address() -> str:
     return f"127.0.0.{random.SystemRandom().randint(2, 254)}"
 
 
-def _short_tmp() -> Path | None:
-    return _SHORT_TMP if os.access(_SHORT_TMP, os.W_OK) else None
+def _short_tmp() -> Path:
+    return _SHORT_TMP if os.access(_SHORT_TMP, os.W_OK) else Path(tempfile.gettempdir())
+
+
+def _locked(folder: Path) -> int | None:
+    """A lock on a session's folder that ends with this process; None: another holds it.
+
+    A lock and no pid: a container may share the folder and not the process table.
+    """
+    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        return None
+    return lock
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what runners left behind that were killed."""
+    for session in folder.glob(f"{_PREFIX}*"):
+        # Without the file it is not ours, or so new that its owner is about to lock it.
+        if not (session / _LOCK).is_file():
+            continue
+        with contextlib.suppress(OSError):
+            lock = _locked(session)
+            if lock is not None:
+                shutil.rmtree(session, ignore_errors=True)
+                os.close(lock)
 
 
 def _descendants(pid: int) -> list[psutil.Process]:

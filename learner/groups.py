@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from buffer.admission import limit_by_window
 from buffer.index import LogIndex
 from buffer.replay import Replay
 from learner.surrogate_training import GroupBatch
@@ -37,6 +38,7 @@ class ScoredGroups:
     Args:
         rewards: weight of every reward in the sum that is trained on, by name.
         steps: positions among a record's scored latents that are trained on.
+        max_open: groups that may be under way at once; None on ranks that do not admit.
         stall_s: a wait without any new log entry for so long raises StallError.
     """
 
@@ -47,13 +49,15 @@ class ScoredGroups:
         rewards: Mapping[str, float],
         group_size: int,
         steps: Sequence[int],
+        max_open: int | None,
         stall_s: float,
         stopping: threading.Event,
     ) -> None:
         self._replay = replay
         self._weights = dict(rewards)
         self._group_size = group_size
-        self._steps = tuple(steps)
+        self.steps = tuple(steps)
+        self._max_open = max_open
         self._stall_s = stall_s
         self._stopping = stopping
         self.index = LogIndex(group_size=group_size)
@@ -66,8 +70,11 @@ class ScoredGroups:
             total += len(entries)
         return total
 
-    def wait_for(self, tickets: range) -> None:
-        """Returns once every record of these tickets is committed or failed.
+    def collect(self, tickets: range, policy_version: int) -> None:
+        """Lets the tickets be issued and returns once each record is committed or failed.
+
+        Args:
+            policy_version: what they are to be sampled with.
 
         Raises:
             StallError: no news for `stall_s`; says what is missing.
@@ -79,6 +86,7 @@ class ScoredGroups:
                 news_at = time.monotonic()
             if self.index.finished(tickets.start, tickets.stop):
                 return
+            self._admit(tickets.stop, policy_version)
             if time.monotonic() - news_at > self._stall_s:
                 raise StallError(
                     f"no record was scored for {self._stall_s:.0f} s while waiting for tickets "
@@ -88,6 +96,13 @@ class ScoredGroups:
             if self._stopping.is_set() and time.monotonic() - begun > _GRACE_S:
                 raise StoppedError("stopped while waiting for scored groups")
             time.sleep(_POLL_S)
+
+    def _admit(self, limit: int, policy_version: int) -> None:
+        if self._max_open is None:
+            return
+        finished = self._replay.counters().progress
+        window = limit_by_window(num_finished=finished, max_open=self._max_open)
+        self._replay.admit(limit=min(limit, window), policy_version=policy_version)
 
     def complete(self, tickets: range) -> list[int]:
         """Those of the tickets whose whole group is live, in ascending order."""
@@ -102,9 +117,9 @@ class ScoredGroups:
         """Latents and rewards of complete groups; those evicted meanwhile are left out."""
         rows_GN = self._rows(tickets)
         entries = self.index.entries(rows_GN.flatten())
-        wanted = [(e.record_id, e.scored[step]) for e in entries for step in self._steps]
+        wanted = [(e.record_id, e.scored[step]) for e in entries for step in self.steps]
         latents = self._replay.read_latents(wanted)
-        per_group = self._group_size * len(self._steps)
+        per_group = self._group_size * len(self.steps)
         by_group = [latents[i : i + per_group] for i in range(0, len(latents), per_group)]
         kept = [i for i, group in enumerate(by_group) if all(x is not None for x in group)]
         rows = [latent for i in kept for latent in by_group[i] if latent is not None]
@@ -113,7 +128,7 @@ class ScoredGroups:
             tickets=[tickets[i] for i in kept],
             prompts=[entries[i * self._group_size].prompt for i in kept],
             latents_GNKCHW=stacked.view(
-                len(kept), self._group_size, len(self._steps), *stacked.shape[1:]
+                len(kept), self._group_size, len(self.steps), *stacked.shape[1:]
             ),
             rewards_GNK=self._rewards(rows_GN[kept]),
         )
@@ -123,7 +138,7 @@ class ScoredGroups:
 
     def _rewards(self, rows_GN: np.ndarray) -> Tensor:
         total = sum(
-            weight * self.index.rewards_of(name, rows_GN)[:, :, list(self._steps)]
+            weight * self.index.rewards_of(name, rows_GN)[:, :, list(self.steps)]
             for name, weight in self._weights.items()
         )
         return torch.from_numpy(np.asarray(total, dtype=np.float32))

@@ -98,8 +98,6 @@ class Surrogate(Section):
     """Diffusion time that the encoder is told; near 0 as its latents are clean."""
     weight_decay: NonNegative = 0.01
     """Weight decay of AdamW."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout before the heads."""
 
     @model_validator(mode="after")
     def _pessimism_has_a_spread(self) -> Self:

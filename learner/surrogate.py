@@ -142,10 +142,15 @@ def new_surrogate(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if backbone == "unet_encoder":
-            return UNetEncoderSurrogate(unet, num_steps=num_steps, heads=heads, timestep=timestep)
-        return ConvSurrogate(
-            unet.config.in_channels,
-            unet.config.cross_attention_dim,
-            num_steps=num_steps,
-            heads=heads,
-        )
+            surrogate = UNetEncoderSurrogate(
+                unet, num_steps=num_steps, heads=heads, timestep=timestep
+            )
+        else:
+            surrogate = ConvSurrogate(
+                unet.config.in_channels,
+                unet.config.cross_attention_dim,
+                num_steps=num_steps,
+                heads=heads,
+            )
+    # The UNet that was copied may be frozen.
+    return surrogate.requires_grad_(True)

@@ -77,8 +77,8 @@ def main() -> None:
         pictures = draw(
             pipeline, prompts, steps=steps, guidance=arguments.guidance, seed=arguments.seed
         )
-        exact = np.asarray(ShapesExact().score(pictures, prompts))
-        graded = np.asarray(ShapesBinding().score(pictures, prompts))
+        exact = ShapesExact().score(pictures, prompts).values
+        graded = ShapesBinding().score(pictures, prompts).values
         result[f"exact_{steps}step"] = round(float(exact.mean()), 4)
         result[f"exact_{steps}step_two_things"] = round(float(exact[things == 0].mean()), 4)
         result[f"exact_{steps}step_three_things"] = round(float(exact[things == 1].mean()), 4)

@@ -33,6 +33,7 @@ from learner.methods.lasro import (
     squash,
 )
 from learner.preference import pessimistic
+from learner.settings import Lasro, Model
 
 log = logging.getLogger(__name__)
 Encode = Callable[[list[str]], Tensor]
@@ -51,24 +52,6 @@ class Denoiser(nn.Module):
         self, x: Tensor, t_B: Tensor, text_BLE: Tensor, guidance_BE: Tensor | None
     ) -> Tensor:
         return self.unet(x, t_B, encoder_hidden_states=text_BLE, timestep_cond=guidance_BE).sample
-
-
-@dataclass(frozen=True)
-class PolicySettings:
-    """What a policy step needs to know; meanings as in the run config."""
-
-    num_steps: int
-    guidance_scale: float
-    batch: int
-    step_weights: tuple[float, ...]
-    cross_term: bool
-    pessimism: float
-    anchor_batch: int
-    anchor_ratio: float | None
-    anchor_weight: float | None
-    seed: int
-    rank: int = 0
-    ranks: int = 1
 
 
 @dataclass(frozen=True)
@@ -107,42 +90,51 @@ class LasroPolicy:
 
     def __init__(
         self,
-        settings: PolicySettings,
+        settings: Lasro,
+        model: Model,
         engine: Engine,
         schedule: NoiseSchedule,
         latent_shape: tuple[int, int, int],
         encode: Encode,
         teacher: UNet2DConditionModel | None,
         surrogate: nn.Module,
+        *,
+        seed: int,
+        rank: int,
+        ranks: int,
     ) -> None:
         self._settings = settings
+        self._model = model
+        self._seed = seed
+        self._mine = slice(rank, None, ranks)
+        self._rewarded = rewarded_steps(settings, model)
         self._engine = engine
         self._schedule = schedule
         self._latent_shape = latent_shape
         self._encode = encode
         self._teacher = teacher
         self._surrogate = surrogate
-        self._timesteps = consistency_timesteps(settings.num_steps, schedule.num_train_timesteps)
-        self.state = PolicyState(scales=(RewardScale(),) * settings.num_steps)
+        self._timesteps = consistency_timesteps(model.num_steps, schedule.num_train_timesteps)
+        self.state = PolicyState(scales=(RewardScale(),) * len(self._rewarded))
 
     def step(self, prompts: Sequence[str], anchor: AnchorData | None) -> dict[str, float]:
         """One update on fresh noise for prompts drawn from `prompts`; returns its metrics."""
-        settings, state = self._settings, self.state
-        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + state.step)
-        mine = slice(settings.rank, None, settings.ranks)
-        drawn = torch.randint(len(prompts), (settings.batch,), generator=generator)[mine]
-        shape = (settings.num_steps, settings.batch, *self._latent_shape)
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.state.step)
+        mine, batch = self._mine, self._settings.policy_batch
+        drawn = torch.randint(len(prompts), (batch,), generator=generator)[mine]
+        shape = (self._model.num_steps, batch, *self._latent_shape)
         noise = torch.randn(shape, generator=generator)[:, mine]
         text = self._encode([prompts[i] for i in drawn])
         anchoring = None
         if anchor is not None and self._teacher is not None:
-            anchoring = self._draw_anchor(anchor, generator, mine)
+            anchoring = self._draw_anchor(anchor, generator)
 
         self._surrogate.requires_grad_(False)
         clean, anchor_loss = self._clean_predictions(text, noise, anchoring)
+        pessimism = self._settings.surrogate.pessimism
         scores = [
-            pessimistic(self._surrogate(z, text, torch.full((len(z),), k)), settings.pessimism)
-            for k, z in enumerate(clean)
+            pessimistic(self._surrogate(clean[step], text, torch.full((len(text),), k)), pessimism)
+            for k, step in enumerate(self._rewarded)
         ]
         self._surrogate.requires_grad_(True)
         return self._update(scores, anchor_loss)
@@ -175,11 +167,9 @@ class LasroPolicy:
             clean.append(consistency_prediction(x, eps, t_B, self._schedule))
         return clean, anchor_loss
 
-    def _draw_anchor(
-        self, anchor: AnchorData, generator: torch.Generator, mine: slice
-    ) -> "_Anchoring":
+    def _draw_anchor(self, anchor: AnchorData, generator: torch.Generator) -> "_Anchoring":
         """Noised latents, and where the teacher's step from there leads."""
-        count = self._settings.anchor_batch
+        mine, count = self._mine, self._settings.anchor.batch
         rows = torch.randint(len(anchor.prompts), (count,), generator=generator)[mine]
         index_B = torch.randint(50, (count,), generator=generator)[mine]
         noise = torch.randn((count, *self._latent_shape), generator=generator)[mine]
@@ -194,7 +184,7 @@ class LasroPolicy:
                 torch.cat([start_B, start_B]),
                 encoder_hidden_states=torch.cat([text, empty]),
             ).sample.chunk(2)
-            w = torch.tensor(self._settings.guidance_scale - 1)
+            w = torch.tensor(self._model.guidance_scale - 1)
             x_end = teacher_step(x_start, cond, uncond, w, start_B, end_B, self._schedule)
         return _Anchoring(x_start, start_B, x_end, end_B, text)
 
@@ -210,7 +200,7 @@ class LasroPolicy:
         return pseudo_huber(prediction - goal).mean()
 
     def _update(self, scores: list[Tensor], anchor_loss: Tensor) -> dict[str, float]:
-        settings, state = self._settings, self.state
+        state = self.state
         scales, squashed, clips = [], [], []
         for scale, scores_B in zip(state.scales, scores, strict=True):
             scale = _shared(scale.seen(scores_B))
@@ -218,7 +208,7 @@ class LasroPolicy:
             scales.append(scale)
             squashed.append(value)
             clips.append(clip)
-        gain = reward_loss(squashed, settings.step_weights)
+        gain = reward_loss(squashed, step_weights(self._settings, self._model))
         weight = self._anchor_weight(gain, anchor_loss)
         norm = self._engine.update(gain + weight * anchor_loss)
         self.state = PolicyState(state.step + 1, weight, tuple(scales))
@@ -227,18 +217,18 @@ class LasroPolicy:
             "anchor_weight": weight,
             "gradient_norm": norm,
         }
-        for k, scores_B in enumerate(scores):
-            metrics[f"surrogate_{k + 1}step"] = float(scores_B.detach().mean())
-            metrics[f"clipped_{k + 1}step"] = clips[k]
+        for step, scores_B, clip in zip(self._rewarded, scores, clips, strict=True):
+            metrics[f"surrogate_{step + 1}step"] = float(scores_B.detach().mean())
+            metrics[f"clipped_{step + 1}step"] = clip
         return mean_over_ranks(metrics)
 
     def _anchor_weight(self, gain: Tensor, anchor_loss: Tensor) -> float:
         """The constant, or what the gradient norms ask for, averaged over steps."""
-        settings, state = self._settings, self.state
+        settings, state = self._settings.anchor, self.state
         if not anchor_loss.requires_grad:
             return 0.0
-        if settings.anchor_ratio is None:
-            return settings.anchor_weight or 0.0
+        if settings.ratio is None:
+            return settings.weight or 0.0
         if state.step % _MEASURE_EVERY:
             return state.anchor_weight
         parameters = [p for p in self._engine.module.parameters() if p.requires_grad]
@@ -247,7 +237,7 @@ class LasroPolicy:
             "reward": gradient_norm(gain, parameters),
         }
         norms = mean_over_ranks(norms)
-        now = anchor_weight(norms["anchor"], norms["reward"], settings.anchor_ratio)
+        now = anchor_weight(norms["anchor"], norms["reward"], settings.ratio)
         return now if state.step == 0 else 0.5 * state.anchor_weight + 0.5 * now
 
     def _guidance(self, rows: int) -> Tensor | None:
@@ -255,7 +245,18 @@ class LasroPolicy:
         dim = unet.config.time_cond_proj_dim  # pyright: ignore[reportAttributeAccessIssue]
         if dim is None:
             return None
-        return guidance_embedding(torch.full((rows,), self._settings.guidance_scale - 1), dim)
+        return guidance_embedding(torch.full((rows,), self._model.guidance_scale - 1), dim)
+
+
+def rewarded_steps(settings: Lasro, model: Model) -> tuple[int, ...]:
+    """Which of the sampler's clean latents carry reward, counted from 0."""
+    first = 0 if settings.reward_steps == "all" else model.num_steps - 1
+    return tuple(range(first, model.num_steps))
+
+
+def step_weights(settings: Lasro, model: Model) -> tuple[float, ...]:
+    """c_k of every rewarded step."""
+    return settings.step_weights or (1.0,) * len(rewarded_steps(settings, model))
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,13 @@ with different weights. A learner that resumes from an older checkpoint publishe
 number above `latest_version()`. References die with the process that put the weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
+
+Weights = Mapping[str, np.ndarray]
+"""The trained tensors of one version, by parameter name."""
 
 NOTHING_PUBLISHED = -1
 

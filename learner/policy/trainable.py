@@ -5,6 +5,7 @@ trainable tensors as numpy arrays: a few MB for an adapter, and quicker through 
 than torch tensors.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,9 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+
+from learner.policy.components import PipelineFolder
+from learner.settings import Model
 
 Kind = Literal["lora", "full"]
 TARGETS = {
@@ -31,8 +35,8 @@ def make_trainable(
     kind: Kind,
     *,
     rank: int,
-    alpha: int,
-    targets: Literal["attention", "all"] = "all",
+    alpha: float,
+    targets: Literal["attention", "all"] | Sequence[str] = "all",
     seed: int = 0,
 ) -> list[torch.nn.Parameter]:
     """Freezes what is not trained, adds the adapter if asked; returns the trained parameters.
@@ -43,7 +47,8 @@ def make_trainable(
     if kind == "lora":
         unet.requires_grad_(False)
         config = LoraConfig(
-            r=rank, lora_alpha=alpha, target_modules=TARGETS[targets], init_lora_weights="gaussian"
+            r=rank,
+            lora_alpha=alpha,  # pyright: ignore[reportArgumentType] target_modules=list(TARGETS.get(targets, targets) if isinstance(targets, str) else targets), init_lora_weights="gaussian"
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -96,3 +101,17 @@ def save_for_diffusers(unet: UNet2DConditionModel, kind: Kind, folder: Path) -> 
         target = folder / "unet"
         unet.save_pretrained(target)
     return target
+
+
+def trainable_unet(pipeline: PipelineFolder, model: Model, *, seed: int) -> UNet2DConditionModel:
+    """The pipeline's UNet with its trained part as the run config's `model` section asks."""
+    unet = pipeline.unet(model.attention)
+    make_trainable(
+        unet,
+        model.trainable,
+        rank=model.lora_rank,
+        alpha=model.lora_alpha,
+        targets=model.lora_targets,
+        seed=seed,
+    )
+    return unet

@@ -1,0 +1,244 @@
+"""What each process of a run is made of: config in, worker out.
+
+Called inside the actors, so the heavy imports happen there, and only where they are needed: a
+reward server loads no UNet, a sampler no VAE, the controller no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from buffer.redis_replay import RedisReplay
+from deploy.config_sections import FilePrompts, Prompts
+from deploy.run_config import RunConfig
+
+if TYPE_CHECKING:
+    from actors.rollout import FewStepPolicy
+    from actors.worker import SamplerWorker
+    from learner.policy.components import PipelineFolder
+    from reward_servers.server import RewardServer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every builder needs; travels to the actors.
+
+    Args:
+        replay: picklable; opens its own connection in the process that unpickles it.
+        folder: of the run, seen by learner and evaluator.
+    """
+
+    config: RunConfig
+    replay: RedisReplay
+    folder: Path
+
+
+def prompt_list(source: Prompts, seed: int) -> list[str]:
+    """The prompts of a file, or drawn from the shapes grammar."""
+    if isinstance(source, FilePrompts):
+        from actors.prompts import load_prompts
+
+        return load_prompts(source.file)
+    from deploy.shapes.world import draw_scene
+
+    rng = np.random.default_rng(seed)
+    scenes = (
+        draw_scene(rng, held_out=source.held_out, three=source.three_share)
+        for _ in range(source.count)
+    )
+    return [scene.prompt for scene in scenes]
+
+
+def few_step_policy(config: RunConfig, pipeline: PipelineFolder, group_size: int) -> FewStepPolicy:
+    """The policy as it is before training, ready to sample and to take new weights."""
+    from actors.rollout import FewStepPolicy
+    from learner.policy.trainable import load_arrays, trainable_unet
+
+    unet = trainable_unet(pipeline, config.model, seed=config.seed)
+
+    def network(x: Any, t_B: Any, text: Any, guidance: Any) -> Any:
+        return unet(x, t_B, encoder_hidden_states=text, timestep_cond=guidance).sample
+
+    return FewStepPolicy(
+        network=network,
+        encode=pipeline.prompt_encoder(),
+        load=lambda weights: load_arrays(unet, dict(weights)),
+        schedule=pipeline.schedule,
+        latent_shape=pipeline.latent_shape,
+        group_size=group_size,
+        num_steps=config.model.num_steps,
+        guidance_scale=config.model.guidance_scale,
+        guidance_dim=unet.config.time_cond_proj_dim,
+        shared_initial_noise=config.actors.fixed_initial_noise,
+    )
+
+
+def sampler(plan: Plan, board: Any, owner: str) -> SamplerWorker:
+    """A sampler worker; its policy starts as version 0, which is the untouched one."""
+    import torch
+
+    from actors.fleet import BoardWeights
+    from actors.prompts import PromptSource
+    from actors.worker import SamplerWorker, WorkerSettings
+    from learner.policy.components import PipelineFolder
+
+    config = plan.config
+    torch.set_num_threads(config.actors.threads)
+    return SamplerWorker(
+        plan.replay,
+        PromptSource(prompt_list(config.prompts, config.seed), run_seed=config.seed),
+        BoardWeights(board),
+        few_step_policy(config, PipelineFolder.locate(config.model.path), config.actors.group_size),
+        owner=owner,
+        settings=WorkerSettings(
+            groups_per_batch=config.actors.groups_per_batch, lease_s=config.actors.lease_s
+        ),
+        loaded_version=0,
+    )
+
+
+def reward_server(plan: Plan, owner: str) -> RewardServer:
+    """A server of all configured rewards, with the VAE that decodes for them."""
+    import torch
+
+    from learner.policy.components import PipelineFolder, decode_latents
+    from reward_servers.registry import build_reward
+    from reward_servers.server import RewardServer, ServerSettings
+
+    config = plan.config
+    torch.set_num_threads(config.scoring.threads)
+    vae = PipelineFolder.locate(config.model.path).vae()
+    return RewardServer(
+        plan.replay,
+        lambda latents_BCHW: decode_latents(vae, torch.from_numpy(latents_BCHW)),
+        {name: build_reward(r.kind, r.args) for name, r in config.rewards.items()},
+        owner=owner,
+        settings=ServerSettings(
+            max_batch=config.scoring.max_batch,
+            timeout_s=config.scoring.timeout_s,
+            lease_s=config.scoring.lease_s,
+        ),
+    )
+
+
+class LearnerRank:
+    """One rank of the learner, for the actor that hosts it: build, run, tell, stop."""
+
+    def __init__(self, plan: Plan, rank: int, board: Any) -> None:
+        import threading
+
+        self._plan = plan
+        self._rank = rank
+        self._board = board
+        self._rewound = False
+        self._stopping = threading.Event()
+        self._trainer: Any = None
+        self._method: Any = None
+
+    def address(self) -> tuple[str, int]:
+        """Where rank 0 can be met: this host, and a port that is free now."""
+        import socket
+
+        import ray
+
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def run(self, address: str, port: int, *, resume: bool) -> bool:
+        """Trains to the end; False when it was stopped before."""
+        from learner.engine import join_ranks, leave_ranks
+        from learner.methods.lasro_build import build_lasro
+        from learner.trainer import Trainer
+
+        config = self._plan.config
+        join_ranks(self._rank, config.learner.ranks, address, port, timeout_s=config.limits.stall_s)
+        try:
+            self._method = build_lasro(
+                config.method,
+                config.model,
+                config.learner,
+                replay=self._plan.replay,
+                prompts=prompt_list(config.prompts, config.seed),
+                rewards={name: reward.weight for name, reward in config.rewards.items()},
+                group_size=config.actors.group_size,
+                max_open=config.replay.max_pending_records // config.actors.group_size,
+                capacity_groups=config.replay.capacity_groups,
+                stall_s=config.limits.stall_s,
+                seed=config.seed,
+                rank=self._rank,
+                stopping=self._stopping,
+            )
+            self._trainer = Trainer(
+                self._method,
+                self._publish,
+                folder=self._plan.folder,
+                rank=self._rank,
+                resume=resume,
+                every=config.learner.checkpoint_every_cycles,
+                keep=config.learner.keep_checkpoints,
+                stopping=self._stopping,
+            )
+            return self._trainer.run()
+        finally:
+            leave_ranks()
+
+    def _publish(self, version: int, weights: dict[str, np.ndarray]) -> None:
+        import ray
+
+        if not self._rewound:
+            # References of an earlier life of this rank died with it.
+            ray.get(self._board.rewind.remote(version))
+            self._rewound = True
+        ray.get(self._board.publish.remote(version, [ray.put(weights)]))
+
+    def stop(self) -> None:
+        """Ends `run` after the cycle in hand, with a checkpoint."""
+        self._stopping.set()
+
+    def report(self) -> dict[str, Any]:
+        """Where it is, and the metric rows since the last call."""
+        if self._method is None or self._trainer is None:
+            return {"stage": "starting the learner", "cycle": 0, "latest": {}, "rows": []}
+        journal = self._method.journal
+        return {
+            "stage": journal.stage,
+            "cycle": journal.cycle,
+            "latest": dict(journal.latest),
+            "seconds": dict(journal.seconds),
+            "published": self._trainer.published,
+            "rows": journal.drain(),
+        }
+
+
+class EvaluatorHost:
+    """The evaluator inside its actor: takes references to weights, builds itself when asked."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self._evaluator: Any = None
+
+    def evaluate(self, refs: list[Any], pictures: Path) -> dict[str, float]:
+        """`Evaluator.evaluate` of the weights behind the references; none: the untouched policy."""
+        return self._get().evaluate(_weights(refs) or None, pictures)
+
+    def export(self, refs: list[Any], folder: Path) -> str:
+        """`Evaluator.export` of the weights behind the references."""
+        return self._get().export(_weights(refs), folder)
+
+    def _get(self) -> Any:
+        if self._evaluator is None:
+            from deploy.evaluate import Evaluator
+
+            self._evaluator = Evaluator(self._config)
+        return self._evaluator
+
+
+def _weights(refs: list[Any]) -> dict[str, np.ndarray]:
+    import ray
+
+    return {name: array for part in ray.get(refs) for name, array in part.items()}

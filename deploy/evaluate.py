@@ -1,0 +1,118 @@
+"""Measuring a policy on held-out prompts with true rewards and noise of its own.
+
+The same prompts and the same noise every time, so that before and after differ by the policy
+alone. Also where a policy leaves the run: `export` writes what diffusers loads.
+Shape suffixes: B images, H W pixels.
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from actors.prompts import seed_of
+from actors.rollout import FewStepPolicy, Group
+from deploy.build import few_step_policy, prompt_list
+from deploy.run_config import RunConfig
+from learner.policy.components import PipelineFolder, decode_latents
+from learner.policy.trainable import load_arrays, save_for_diffusers, trainable_unet
+from reward_servers.base import Failure, checked_scores
+from reward_servers.registry import build_reward
+
+log = logging.getLogger(__name__)
+_BATCH = 128
+NUM_PICTURES = 24
+
+
+class Evaluator:
+    """Holds a policy of its own; weights are handed in."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        torch.set_num_threads(max(1, round(config.evaluation.threads)))
+        pipeline = PipelineFolder.locate(config.model.path)
+        self._pipeline = pipeline
+        self._vae = pipeline.vae()
+        self._singles = few_step_policy(config, pipeline, group_size=1)
+        self._prompts = prompt_list(config.evaluation.prompts, config.evaluation.seed)
+        self._rewards = {
+            name: build_reward(metric.kind, metric.args)
+            for name, metric in config.evaluation.rewards.items()
+        }
+
+    def evaluate(
+        self, weights: Mapping[str, np.ndarray] | None, pictures: Path | None
+    ) -> dict[str, float]:
+        """Metrics by name, such as `exact_2step`, and `diversity`.
+
+        Args:
+            weights: None: the policy as it is loaded now, at first the untouched one.
+            pictures: an .npz to write, of some pictures at each step and their prompts.
+        """
+        if weights is not None:
+            self._singles.load(weights)
+        evaluation = self._config.evaluation
+        groups = [
+            Group(i, self._prompts[i % len(self._prompts)], seed_of(evaluation.seed, i))
+            for i in range(evaluation.samples)
+        ]
+        latents_BKCHW = self._sample(self._singles, groups)
+        prompts = [group.prompt for group in groups]
+        metrics: dict[str, float] = {}
+        drawn = {}
+        for k in range(latents_BKCHW.shape[1]):
+            images_BHWC = self._decode(latents_BKCHW[:, k])
+            drawn[f"{k + 1}step"] = images_BHWC[:NUM_PICTURES]
+            for name in self._rewards:
+                metrics[f"{name}_{k + 1}step"] = self._mean_score(name, images_BHWC, prompts)
+        metrics["diversity"] = self._diversity()
+        if pictures is not None:
+            pictures.parent.mkdir(parents=True, exist_ok=True)
+            last = drawn[f"{len(drawn)}step"]
+            np.savez_compressed(pictures, images=last, prompts=np.array(prompts[:NUM_PICTURES]))
+        return metrics
+
+    def export(self, weights: Mapping[str, np.ndarray], folder: Path) -> str:
+        """Writes the adapter or the UNet for diffusers; returns where."""
+        unet = trainable_unet(self._pipeline, self._config.model, seed=self._config.seed)
+        load_arrays(unet, dict(weights))
+        return str(save_for_diffusers(unet, self._config.model.trainable, folder))
+
+    def _sample(self, policy: FewStepPolicy, groups: list[Group]) -> torch.Tensor:
+        rollouts = [
+            rollout
+            for start in range(0, len(groups), _BATCH)
+            for rollout in policy.sample(groups[start : start + _BATCH])
+        ]
+        return torch.from_numpy(np.concatenate([r.latents_GKCHW for r in rollouts])).float()
+
+    def _decode(self, latents_BCHW: torch.Tensor) -> np.ndarray:
+        parts = latents_BCHW.split(_BATCH)
+        return np.concatenate([decode_latents(self._vae, part) for part in parts])
+
+    def _mean_score(self, name: str, images_BHWC: np.ndarray, prompts: list[str]) -> float:
+        """Mean over the pictures that have a score; failures are said, never counted as 0."""
+        outcomes = checked_scores(self._rewards[name], images_BHWC, prompts)
+        values = [outcome for outcome in outcomes if not isinstance(outcome, Failure)]
+        failures = [outcome.reason for outcome in outcomes if isinstance(outcome, Failure)]
+        if failures:
+            log.warning(
+                "evaluation: %s failed on %d of %d pictures, first: %s",
+                name, len(failures), len(outcomes), failures[0],
+            )  # fmt: skip
+        return float(np.mean(values)) if values else float("nan")
+
+    def _diversity(self) -> float:
+        """Mean pairwise RMS distance of last-step latents at a fixed prompt, over prompts."""
+        settings = self._config.evaluation.diversity
+        seed = self._config.evaluation.seed + 1
+        groups = [
+            Group(n, self._prompts[n // settings.per_prompt % len(self._prompts)], seed_of(seed, n))
+            for n in range(settings.prompts * settings.per_prompt)
+        ]
+        latents = self._sample(self._singles, groups)[:, -1].flatten(1)
+        by_prompt = latents.view(settings.prompts, settings.per_prompt, -1)
+        distances = [torch.pdist(rows).mean() / rows.shape[1] ** 0.5 for rows in by_prompt]
+        return float(torch.stack(distances).mean())

@@ -1,0 +1,168 @@
+"""The controller's handles on the learner's ranks and the evaluator, both Ray actors.
+
+A rank that dies takes its siblings with it, and all continue from the newest checkpoint. An
+error that a rank raises is the run's: it would only come again.
+"""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from deploy.build import EvaluatorHost, LearnerRank, Plan
+from deploy.run_config import RunConfig
+
+log = logging.getLogger(__name__)
+_ANSWER_TIMEOUT_S = 120.0
+_EVALUATION_TIMEOUT_S = 1800.0
+_MAX_RESTARTS = 5
+_BACKOFF_S = 2.0
+
+
+class RunFailedError(RuntimeError):
+    """The run cannot go on; its text says why and what to do."""
+
+
+class Ranks:
+    """The learner: `learner-0` and up.
+
+    Attributes:
+        last: rank 0's newest report.
+    """
+
+    def __init__(self, plan: Plan, board: Any) -> None:
+        self._plan = plan
+        self._board = board
+        self._actors: list[Any] = []
+        self._running: list[Any] = []
+        self._restarts = 0
+        self._stop_asked = False
+        self._rows: list[dict[str, Any]] = []
+        self.last: dict[str, Any] = {}
+
+    def start(self, *, resume: bool) -> None:
+        """Places the ranks and sets them to work."""
+        options = self._plan.config.learner
+        host = ray.remote(LearnerRank)
+        lives = f".{self._restarts}" if self._restarts else ""
+        self._actors = [
+            host.options(
+                name=f"learner-{rank}{lives}",
+                num_cpus=options.num_cpus,
+                num_gpus=options.num_gpus,
+                max_concurrency=3,  # run, and beside it report and stop
+            ).remote(self._plan, rank, self._board)
+            for rank in range(options.ranks)
+        ]
+        address, port = self._ask(self._actors[0].address.remote())
+        self._running = [a.run.remote(address, port, resume=resume) for a in self._actors]
+
+    def poll(self) -> bool | None:
+        """None: at work. True: trained to the end. False: stopped before it.
+
+        Raises:
+            RunFailedError: a rank raised, or died too often.
+        """
+        self._read_report()
+        ready, _ = ray.wait(self._running, num_returns=len(self._running), timeout=0)
+        try:
+            results = ray.get(ready)
+        except RayTaskError as error:
+            cause = error.cause or error
+            log.error("the learner ended with an error", exc_info=error)
+            raise RunFailedError(f"the learner raised {type(cause).__name__}: {cause}") from error
+        except RayActorError as error:
+            self._restart(error)
+            return None
+        if len(results) < len(self._running):
+            return None
+        self._read_report()
+        return all(results)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Metric rows since the last call."""
+        rows, self._rows = self._rows, []
+        return rows
+
+    def ask_to_stop(self) -> None:
+        """Ends the ranks after the cycle in hand, with a checkpoint."""
+        self._stop_asked = True
+        for actor in self._actors:
+            actor.stop.remote()
+
+    def stop(self, timeout_s: float) -> None:
+        """Ends the ranks: asked first, killed after `timeout_s`."""
+        self.ask_to_stop()
+        if self._running:
+            ray.wait(self._running, num_returns=len(self._running), timeout=timeout_s)
+        self._kill()
+
+    def _read_report(self) -> None:
+        try:
+            self.last = ray.get(self._actors[0].report.remote(), timeout=_ANSWER_TIMEOUT_S)
+        except RayError as error:
+            log.debug("no report: %s", error)
+            return
+        self._rows += self.last.pop("rows")
+
+    def _restart(self, error: RayActorError) -> None:
+        self._restarts += 1
+        log.warning("a learner rank died (%d): %s", self._restarts, error)
+        self._kill()
+        if self._restarts > _MAX_RESTARTS or self._stop_asked:
+            raise RunFailedError(f"a learner rank died {self._restarts} times: {error}")
+        time.sleep(_BACKOFF_S * self._restarts)
+        self.start(resume=True)
+
+    def _kill(self) -> None:
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors, self._running = [], []
+
+    def _ask(self, ref: Any) -> Any:
+        try:
+            return ray.get(ref, timeout=_ANSWER_TIMEOUT_S)
+        except GetTimeoutError as error:
+            raise RunFailedError(
+                f"learner-0 did not start within {_ANSWER_TIMEOUT_S:.0f} s: the cluster may lack "
+                f"{self._plan.config.learner.num_cpus:g} CPUs or "
+                f"{self._plan.config.learner.num_gpus:g} GPUs for it"
+            ) from error
+
+
+class EvaluatorHandle:
+    """The evaluator actor, as the controller uses it."""
+
+    def __init__(self, config: RunConfig, board: Any, folder: Path) -> None:
+        self._board = board
+        self._folder = folder
+        options = config.evaluation
+        self._actor = (
+            ray.remote(EvaluatorHost)
+            .options(name="evaluator", num_cpus=options.num_cpus, num_gpus=options.num_gpus)
+            .remote(config)
+        )
+
+    def measure(self, moment: str, *, version: int | None) -> Any:
+        """Begins an evaluation of a published version, or of the untouched policy."""
+        pictures = self._folder / "pictures" / f"{moment}.npz"
+        return self._actor.evaluate.remote(self._refs(version), pictures)
+
+    def export(self, version: int) -> Any:
+        """Begins to write a version in the form that diffusers loads."""
+        return self._actor.export.remote(self._refs(version), self._folder)
+
+    def result(self, ref: Any) -> Any:
+        """Waits for what `measure` or `export` began."""
+        try:
+            return ray.get(ref, timeout=_EVALUATION_TIMEOUT_S)
+        except RayError as error:
+            raise RunFailedError(f"the evaluation failed: {error}") from error
+
+    def _refs(self, version: int | None) -> list[Any]:
+        if version is None:
+            return []
+        return ray.get(self._board.exactly.remote(version), timeout=_ANSWER_TIMEOUT_S)

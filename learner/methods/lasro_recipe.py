@@ -1,0 +1,259 @@
+"""LaSRO end to end on one rank: fit the surrogate, then let policy and surrogate take turns.
+
+    prepare   tickets [0, P) by version 0 ─► fit the surrogate until held-out accuracy
+    improve   n_g policy steps up the surrogate                      cycle c
+    adapt     tickets of cycle c by version c + 1 ─► n_s surrogate steps
+
+True rewards come from the replay alone, and are never differentiated.
+Shape suffixes: G groups, N samples of a group, K rewarded steps.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+
+from learner.engine import Engine
+from learner.groups import ScoredGroups
+from learner.methods.lasro_policy import AnchorData, LasroPolicy, PolicyState
+from learner.policy.trainable import trainable_arrays
+from learner.settings import Lasro
+from learner.surrogate_training import GroupBatch, RewardMoments, SurrogateTrainer
+from learner.trainer import Journal, Weights
+
+log = logging.getLogger(__name__)
+_FRESH_SHARE = 0.5
+"""Of a surrogate batch in a cycle: from the newest groups; the rest from all of the replay."""
+
+
+class LasroMethod:
+    """Implements `learner.trainer.Method`.
+
+    Args:
+        capacity_groups: groups that the replay keeps; older ones are not drawn.
+    """
+
+    def __init__(
+        self,
+        settings: Lasro,
+        *,
+        groups: ScoredGroups,
+        policy: LasroPolicy,
+        policy_engine: Engine,
+        surrogate: SurrogateTrainer,
+        surrogate_engine: Engine,
+        prompts: Sequence[str],
+        capacity_groups: int,
+        seed: int,
+        rank: int,
+        ranks: int,
+    ) -> None:
+        self.cycles = settings.cycles
+        self.journal = Journal()
+        self.prepared = False
+        self._settings = settings
+        self._groups = groups
+        self._policy = policy
+        self._policy_engine = policy_engine
+        self._surrogate = surrogate
+        self._surrogate_engine = surrogate_engine
+        self._prompts = list(prompts)
+        self._capacity = capacity_groups
+        self._seed = seed
+        self._rank = rank
+        self._ranks = ranks
+        self._surrogate_step = 0
+        self._fresh_accuracy = 1.0
+        self._anchor: AnchorData | None = None
+        self._average: Weights | None = None
+
+    def prepare(self) -> None:
+        """Collects groups of the untouched policy and fits the surrogate to their rewards."""
+        count = self._settings.pretrain.groups
+        self.journal.stage = "collecting"
+        self._collect(range(count), version=0)
+        everything = self._groups.complete(range(count))
+        if len(everything) < 2:
+            raise ValueError(
+                f"only {len(everything)} of {count} groups have all their rewards; see the "
+                "quarantined records for the reasons"
+            )
+        rewards_GNK = self._groups.rewards(everything)
+        self._surrogate.moments = RewardMoments.of(rewards_GNK)
+        self._record_rewards("pretrain", 0, rewards_GNK)
+        self._anchor = self._anchor_data(everything)
+        self.journal.stage = "fitting the surrogate"
+        self._fit_surrogate(everything)
+        self.prepared = True
+
+    def improve(self, cycle: int) -> None:
+        """n_g policy steps, unless the surrogate was no guide on the newest samples."""
+        self.journal.stage = "training"
+        if self._fresh_accuracy < self._settings.accuracy_brake:
+            self.journal.record("policy", cycle, {"braked": 1.0})
+            return
+        with self.journal.timed("policy"):
+            for _ in range(self._settings.policy_steps):
+                metrics = self._policy.step(self._prompts, self._anchor)
+                self._follow()
+        self.journal.record("policy", cycle, {"braked": 0.0, **metrics})
+
+    def adapt(self, cycle: int, *, last: bool) -> None:
+        """Fresh groups of the new policy: how good the surrogate still is, then n_s steps."""
+        settings = self._settings
+        first = settings.pretrain.groups + cycle * settings.groups_per_cycle
+        fresh_range = range(first, first + settings.groups_per_cycle)
+        self._collect(fresh_range, version=cycle + 1)
+        fresh = self._groups.complete(fresh_range)
+        if fresh:
+            self._judge(cycle, fresh)
+        if last:
+            return
+        known = self._groups.complete(range(max(0, fresh_range.stop - self._capacity), first))
+        with self.journal.timed("surrogate"):
+            metrics: dict[str, float] = {}
+            for _ in range(settings.surrogate_steps):
+                metrics = self._surrogate_update(known, fresh)
+        self.journal.record("surrogate", cycle, metrics)
+
+    def weights(self) -> Weights:
+        return trainable_arrays(self._policy_engine.module.unet)  # pyright: ignore
+
+    def final_weights(self) -> Weights:
+        """The running average if there is one."""
+        if self._average is None:
+            return self.weights()
+        return {name: value.astype(np.float32) for name, value in self._average.items()}
+
+    def save(self, folder: Path) -> None:
+        self._policy_engine.save(folder / "policy", {})
+        self._surrogate_engine.save(folder / "surrogate", {})
+        if self._rank == 0 and self._anchor is not None:
+            save_file({"latents": self._anchor.latents_NCHW.numpy()}, folder / "anchor.safetensors")
+            (folder / "anchor.json").write_text(json.dumps(list(self._anchor.prompts)))
+        if self._rank == 0 and self._average is not None:
+            save_file(self._average, folder / "average.safetensors")
+
+    def load(self, folder: Path, state: dict[str, Any]) -> None:
+        self._policy_engine.load(folder / "policy")
+        self._surrogate_engine.load(folder / "surrogate")
+        self._policy.state = PolicyState.from_json(state["policy"])
+        self._surrogate.moments = RewardMoments(**state["moments"])
+        self._surrogate_step = state["surrogate_step"]
+        self._fresh_accuracy = state["fresh_accuracy"]
+        self.journal.seconds = state["seconds"]
+        self.prepared = True
+        if (folder / "anchor.safetensors").exists():
+            latents = torch.from_numpy(load_file(folder / "anchor.safetensors")["latents"])
+            self._anchor = AnchorData(latents, json.loads((folder / "anchor.json").read_text()))
+        if (folder / "average.safetensors").exists():
+            self._average = load_file(folder / "average.safetensors")
+        self._groups.catch_up()
+
+    def state(self) -> dict[str, Any]:
+        assert self._surrogate.moments is not None
+        return {
+            "policy": self._policy.state.to_json(),
+            "moments": asdict(self._surrogate.moments),
+            "surrogate_step": self._surrogate_step,
+            "fresh_accuracy": self._fresh_accuracy,
+            "log_position": self._groups.index.position,
+            "seconds": self.journal.seconds,
+        }
+
+    def _collect(self, tickets: range, version: int) -> None:
+        with self.journal.timed("waiting"):
+            self._groups.collect(tickets, version)
+
+    def _fit_surrogate(self, tickets: list[int]) -> None:
+        """Steps until the held-out accuracy is reached, or stops rising."""
+        settings = self._settings.pretrain
+        stride = max(2, round(1 / settings.holdout_share))
+        held_out = tickets[::stride]
+        train = [ticket for ticket in tickets if ticket not in set(held_out)]
+        best, stale, step = 0.0, 0, 0
+        while step < settings.max_steps and stale < settings.patience:
+            with self.journal.timed("surrogate"):
+                metrics: dict[str, float] = {}
+                for _ in range(min(settings.check_every_steps, settings.max_steps - step)):
+                    metrics = self._surrogate_update(train, [])
+                    step += 1
+                accuracies = self._held_out_accuracy(held_out)
+            accuracy = float(np.nanmean(list(accuracies.values())))
+            self.journal.record("pretrain", step, {**metrics, **accuracies})
+            log.info("surrogate step %d: held-out pair accuracy %.3f", step, accuracy)
+            if accuracy >= settings.target_accuracy:
+                return
+            best, stale = (accuracy, 0) if accuracy > best + 1e-3 else (best, stale + 1)
+
+    def _held_out_accuracy(self, tickets: list[int]) -> dict[str, float]:
+        """All ranks measure the same groups, so all stop at the same step."""
+        parts = [
+            self._surrogate.accuracy(self._groups.fetch(tickets[i : i + 64]))
+            for i in range(0, len(tickets), 64)
+        ]
+        means = np.nanmean(np.array(parts), axis=0)
+        return {f"heldout_accuracy_{self._label(k)}": float(x) for k, x in enumerate(means)}
+
+    def _surrogate_update(self, known: Sequence[int], fresh: Sequence[int]) -> dict[str, float]:
+        """One step on a batch that every rank draws alike and takes its share of."""
+        rng = np.random.default_rng([self._seed, 1, self._surrogate_step])
+        self._surrogate_step += 1
+        size = self._settings.surrogate.batch_groups
+        num_fresh = min(len(fresh), math.ceil(size * _FRESH_SHARE)) if known else size
+        drawn = [
+            *rng.choice(np.asarray(fresh, dtype=np.int64), min(num_fresh, len(fresh)), replace=False),
+            *rng.choice(np.asarray(known, dtype=np.int64), min(size - num_fresh, len(known)),
+                        replace=False),
+        ]  # fmt: skip
+        mine = [int(ticket) for ticket in drawn[self._rank :: self._ranks]]
+        return self._surrogate.step(self._groups.fetch(mine))
+
+    def _judge(self, cycle: int, fresh: list[int]) -> None:
+        """Rewards of the fresh samples, and how many of their pairs the surrogate has right."""
+        batch = self._groups.fetch(fresh)
+        accuracies = self._surrogate.accuracy(batch)
+        self._fresh_accuracy = float(np.nanmean(accuracies))
+        named = {f"fresh_accuracy_{self._label(k)}": a for k, a in enumerate(accuracies)}
+        self.journal.record("fresh", cycle, named)
+        self._record_rewards("fresh", cycle, batch.rewards_GNK)
+
+    def _record_rewards(self, phase: str, step: int, rewards_GNK: torch.Tensor) -> None:
+        means_K = rewards_GNK.mean(dim=(0, 1)).tolist()
+        values = {f"reward_{self._label(k)}": mean for k, mean in enumerate(means_K)}
+        self.journal.record(phase, step, values)
+
+    def _label(self, position: int) -> str:
+        """'1step', '2step': the number of calls that made the latent."""
+        return f"{self._groups.steps[position] + 1}step"
+
+    def _anchor_data(self, tickets: list[int]) -> AnchorData | None:
+        """Last-step latents of the untouched policy, one of each group."""
+        if self._settings.anchor.data == "none":
+            return None
+        latents, prompts = [], []
+        for i in range(0, len(tickets), 64):
+            batch: GroupBatch = self._groups.fetch(tickets[i : i + 64])
+            rows = batch.rewards_GNK[:, :, -1].argmax(dim=1)
+            latents.append(batch.latents_GNKCHW[torch.arange(len(rows)), rows, -1])
+            prompts += batch.prompts
+        return AnchorData(torch.cat(latents), prompts)
+
+    def _follow(self) -> None:
+        """Moves the running average of the policy after a step."""
+        decay = self._settings.weight_average
+        if decay is None:
+            return
+        now = self.weights()
+        if self._average is None:
+            self._average = now
+        else:
+            for name, value in self._average.items():
+                value += (1 - decay) * (now[name] - value)
