@@ -7,7 +7,7 @@ Shape suffixes: G members of a group, K kept latents, B rows of a batch, C H W l
 height, width.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,8 +19,7 @@ from actors.sampling import INITIAL_NOISE, Network, group_noise, sample_ddpm, sa
 from buffer.records import Record, record_id
 from learner.diffusion.consistency import guidance_embedding
 from learner.diffusion.schedule import NoiseSchedule
-
-Weights = Mapping[str, np.ndarray]
+from learner.policy.board import Weights
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from actors.prompts import PromptSource
-from actors.rollout import Group, Policy, Rollout, Weights, to_records
+from actors.rollout import Group, Policy, Rollout, to_records
 from buffer.records import Record, Ticket
+from learner.policy.board import Weights
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ class SamplerWorker:
         self._counts = dict.fromkeys(
             ("groups", "images", "duplicates", "returned", "failures", "loads"), 0
         )
-        self._busy_s = dict.fromkeys(("wait", "load", "sample", "put"), 0.0)
+        self._busy_s: dict[str, float] = {"wait": 0.0, "load": 0.0, "sample": 0.0, "put": 0.0}
 
     def run(self) -> None:
         """Sample until `stop`; every lease that is still held is given back at the end.

@@ -90,7 +90,7 @@ def test_prediction_is_diffusers_denoised_at_every_step(num_steps: int) -> None:
     scheduler.set_timesteps(num_steps)
     x, eps = seeded(2, 3, 4, 4, 4)
     for t in scheduler.timesteps.tolist():
-        expected = scheduler.step(eps, t, x).denoised
+        _, expected = scheduler.step(eps, t, x, return_dict=False)
         ours = consistency_prediction(x, eps, torch.full((3,), t), SCHEDULE)
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 

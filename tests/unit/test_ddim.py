@@ -108,7 +108,7 @@ def test_step_is_diffusers_step_on_the_same_noise() -> None:
     generator = torch.Generator().manual_seed(0)
     x, eps, noise = torch.randn(3, 2, 4, 4, 4, generator=generator)
     for t in scheduler.timesteps.tolist():
-        expected = scheduler.step(eps, t, x, eta=1.0, variance_noise=noise).prev_sample
+        expected = scheduler.step(eps, t, x, eta=1.0, variance_noise=noise, return_dict=False)[0]
         rows = torch.tensor([t, t])
         mean, std = ddim_moments(x, eps, rows, (rows - 20).clamp(min=0), SCHEDULE)
         torch.testing.assert_close(mean + std * noise, expected, rtol=1e-4, atol=1e-5)

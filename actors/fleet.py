@@ -1,0 +1,301 @@
+"""The sampler fleet: creates, names, counts, replaces and scales sampler actors under Ray.
+
+    start(n) ─► sampler-0 … n−1 ─► ensure_alive(), about once a second ─► stop()
+                     ▲ scale(m), at any time
+
+A sampler that dies loses nothing: its leases run out and its tickets are issued again. The
+fleet itself replaces what died (Ray restarts nothing), so a sampler that cannot be built is
+seen with its reason. Nothing here waits but `stop`, and nothing imports torch: the samplers do.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from threading import Event
+from typing import Any, Protocol
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+
+from learner.policy.board import Weights
+
+log = logging.getLogger(__name__)
+
+
+class Worker(Protocol):
+    """What an actor hosts: a `SamplerWorker`."""
+
+    def run(self) -> None:
+        """Work until `stop`; raising means giving up."""
+        ...
+
+    def stop(self) -> None:
+        """End `run` soon, giving leases back."""
+        ...
+
+    def stats(self) -> dict[str, float | str]:
+        """Counters since the start."""
+        ...
+
+
+class FleetGaveUpError(RuntimeError):
+    """A sampler died too often in a row."""
+
+
+@dataclass(frozen=True)
+class FleetSettings:
+    """How a fleet replaces and ends samplers.
+
+    Args:
+        backoff_s: before the first replacement in a row; doubles up to `max_backoff_s`.
+        max_failures: of one sampler in a row; one more and the fleet gives up.
+        healthy_s: a sampler that ran so long starts its count afresh.
+        drain_s: for a stopping sampler to finish its batch; then it is killed.
+        stats_timeout_s: a sampler that does not answer within it is left out.
+    """
+
+    backoff_s: float = 1.0
+    max_backoff_s: float = 30.0
+    max_failures: int = 5
+    healthy_s: float = 120.0
+    drain_s: float = 60.0
+    stats_timeout_s: float = 5.0
+
+
+class BoardWeights:
+    """The policy board, and the weights that it refers to, as a sampler worker asks for them.
+
+    Args:
+        board: handle of the `PolicyBoard` actor.
+        timeout_s: of one call, and of fetching a version's weights.
+    """
+
+    def __init__(self, board: Any, *, timeout_s: float = 120.0) -> None:
+        self._board = board
+        self._timeout_s = timeout_s
+
+    def latest_version(self) -> int:
+        """The newest published version, below 0 while there is none."""
+        return self._get(self._board.latest_version.remote(), "the policy board")
+
+    def fetch(self, at_least: int, /) -> tuple[int, Weights]:
+        """The newest version and its weights: read-only views of the object store."""
+        version, refs = self._get(self._board.weights.remote(at_least), "the policy board")
+        parts = self._get(refs, f"the weights of policy version {version}")
+        return version, {name: array for part in parts for name, array in part.items()}
+
+    def _get(self, refs: Any, what: str) -> Any:
+        try:
+            return ray.get(refs, timeout=self._timeout_s)
+        except GetTimeoutError as error:
+            raise TimeoutError(f"{what} did not come within {self._timeout_s} s") from error
+
+
+class SamplerHost:
+    """Inside the actor: builds the worker in `run`, so that its errors arrive with a reason."""
+
+    def __init__(self, build: Callable[[str], Worker], owner: str) -> None:
+        self._build = build
+        self._owner = owner
+        self._worker: Worker | None = None
+        self._stopping = Event()
+
+    def run(self) -> None:
+        """Build the worker and run it until `stop`."""
+        self._worker = self._build(self._owner)
+        if not self._stopping.is_set():
+            self._worker.run()
+
+    def stop(self) -> None:
+        """End `run` soon, or before it has begun."""
+        self._stopping.set()
+        if self._worker is not None:
+            self._worker.stop()
+
+    def stats(self) -> dict[str, float | str]:
+        """The worker's counters; only its owner while it is being built."""
+        return {"owner": self._owner} if self._worker is None else self._worker.stats()
+
+
+@dataclass
+class _Slot:
+    """One numbered place in the fleet and the actor that fills it now, if any."""
+
+    number: int
+    actor: Any = None
+    running: Any = None  # the reference that `run` will fill
+    started_at: float = 0.0
+    due_at: float = 0.0  # an empty slot is filled from then on; a draining actor killed
+    failures: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"sampler-{self.number}"
+
+    def has_ended(self) -> bool:
+        return bool(ray.wait([self.running], timeout=0)[0])
+
+    def kill(self) -> None:
+        ray.kill(self.actor)
+        self.actor = self.running = None
+
+
+class Fleet:
+    """The samplers of a run, `sampler-0` and up, in the current namespace.
+
+    Args:
+        build: makes the worker inside its actor, given the owner under which it leases: the
+            actor's name and a count, so that two lives of a sampler never share leases.
+        actor_options: of Ray, such as num_cpus, num_gpus or scheduling_strategy.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[str], Worker],
+        *,
+        actor_options: Mapping[str, Any] | None = None,
+        settings: FleetSettings | None = None,
+    ) -> None:
+        self._build = build
+        self._actor_options = dict(actor_options or {})
+        self._settings = settings or FleetSettings()
+        self._slots: list[_Slot] = []
+        self._draining: list[_Slot] = []
+        self._lives = 0
+
+    def __len__(self) -> int:
+        """How many samplers are meant to run."""
+        return len(self._slots)
+
+    @property
+    def alive(self) -> int:
+        """How many samplers had not ended when `ensure_alive` last looked."""
+        return sum(slot.actor is not None for slot in self._slots)
+
+    def start(self, count: int) -> None:
+        """Create the first `count` samplers; does not wait for them to be built."""
+        if count < 1:
+            raise ValueError(f"a fleet of {count} samplers makes nothing; start at least 1")
+        self.scale(count)
+
+    def scale(self, count: int) -> None:
+        """Have `count` samplers: new ones are created, the highest numbers drain and end."""
+        if count < 0:
+            raise ValueError(f"cannot scale the fleet to {count} samplers")
+        surplus, self._slots = self._slots[count:], self._slots[:count]
+        self._drain(surplus)
+        self._slots += [_Slot(number) for number in range(len(self._slots), count)]
+        self._fill_empty()
+
+    def ensure_alive(self) -> list[str]:
+        """Replace samplers that have ended, each after its back-off, and clear away drained ones.
+
+        Returns:
+            The names of the samplers that were created by this call.
+
+        Raises:
+            FleetGaveUpError: one of them failed too often in a row.
+        """
+        self._clear_drained()
+        for slot in self._slots:
+            if slot.actor is not None and slot.has_ended():
+                self._note_end(slot)
+        return self._fill_empty()
+
+    def stats(self) -> dict[str, dict[str, float | str]]:
+        """Actor name -> its worker's counters, of those that answer in time."""
+        living = [slot for slot in self._slots if slot.actor is not None]
+        asked = {slot.actor.stats.remote(): slot.name for slot in living}
+        if not asked:
+            return {}
+        ready, _ = ray.wait(
+            list(asked), num_returns=len(asked), timeout=self._settings.stats_timeout_s
+        )
+        answers = {asked[ref]: _value_or_none(ref) for ref in ready}
+        return {name: answer for name, answer in answers.items() if answer is not None}
+
+    def stop(self) -> None:
+        """End every sampler: batches in hand are put and leases returned, within `drain_s`."""
+        ending, self._slots = self._slots, []
+        self._drain(ending)
+        running = [slot.running for slot in self._draining]
+        if running:
+            ray.wait(running, num_returns=len(running), timeout=self._settings.drain_s)
+        for slot in self._draining:
+            slot.due_at = 0.0
+        self._clear_drained()
+
+    def _fill_empty(self) -> list[str]:
+        now = time.monotonic()
+        empty = [slot for slot in self._slots if slot.actor is None and now >= slot.due_at]
+        return [slot.name for slot in empty if self._fill(slot)]
+
+    def _fill(self, slot: _Slot) -> bool:
+        options = {
+            **self._actor_options,
+            "name": slot.name,
+            "max_restarts": 0,
+            "max_concurrency": 3,  # run, and beside it stats and stop
+        }
+        owner = f"{slot.name}.{self._lives}"
+        try:
+            slot.actor = ray.remote(SamplerHost).options(**options).remote(self._build, owner)
+        except ValueError as error:
+            # Ray frees a name a moment after death, and a draining sampler still has its own.
+            if "already" not in str(error):
+                raise
+            slot.due_at = time.monotonic() + self._settings.backoff_s
+            log.info("%s: name not free yet: %s", slot.name, error)
+            return False
+        slot.running = slot.actor.run.remote()
+        slot.started_at = time.monotonic()
+        self._lives += 1
+        return True
+
+    def _note_end(self, slot: _Slot) -> None:
+        reason = _reason_of_end(slot.running)
+        if time.monotonic() - slot.started_at >= self._settings.healthy_s:
+            slot.failures = 0
+        slot.failures += 1
+        slot.kill()
+        log.warning("%s ended, %d in a row: %s", slot.name, slot.failures, reason)
+        if slot.failures > self._settings.max_failures:
+            raise FleetGaveUpError(
+                f"{slot.name} ended {slot.failures} times in a row, last: {reason}"
+            )
+        backoff_s = self._settings.backoff_s * 2 ** (slot.failures - 1)
+        slot.due_at = time.monotonic() + min(backoff_s, self._settings.max_backoff_s)
+
+    def _drain(self, slots: list[_Slot]) -> None:
+        for slot in slots:
+            if slot.actor is not None:
+                slot.actor.stop.remote()
+                slot.due_at = time.monotonic() + self._settings.drain_s
+                self._draining.append(slot)
+
+    def _clear_drained(self) -> None:
+        for slot in self._draining:
+            ended = slot.has_ended()
+            if not ended and time.monotonic() < slot.due_at:
+                continue
+            if not ended:
+                log.warning("%s did not end in time and is killed", slot.name)
+            slot.kill()
+        self._draining = [slot for slot in self._draining if slot.actor is not None]
+
+
+def _value_or_none(ref: Any) -> Any:
+    try:
+        return ray.get(ref)
+    except RayError:
+        return None
+
+
+def _reason_of_end(running: Any) -> str:
+    try:
+        ray.get(running)
+    except RayError as error:
+        cause = getattr(error, "cause", None) or error
+        return f"{type(cause).__name__}: {cause}"
+    return "it returned without being asked to stop"

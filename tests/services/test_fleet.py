@@ -1,0 +1,203 @@
+"""The sampler fleet under a real local Ray."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+import pytest
+import ray
+
+from actors.fleet import BoardWeights, Fleet, FleetGaveUpError, FleetSettings, Worker
+from learner.policy.board import PolicyBoard
+
+pytestmark = pytest.mark.ray
+
+FAST = FleetSettings(backoff_s=0.1, max_failures=1, drain_s=30, stats_timeout_s=30)
+
+
+class Waiting:
+    """A worker that waits to be stopped, and then takes a moment to leave its mark."""
+
+    def __init__(self, owner: str, marks: Path | None = None, leaving_s: float = 0.0) -> None:
+        self.owner = owner
+        self.marks = marks
+        self.leaving_s = leaving_s
+        self.stopping = Event()
+
+    def run(self) -> None:
+        self.stopping.wait(120)
+        time.sleep(self.leaving_s)
+        if self.marks is not None:
+            (self.marks / self.owner).touch()
+
+    def stop(self) -> None:
+        self.stopping.set()
+
+    def stats(self) -> dict[str, float | str]:
+        return {"owner": self.owner, "built": 1.0}
+
+
+def build_nothing(owner: str) -> Worker:
+    raise OSError("no such weights")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            namespace="fleet",
+            log_to_driver=False,
+        )
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture
+def new_fleet() -> Iterator[Callable[..., Fleet]]:
+    """Makes fleets, and ends them after the test."""
+    made: list[Fleet] = []
+
+    def make(build: Callable[[str], Worker] = Waiting, settings: FleetSettings = FAST) -> Fleet:
+        made.append(Fleet(build, actor_options={"num_cpus": 0}, settings=settings))
+        return made[-1]
+
+    yield make
+    for fleet in made:
+        fleet.stop()
+
+
+def eventually(condition: Callable[[], bool], fleet: Fleet) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "waited for 60 s"
+        fleet.ensure_alive()
+        time.sleep(0.05)
+
+
+def owners(fleet: Fleet) -> list[str]:
+    """Of the samplers that are built."""
+    return sorted(str(stats["owner"]) for stats in fleet.stats().values() if "built" in stats)
+
+
+def exists(name: str) -> bool:
+    try:
+        ray.get_actor(name)
+    except ValueError:
+        return False
+    return True
+
+
+def test_samplers_are_named_and_numbered(new_fleet: Callable[..., Fleet]) -> None:
+    fleet = new_fleet()
+    fleet.start(2)
+    assert sorted(fleet.stats()) == ["sampler-0", "sampler-1"]
+
+
+def test_stats_answer_while_samplers_run(new_fleet: Callable[..., Fleet]) -> None:
+    fleet = new_fleet()
+    fleet.start(1)
+    eventually(lambda: owners(fleet) == ["sampler-0.0"], fleet)
+    assert owners(fleet) == ["sampler-0.0"]
+
+
+def test_a_sampler_that_died_is_replaced_under_another_owner(
+    new_fleet: Callable[..., Fleet],
+) -> None:
+    fleet = new_fleet()
+    fleet.start(2)
+    eventually(lambda: owners(fleet) == ["sampler-0.0", "sampler-1.1"], fleet)
+    ray.kill(ray.get_actor("sampler-0"))
+    eventually(lambda: owners(fleet) == ["sampler-0.2", "sampler-1.1"], fleet)
+
+
+def test_scaling_down_drains_the_highest_numbers(
+    new_fleet: Callable[..., Fleet], tmp_path: Path
+) -> None:
+    fleet = new_fleet(lambda owner: Waiting(owner, tmp_path, leaving_s=0.3))
+    fleet.start(2)
+    eventually(lambda: len(owners(fleet)) == 2, fleet)
+    fleet.scale(1)
+    eventually(lambda: not exists("sampler-1"), fleet)
+    assert [mark.name for mark in tmp_path.iterdir()] == ["sampler-1.1"]
+
+
+def test_scaling_up_while_a_sampler_of_that_name_drains_waits_for_the_name(
+    new_fleet: Callable[..., Fleet],
+) -> None:
+    fleet = new_fleet(lambda owner: Waiting(owner, leaving_s=0.5))
+    fleet.start(2)
+    eventually(lambda: len(owners(fleet)) == 2, fleet)
+    fleet.scale(1)
+    fleet.scale(2)
+    eventually(lambda: len(owners(fleet)) == 2, fleet)
+    assert owners(fleet) == ["sampler-0.0", "sampler-1.2"]
+
+
+def test_a_sampler_that_does_not_drain_in_time_is_killed(
+    new_fleet: Callable[..., Fleet], caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = FleetSettings(drain_s=0.2, stats_timeout_s=30)
+    fleet = new_fleet(lambda owner: Waiting(owner, leaving_s=60), settings)
+    fleet.start(1)
+    eventually(lambda: owners(fleet) == ["sampler-0.0"], fleet)
+    fleet.stop()
+    assert "sampler-0 did not end in time and is killed" in caplog.text
+
+
+def test_stopping_lets_every_sampler_finish(
+    new_fleet: Callable[..., Fleet], tmp_path: Path
+) -> None:
+    fleet = new_fleet(lambda owner: Waiting(owner, tmp_path, leaving_s=0.3))
+    fleet.start(2)
+    eventually(lambda: len(owners(fleet)) == 2, fleet)
+    fleet.stop()
+    assert sorted(mark.name for mark in tmp_path.iterdir()) == ["sampler-0.0", "sampler-1.1"]
+
+
+def test_a_sampler_that_cannot_be_built_ends_the_fleet_with_its_reason(
+    new_fleet: Callable[..., Fleet],
+) -> None:
+    fleet = new_fleet(build_nothing)
+    fleet.start(1)
+    with pytest.raises(FleetGaveUpError, match=r"sampler-0 ended 2 times .*no such weights"):
+        eventually(lambda: False, fleet)
+
+
+def test_a_fleet_of_none_is_refused(new_fleet: Callable[..., Fleet]) -> None:
+    with pytest.raises(ValueError, match="start at least 1"):
+        new_fleet().start(0)
+
+
+def test_weights_come_through_the_board_and_the_object_store() -> None:
+    board = ray.remote(PolicyBoard).options(num_cpus=0).remote()
+    parts = {"a": np.ones(3, np.float32)}, {"b": np.zeros((2, 2), np.float32)}
+    ray.get(board.publish.remote(4, [ray.put(part) for part in parts]))
+    weights = BoardWeights(board)
+    version, fetched = weights.fetch(weights.latest_version())
+    assert (version, sorted(fetched), fetched["b"].shape) == (4, ["a", "b"], (2, 2))
+
+
+def test_the_fleet_is_light_to_import() -> None:
+    code = "import sys, actors.fleet; sys.exit('torch' in sys.modules)"
+    root = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, timeout=120).returncode == 0
+
+
+def test_weights_that_do_not_come_in_time_are_named() -> None:
+    @ray.remote(num_cpus=0)
+    def never() -> None:
+        time.sleep(60)
+
+    board = ray.remote(PolicyBoard).options(num_cpus=0).remote()
+    ray.get(board.publish.remote(4, [never.remote()]))
+    with pytest.raises(TimeoutError, match=r"weights of policy version 4 did not come within 0\.5"):
+        BoardWeights(board, timeout_s=0.5).fetch(4)
