@@ -115,11 +115,10 @@ def test_two_servers_cannot_share_a_folder(tmp_path: Path) -> None:
         second.start()
 
 
-def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
-    (tmp_path / "appendonlydir").mkdir()
-    (tmp_path / "appendonlydir" / "appendonly.aof.manifest").write_text("junk\n")
-    with pytest.raises(EmbeddedServerError, match="manifest"):
-        EmbeddedServer(tmp_path).start()
+def test_a_server_that_cannot_start_says_why(own_temp: Path) -> None:
+    with pytest.raises(EmbeddedServerError, match="argument must be a memory value"):
+        EmbeddedServer(maxmemory_bytes=-1).start()
+    assert list(own_temp.iterdir()) == []
 
 
 def test_a_stopped_server_has_no_url() -> None:

@@ -79,8 +79,10 @@ def test_a_ticket_has_the_version_of_the_admission_that_first_covered_it(
 
 def test_an_expired_ticket_is_issued_again_with_its_first_version(replay: RedisReplay) -> None:
     replay.admit(limit=2, policy_version=3)
-    replay.lease_ticket("dies", lease_s=SHORT_S)
+    dying = replay.lease_ticket("dies", lease_s=LEASE_S)
     replay.lease_ticket("lives", lease_s=LEASE_S)
+    assert dying is not None
+    replay.renew_ticket(dying, lease_s=SHORT_S)
     replay.admit(limit=9, policy_version=8)
     time.sleep(2 * SHORT_S)
     again = replay.lease_ticket("other", lease_s=LEASE_S)
@@ -591,6 +593,7 @@ def test_a_full_server_refuses_a_step_and_nothing_of_it_happens(
             "commit": lambda: replay.commit([(name, scores())]),
             "fail": lambda: replay.fail(name, "boom", retry=True),
         }
+        time.sleep(0.01)  # the claims are now older than the lease of "claim again"
         before = replay.counters()
         replay._client.config_set("maxmemory", "1")
         with pytest.raises(ReplayFull, match="maxmemory"):
