@@ -64,7 +64,7 @@ class LocalHead:
     def __enter__(self) -> Self:
         _sweep(_short_tmp())
         self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_short_tmp()))
-        self._lock = _locked(self._folder)
+        self._lock = _claimed(self._folder)
         try:
             self._process = self._start(self._folder)
         except BaseException:
@@ -262,12 +262,21 @@ def _short_tmp() -> Path:
     return _SHORT_TMP if os.access(_SHORT_TMP, os.W_OK) else Path(tempfile.gettempdir())
 
 
-def _locked(folder: Path) -> int | None:
-    """A lock on a session's folder that ends with this process; None: another holds it.
+def _claimed(folder: Path) -> int | None:
+    """Locks a session's folder until this process ends, however it ends.
 
-    A lock and no pid: a container may share the folder and not the process table.
+    A lock and no pid: a container may share the folder and not the process table. The file gets
+    its name when it is locked, so that nobody ever finds it free by chance.
     """
-    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    nameless = folder / f"{_LOCK}.new"
+    lock = _locked(nameless)
+    nameless.rename(folder / _LOCK)
+    return lock
+
+
+def _locked(path: Path) -> int | None:
+    """An open, locked file; None: another process holds it."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -279,11 +288,10 @@ def _locked(folder: Path) -> int | None:
 def _sweep(folder: Path) -> None:
     """Removes what runners left behind that were killed."""
     for session in folder.glob(f"{_PREFIX}*"):
-        # Without the file it is not ours, or so new that its owner is about to lock it.
         if not (session / _LOCK).is_file():
             continue
         with contextlib.suppress(OSError):
-            lock = _locked(session)
+            lock = _locked(session / _LOCK)
             if lock is not None:
                 shutil.rmtree(session, ignore_errors=True)
                 os.close(lock)

@@ -1,6 +1,7 @@
 """The local runner with a real Ray head: what the job gets, and that nothing stays behind."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -174,7 +175,9 @@ def killed(tmp_path: Path) -> Iterator[Ended]:
     process = _start(LONG_JOB, tmp_path)
     begun = _read_until(process, "pid ")
     process.kill()
-    yield Ended(process.wait(), begun)
+    ended = Ended(process.wait(), begun)
+    yield ended
+    shutil.rmtree(ended.session, ignore_errors=True)
     assert process.stdout is not None
     process.stdout.close()
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from deploy.local import job_lines
-from deploy.local_head import free_ports
+from deploy.local_head import _claimed, _sweep, free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = "deploy/configs/smoke.yaml"
@@ -58,3 +58,31 @@ def test_a_submission_that_failed_is_shown_in_full() -> None:
 
 def test_free_ports_are_distinct() -> None:
     assert len(set(free_ports(20))) == 20
+
+
+def _session(folder: Path, name: str) -> Path:
+    session = folder / name
+    session.mkdir()
+    return session
+
+
+def test_what_a_killed_runner_left_is_swept(tmp_path: Path) -> None:
+    dead = _session(tmp_path, "ft-dead")
+    (dead / "runner.lock").touch()
+    _sweep(tmp_path)
+    assert not dead.exists()
+
+
+def test_the_session_of_a_living_runner_is_not_swept(tmp_path: Path) -> None:
+    living = _session(tmp_path, "ft-living")
+    lock = _claimed(living)
+    assert lock is not None
+    _sweep(tmp_path)
+    os.close(lock)
+    assert living.exists()
+
+
+def test_a_folder_that_is_no_session_is_not_swept(tmp_path: Path) -> None:
+    other = _session(tmp_path, "ft-other")
+    _sweep(tmp_path)
+    assert other.exists()
