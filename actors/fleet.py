@@ -1,11 +1,11 @@
-"""The sampler fleet: creates, names, counts, replaces and scales sampler actors under Ray.
+"""A fleet of actors: creates, names, counts, replaces and scales them under Ray.
 
     start(n) ─► sampler-0 … n−1 ─► ensure_alive(), about once a second ─► stop()
                      ▲ scale(m), at any time
 
-A sampler that dies loses nothing: its leases run out and its tickets are issued again. The
-fleet itself replaces what died (Ray restarts nothing), so a sampler that cannot be built is
-seen with its reason. Nothing here waits but `stop`, and nothing imports torch: the samplers do.
+A worker that dies loses nothing: its leases run out and its work is given to another. The fleet
+itself replaces what died (Ray restarts nothing), so a worker that cannot be built is seen with
+its reason. Nothing here waits but `stop`, and nothing imports torch: the workers do.
 """
 
 import logging
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Worker(Protocol):
-    """What an actor hosts: a `SamplerWorker`."""
+    """What an actor hosts, such as a `SamplerWorker`."""
 
     def run(self) -> None:
         """Work until `stop`; raising means giving up."""
@@ -40,19 +40,19 @@ class Worker(Protocol):
 
 
 class FleetGaveUpError(RuntimeError):
-    """A sampler died too often in a row."""
+    """A worker died too often in a row."""
 
 
 @dataclass(frozen=True)
 class FleetSettings:
-    """How a fleet replaces and ends samplers.
+    """How a fleet replaces and ends workers.
 
     Args:
         backoff_s: before the first replacement in a row; doubles up to `max_backoff_s`.
-        max_failures: of one sampler in a row; one more and the fleet gives up.
-        healthy_s: a sampler that ran so long starts its count afresh.
-        drain_s: for a stopping sampler to finish its batch; then it is killed.
-        stats_timeout_s: a sampler that does not answer within it is left out.
+        max_failures: of one worker in a row; one more and the fleet gives up.
+        healthy_s: a worker that ran so long starts its count afresh.
+        drain_s: for a stopping worker to finish its batch; then it is killed.
+        stats_timeout_s: a worker that does not answer within it is left out.
     """
 
     backoff_s: float = 1.0
@@ -75,9 +75,9 @@ class BoardWeights:
         self._board = board
         self._timeout_s = timeout_s
 
-    def latest_version(self) -> int:
-        """The newest published version, below 0 while there is none."""
-        return self._get(self._board.latest_version.remote(), "the policy board")
+    def latest(self) -> tuple[int, int]:
+        """The newest published version, below 0 while there is none, and its edition."""
+        return self._get(self._board.latest.remote(), "the policy board")
 
     def fetch(self, at_least: int, /) -> tuple[int, Weights]:
         """The newest version and its weights: read-only views of the object store."""
@@ -92,7 +92,7 @@ class BoardWeights:
             raise TimeoutError(f"{what} did not come within {self._timeout_s} s") from error
 
 
-class SamplerHost:
+class WorkerHost:
     """Inside the actor: builds the worker in `run`, so that its errors arrive with a reason."""
 
     def __init__(self, build: Callable[[str], Worker], owner: str) -> None:
@@ -122,16 +122,12 @@ class SamplerHost:
 class _Slot:
     """One numbered place in the fleet and the actor that fills it now, if any."""
 
-    number: int
+    name: str
     actor: Any = None
     running: Any = None  # the reference that `run` will fill
     started_at: float = 0.0
     due_at: float = 0.0  # an empty slot is filled from then on; a draining actor killed
     failures: int = 0
-
-    @property
-    def name(self) -> str:
-        return f"sampler-{self.number}"
 
     def has_ended(self) -> bool:
         return bool(ray.wait([self.running], timeout=0)[0])
@@ -142,11 +138,11 @@ class _Slot:
 
 
 class Fleet:
-    """The samplers of a run, `sampler-0` and up, in the current namespace.
+    """Actors of one kind, `<name>-0` and up, in the current namespace.
 
     Args:
         build: makes the worker inside its actor, given the owner under which it leases: the
-            actor's name and a count, so that two lives of a sampler never share leases.
+            actor's name and a count, so that two lives of an actor never share leases.
         actor_options: of Ray, such as num_cpus, num_gpus or scheduling_strategy.
     """
 
@@ -154,10 +150,12 @@ class Fleet:
         self,
         build: Callable[[str], Worker],
         *,
+        name: str,
         actor_options: Mapping[str, Any] | None = None,
         settings: FleetSettings | None = None,
     ) -> None:
         self._build = build
+        self._name = name
         self._actor_options = dict(actor_options or {})
         self._settings = settings or FleetSettings()
         self._slots: list[_Slot] = []
@@ -165,34 +163,34 @@ class Fleet:
         self._lives = 0
 
     def __len__(self) -> int:
-        """How many samplers are meant to run."""
+        """How many actors are meant to run."""
         return len(self._slots)
 
     @property
     def alive(self) -> int:
-        """How many samplers had not ended when `ensure_alive` last looked."""
+        """How many actors had not ended when `ensure_alive` last looked."""
         return sum(slot.actor is not None for slot in self._slots)
 
     def start(self, count: int) -> None:
-        """Create the first `count` samplers; does not wait for them to be built."""
+        """Create the first `count` actors; does not wait for them to be built."""
         if count < 1:
-            raise ValueError(f"a fleet of {count} samplers makes nothing; start at least 1")
+            raise ValueError(f"a {self._name} fleet of {count} does nothing; start at least 1")
         self.scale(count)
 
     def scale(self, count: int) -> None:
-        """Have `count` samplers: new ones are created, the highest numbers drain and end."""
+        """Have `count` actors: new ones are created, the highest numbers drain and end."""
         if count < 0:
-            raise ValueError(f"cannot scale the fleet to {count} samplers")
+            raise ValueError(f"cannot scale the {self._name} fleet to {count}")
         surplus, self._slots = self._slots[count:], self._slots[:count]
         self._drain(surplus)
-        self._slots += [_Slot(number) for number in range(len(self._slots), count)]
+        self._slots += [_Slot(f"{self._name}-{i}") for i in range(len(self._slots), count)]
         self._fill_empty()
 
     def ensure_alive(self) -> list[str]:
-        """Replace samplers that have ended, each after its back-off, and clear away drained ones.
+        """Replace actors that have ended, each after its back-off, and clear away drained ones.
 
         Returns:
-            The names of the samplers that were created by this call.
+            The names of the actors that were created by this call.
 
         Raises:
             FleetGaveUpError: one of them failed too often in a row.
@@ -216,7 +214,7 @@ class Fleet:
         return {name: answer for name, answer in answers.items() if answer is not None}
 
     def stop(self) -> None:
-        """End every sampler: batches in hand are put and leases returned, within `drain_s`."""
+        """End every actor: batches in hand are finished and leases returned, within `drain_s`."""
         ending, self._slots = self._slots, []
         self._drain(ending)
         running = [slot.running for slot in self._draining]
@@ -240,9 +238,9 @@ class Fleet:
         }
         owner = f"{slot.name}.{self._lives}"
         try:
-            slot.actor = ray.remote(SamplerHost).options(**options).remote(self._build, owner)
+            slot.actor = ray.remote(WorkerHost).options(**options).remote(self._build, owner)
         except ValueError as error:
-            # Ray frees a name a moment after death, and a draining sampler still has its own.
+            # Ray frees a name a moment after death, and a draining actor still has its own.
             if "already" not in str(error):
                 raise
             slot.due_at = time.monotonic() + self._settings.backoff_s

@@ -48,8 +48,11 @@ class Tickets(Protocol):
 class WeightSource(Protocol):
     """Where newer weights come from. Both calls have a deadline of their own."""
 
-    def latest_version(self) -> int:
-        """The newest published version, below 0 while there is none."""
+    def latest(self) -> tuple[int, int]:
+        """The newest version, below 0 while there is none, and its edition.
+
+        A version may be published again with other weights; an edition never is.
+        """
         ...
 
     def fetch(self, at_least: int, /) -> tuple[int, Weights]:
@@ -96,7 +99,6 @@ class SamplerWorker:
 
     Args:
         owner: names the leases; unique among the samplers of a run.
-        policy: whose weights are of `loaded_version`.
         loaded_version: of the policy as it was built; −1 if it must be given weights first.
     """
 
@@ -118,6 +120,7 @@ class SamplerWorker:
         self._owner = owner
         self._settings = settings or WorkerSettings()
         self._version = loaded_version
+        self._edition: int | None = None
         self._held: list[Ticket] = []
         self._stopping = threading.Event()
         self._failures_in_a_row = 0
@@ -206,38 +209,40 @@ class SamplerWorker:
             newest = self._wait_for_version(needed)
         if newest is None:
             return False
-        if newest > self._version:
+        version, edition = newest
+        # Weights as built have no edition: their version tells whether they will do.
+        if edition != self._edition and (self._edition is not None or version != self._version):
             with self._timed("load"):
-                self._load(needed)
+                self._load(needed, edition)
         return True
 
-    def _wait_for_version(self, needed: int) -> int | None:
-        deadline = time.monotonic() + self._settings.version_timeout_s
-        renewed_at = time.monotonic()
-        while (newest := self._weights.latest_version()) < needed and self._version < needed:
-            if time.monotonic() > deadline:
+    def _wait_for_version(self, needed: int) -> tuple[int, int] | None:
+        begun = renewed_at = time.monotonic()
+        while (newest := self._weights.latest())[0] < needed:
+            now = time.monotonic()
+            if now - begun > self._settings.version_timeout_s:
                 raise TimeoutError(
                     f"policy version {needed} was not published within "
-                    f"{self._settings.version_timeout_s} s; the newest is {newest}"
+                    f"{self._settings.version_timeout_s} s; the newest is {newest[0]}"
                 )
-            if time.monotonic() - renewed_at > self._settings.lease_s / 3:
+            if now - renewed_at > self._settings.lease_s / 3:
                 self._renew_held()
-                renewed_at = time.monotonic()
+                renewed_at = now
             if self._stopping.wait(self._settings.idle_s):
                 return None
         return newest
 
-    def _load(self, needed: int) -> None:
+    def _load(self, needed: int, edition: int) -> None:
         try:
-            version, weights = self._weights.fetch(max(needed, 0))
+            version, weights = self._weights.fetch(needed)
         except Exception:
             # References die with their publisher. What is loaded will do until it is back.
-            if self._version < max(needed, 0):
+            if self._version < needed:
                 raise
             log.warning("%s: stays at version %d", self._owner, self._version, exc_info=True)
             return
         self._policy.load(weights)
-        self._version = version
+        self._version, self._edition = version, edition
         self._counts["loads"] += 1
 
     def _sample(self, groups: list[Group]) -> list[Rollout]:

@@ -4,11 +4,13 @@ The board holds references to weights, never the weights: a publisher puts them 
 store as `dict[str, np.ndarray]` (numpy is read from there without a copy, torch tensors are
 not), and readers fetch them from there. It knows nothing of Ray; it is placed as a named actor.
 
-A version names one set of weights for ever: versions only grow, and are never published twice
-with different weights. A learner that resumes from an older checkpoint publishes under a
-number above `latest_version()`. References die with the process that put the weights.
+Versions only grow within one life of the learner. One that comes back from an older checkpoint
+rewinds the board and publishes numbers again that had other weights before, so every publication
+also has an edition, which never repeats: readers compare editions, tickets ask for versions.
+References die with the process that put the weights.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,12 +21,15 @@ Weights = Mapping[str, np.ndarray]
 
 NOTHING_PUBLISHED = -1
 
+log = logging.getLogger(__name__)
+
 
 class PolicyBoard:
     """The last few published policy versions.
 
-    The learner calls `publish` after an update; samplers ask `latest_version`, and fetch
-    `weights` when it is newer than theirs; the evaluator asks for `exactly` one version.
+    The learner calls `rewind` when it starts and `publish` after an update; samplers ask for the
+    `latest`, and for its `weights` when it is not what they have; the evaluator asks for
+    `exactly` one version.
 
     Args:
         keep: how many versions stay. An older one is freed once its last reader lets go.
@@ -35,6 +40,7 @@ class PolicyBoard:
             raise ValueError(f"keep is {keep}; the board must keep at least 1 version")
         self._keep = keep
         self._refs_of_version: dict[int, list[Any]] = {}
+        self._edition = 0
 
     def publish(self, version: int, refs: Sequence[Any]) -> None:
         """Make a version the newest. Publishing the same references again changes nothing.
@@ -50,14 +56,30 @@ class PolicyBoard:
             raise ValueError(f"version {version} has no references; publish at least one")
         if self._refs_of_version.get(version) == list(refs):
             return
-        if version <= self.latest_version():
+        newest = self.latest_version()
+        if version <= newest:
             raise ValueError(
-                f"version {version} is not above the newest, {self.latest_version()}; a version "
-                f"names one set of weights, so publish these as {self.latest_version() + 1}"
+                f"version {version} is not above the newest, {newest}; publish these as "
+                f"{newest + 1}, or rewind the board first"
             )
         self._refs_of_version[version] = list(refs)
+        self._edition += 1
         for old in sorted(self._refs_of_version)[: -self._keep]:
             del self._refs_of_version[old]
+
+    def rewind(self, version: int) -> None:
+        """Forget everything: a learner begins, or begins again, at `version`.
+
+        What an earlier life had published died with it, the versions below `version` too.
+        """
+        if self._refs_of_version:
+            forgotten = sorted(self._refs_of_version)
+            log.info("the learner begins again at version %d; forgotten: %s", version, forgotten)
+        self._refs_of_version.clear()
+
+    def latest(self) -> tuple[int, int]:
+        """The newest version and its edition."""
+        return self.latest_version(), self._edition
 
     def latest_version(self) -> int:
         """The newest version, `NOTHING_PUBLISHED` (−1) at first."""

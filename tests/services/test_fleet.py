@@ -67,7 +67,8 @@ def new_fleet() -> Iterator[Callable[..., Fleet]]:
     made: list[Fleet] = []
 
     def make(build: Callable[[str], Worker] = Waiting, settings: FleetSettings = FAST) -> Fleet:
-        made.append(Fleet(build, actor_options={"num_cpus": 0}, settings=settings))
+        options = {"num_cpus": 0}
+        made.append(Fleet(build, name="sampler", actor_options=options, settings=settings))
         return made[-1]
 
     yield make
@@ -182,7 +183,7 @@ def test_weights_come_through_the_board_and_the_object_store() -> None:
     parts = {"a": np.ones(3, np.float32)}, {"b": np.zeros((2, 2), np.float32)}
     ray.get(board.publish.remote(4, [ray.put(part) for part in parts]))
     weights = BoardWeights(board)
-    version, fetched = weights.fetch(weights.latest_version())
+    version, fetched = weights.fetch(weights.latest()[0])
     assert (version, sorted(fetched), fetched["b"].shape) == (4, ["a", "b"], (2, 2))
 
 

@@ -41,8 +41,8 @@ class Published:
     def __init__(self, version: int) -> None:
         self.version = version
 
-    def latest_version(self) -> int:
-        return self.version
+    def latest(self) -> tuple[int, int]:
+        return self.version, 1
 
     def fetch(self, at_least: int, /) -> tuple[int, Weights]:
         return self.version, {}

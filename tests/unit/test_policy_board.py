@@ -49,6 +49,29 @@ def test_an_older_version_is_refused_and_the_next_free_number_named() -> None:
         board_with(5).publish(4, ["ref"])
 
 
+def test_a_board_that_is_rewound_takes_old_numbers_again() -> None:
+    board = board_with(4, 5)
+    board.rewind(3)
+    board.publish(3, ["new ref"])
+    assert board.weights(0) == (3, ["new ref"])
+
+
+def test_a_rewound_board_has_nothing_of_the_dead() -> None:
+    board = board_with(4, 5)
+    board.rewind(5)
+    assert board.latest_version() == NOTHING_PUBLISHED
+
+
+def test_a_version_published_again_has_another_edition() -> None:
+    board = board_with(5)
+    first = board.latest()
+    board.rewind(5)
+    board.publish(5, ["new ref"])
+    second = board.latest()
+    assert (first[0], second[0]) == (5, 5)
+    assert first[1] != second[1]
+
+
 def test_other_weights_under_a_published_version_are_refused() -> None:
     with pytest.raises(ValueError, match="not above the newest, 5"):
         board_with(5).publish(5, ["other"])
@@ -56,8 +79,9 @@ def test_other_weights_under_a_published_version_are_refused() -> None:
 
 def test_publishing_the_same_again_changes_nothing() -> None:
     board = board_with(4, 5)
+    before = board.latest()
     board.publish(5, ["ref 5"])
-    assert board.weights(0) == (5, ["ref 5"])
+    assert board.latest() == before
 
 
 def test_a_version_without_references_is_refused() -> None:

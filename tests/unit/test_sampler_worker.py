@@ -56,15 +56,16 @@ class FakeWeights:
 
     def __init__(self, version: int) -> None:
         self.version = version
+        self.life = 0
         self.broken = False
 
-    def latest_version(self) -> int:
-        return self.version
+    def latest(self) -> tuple[int, int]:
+        return self.version, 1000 * self.life + self.version
 
     def fetch(self, at_least: int, /) -> tuple[int, Mapping[str, np.ndarray]]:
         if self.broken:
             raise ConnectionError("the publisher is gone")
-        return self.version, {"w": np.array([self.version], np.float32)}
+        return self.version, {"w": np.array([self.version + 100 * self.life], np.float32)}
 
 
 class FakePolicy:
@@ -92,7 +93,11 @@ class Scene:
     """A worker and its three fakes."""
 
     def __init__(
-        self, *ticket_versions: int, published: int = 0, settings: WorkerSettings = FAST
+        self,
+        *ticket_versions: int,
+        published: int = 0,
+        loaded: int = -1,
+        settings: WorkerSettings = FAST,
     ) -> None:
         self.tickets = FakeTickets(*ticket_versions)
         self.weights = FakeWeights(published)
@@ -104,6 +109,7 @@ class Scene:
             self.policy,
             owner="sampler-0",
             settings=settings,
+            loaded_version=loaded,
         )
 
     def run_until_empty(self) -> None:
@@ -156,6 +162,31 @@ def test_weights_that_are_loaded_already_are_not_fetched_again() -> None:
     scene = Scene(0, 0, 0)
     scene.run_until_empty()
     assert scene.worker.stats()["loads"] == 1
+
+
+def test_weights_as_built_do_while_their_version_is_the_newest() -> None:
+    scene = Scene(3, published=3, loaded=3)
+    scene.run_until_empty()
+    assert (scene.worker.stats()["loads"], sorted(scene.tickets.groups)) == (0, [0])
+
+
+def test_a_version_that_is_published_again_with_other_weights_is_taken() -> None:
+    scene = Scene(0, 0)
+    scene.policy.before_sampling = lambda: setattr(scene.weights, "life", 1)
+    scene.run_until_empty()
+    record = scene.tickets.groups[1][0]
+    assert float(record.latents[0].flat[0]) == record.seed % 97 + 100
+
+
+def test_a_worker_follows_a_learner_that_went_back() -> None:
+    scene = Scene(0, 0, published=5)
+
+    def resume_from_an_older_checkpoint() -> None:
+        scene.weights.version, scene.weights.life = 2, 1
+
+    scene.policy.before_sampling = resume_from_an_older_checkpoint
+    scene.run_until_empty()
+    assert scene.tickets.groups[1][0].policy_version == 2
 
 
 def test_a_ticket_waits_for_the_version_it_asks_for() -> None:
