@@ -215,6 +215,26 @@ class LearnerRank:
         }
 
 
+class ReplayServerHost:
+    """The embedded server inside its actor."""
+
+    def __init__(self) -> None:
+        self._server: Any = None
+
+    def start(self, folder: Path, *, append_only: bool) -> str:
+        """Starts the server; its URL."""
+        from buffer.embedded import EmbeddedServer
+
+        self._server = EmbeddedServer(folder, append_only=append_only)
+        self._server.start()
+        return self._server.url
+
+    def stop(self) -> None:
+        """Ends the server, its data written."""
+        if self._server is not None:
+            self._server.stop()
+
+
 class EvaluatorHost:
     """The evaluator inside its actor: takes references to weights, builds itself when asked."""
 

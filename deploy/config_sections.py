@@ -7,54 +7,9 @@ sections live in `deploy.run_config`. Imports no torch, so a config error costs 
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Count = Annotated[int, Field(ge=1)]
-Whole = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class Section(BaseModel):
-    """What every section shares: no unknown key, no change after loading."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-        coerce_numbers_to_str=True,
-        validate_default=True,
-        protected_namespaces=(),
-    )
-
-
-class Model(Section):
-    """The policy: where its pipeline lies and which of its weights are trained."""
-
-    path: str = Field(min_length=1)
-    """Pipeline to fine-tune: a local diffusers folder or a hub id."""
-    teacher: str | None = None
-    """Multi-step pipeline that the anchor distils from; null: no anchor."""
-    num_steps: Literal[1, 2, 4, 8, 50] = 2
-    """Sampling steps of the policy."""
-    guidance_scale: NonNegative = 1.0
-    """Guidance w: embedded where the UNet has an embedding for it, classifier-free otherwise."""
-    trainable: Literal["lora", "full"] = "lora"
-    """Train low-rank adapters of the UNet, or all its weights."""
-    lora_rank: Count = 16
-    """Rank of an adapter."""
-    lora_alpha: Positive = 16.0
-    """Scale of an adapter, divided by its rank."""
-    lora_targets: Literal["attention", "all"] | tuple[str, ...] = "attention"
-    """Which modules get an adapter: attention projections, all linear and convolution layers, or
-    the names in a list."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the frozen weights; trained ones stay float32."""
-    attention: Literal["sdpa", "plain"] = "sdpa"
-    """Attention kernel: torch's fused one, or plain products for where the fused one is slow."""
+from learner.settings import Count, NonNegative, Number, Seconds, Section, Share, Whole
 
 
 class FilePrompts(Section):
@@ -113,7 +68,7 @@ class Actors(Section):
 
 
 class Reward(Section):
-    """One reward model and the servers that run it."""
+    """One reward model."""
 
     kind: str = Field(min_length=1)
     """A registered name, or `module:Class`."""
@@ -121,16 +76,25 @@ class Reward(Section):
     """Factor of this reward in the sum that is trained on; 0 measures only."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the reward's class."""
+
+
+class Scoring(Section):
+    """The reward servers; each of them holds every reward, and the VAE that decodes for them."""
+
     servers: Count = 1
     """Server actors."""
-    max_batch: Count = 32
-    """Most images scored in one call."""
+    max_batch: Count = 96
+    """Most images decoded and scored in one call."""
     timeout_s: Seconds = 60.0
-    """Time one call may take before its images count as failed."""
+    """Time one call of a reward may take before its images count as failed."""
+    lease_s: Seconds = 180.0
+    """Time after which records claimed by a silent server are given to another."""
     num_cpus: NonNegative = 1.0
     """Ray CPUs of one server."""
     num_gpus: NonNegative = 0.0
     """Ray GPUs of one server."""
+    threads: Count = 1
+    """CPU threads of one server's torch."""
 
 
 class Replay(Section):
@@ -147,8 +111,6 @@ class Replay(Section):
     """The embedded server writes every change to disk, so that a crashed run can resume."""
     max_attempts: Count = 3
     """Tries to score a record before it is set aside with its reason."""
-    claim_lease_s: Seconds = 120.0
-    """Time after which records claimed by a silent reward server are given to another."""
 
     @field_validator("redis")
     @classmethod
@@ -167,27 +129,6 @@ class Replay(Section):
                 "environment variable REDIS_URL and write redis: environment"
             )
         return value
-
-
-class Learner(Section):
-    """The DeepSpeed ranks and their checkpoints."""
-
-    ranks: Count = 1
-    """Processes of the learner; a batch is cut evenly among them."""
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    """What DeepSpeed shards over the ranks: 1 optimiser, 2 and gradients, 3 and weights."""
-    threads: Count = 1
-    """CPU threads of one rank's torch."""
-    num_cpus: NonNegative = 1.0
-    """Ray CPUs of one rank."""
-    num_gpus: NonNegative = 0.0
-    """Ray GPUs of one rank."""
-    grad_clip: Positive = 1.0
-    """Largest gradient norm of a step."""
-    checkpoint_every_cycles: Count = 5
-    """Cycles between two checkpoints; the end of a run always writes one."""
-    keep_checkpoints: Count = 2
-    """Newest checkpoints that are kept."""
 
 
 class Metric(Section):
@@ -224,10 +165,14 @@ class Evaluation(Section):
     """Seed of the noise, the same in every evaluation."""
     rewards: dict[str, Metric] = Field(default_factory=dict)
     """Scores by name, such as `exact: {kind: shapes-exact}`."""
-    every_cycles: Count = 5
-    """Cycles between two evaluations."""
     diversity: Diversity = Diversity()
     """Diversity at a fixed prompt."""
+    num_cpus: NonNegative = 0.0
+    """Ray CPUs of the evaluator; 0, since it works when the others do not."""
+    num_gpus: NonNegative = 0.0
+    """Ray GPUs of the evaluator."""
+    threads: Count = 1
+    """CPU threads of the evaluator's torch."""
 
     _prompts = field_validator("prompts", mode="before")(named_prompts)
 

@@ -12,18 +12,17 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import ray
 
 from actors.fleet import Fleet
-from buffer.embedded import EmbeddedServer
 from buffer.errors import ReplayError
 from buffer.records import Counters
 from buffer.redis_replay import RedisReplay
-from deploy.build import Plan, reward_server, sampler
+from deploy.build import Plan, ReplayServerHost, reward_server, sampler
 from deploy.curves import Curves
 from deploy.outcome import Outcome, RunFolder, resident_mb
 from deploy.progress import Progress
@@ -35,6 +34,7 @@ log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.5
 # Longer than the learner's own grace, so that a stopped cycle can be saved.
 _STOP_TIMEOUT_S = 25.0
+_SERVER_TIMEOUT_S = 90.0
 
 
 class Controller:
@@ -73,9 +73,9 @@ class Controller:
 
     def _run(self, stack: contextlib.ExitStack, outcome: Outcome) -> None:
         config = self._config
-        replay = stack.enter_context(self._replay())
         ray.init(address="auto", namespace=config.name, logging_level=logging.WARNING)
         stack.callback(ray.shutdown)
+        replay = self._replay(stack)
         plan = Plan(config, replay, self._folder.path)
         board = ray.remote(PolicyBoard).options(name="policy-board", num_cpus=0).remote()
         evaluator = EvaluatorHandle(config, board, self._folder.path)
@@ -115,30 +115,33 @@ class Controller:
         samplers.start(actors.count)
         return [rewards, samplers]
 
-    @contextlib.contextmanager
-    def _replay(self) -> Iterator[RedisReplay]:
+    def _replay(self, stack: contextlib.ExitStack) -> RedisReplay:
         """The run's replay, on the server that is given or on one of its own."""
         config = self._config
-        with contextlib.ExitStack() as stack:
-            url = config.redis_url(self._environ)
-            if url is None:
-                server = EmbeddedServer(
-                    self._folder.path / "redis", append_only=config.replay.append_only
-                )
-                url = stack.enter_context(server).url
-            replay = RedisReplay.connect(
-                url,
-                run=config.name,
-                capacity_records=config.replay.capacity_groups * config.actors.group_size,
-                max_attempts=config.replay.max_attempts,
+        url = config.redis_url(self._environ)
+        if url is None:
+            # In an actor, because `ray job stop` ends all children of the driver at once, and the
+            # learner still has a checkpoint to write.
+            host = ray.remote(ReplayServerHost).options(name="replay-server", num_cpus=0).remote()
+            folder = self._folder.path / "redis"
+            url = ray.get(
+                host.start.remote(folder, append_only=config.replay.append_only),
+                timeout=_SERVER_TIMEOUT_S,
             )
-            stack.callback(replay.close)
-            if not self._resume and replay.counters().issued:
-                raise RunFailedError(
-                    f"Redis already holds a run named {config.name!r}: continue it with --resume, "
-                    "or give this one another name"
-                )
-            yield replay
+            stack.callback(lambda: ray.get(host.stop.remote(), timeout=_SERVER_TIMEOUT_S))
+        replay = RedisReplay.connect(
+            url,
+            run=config.name,
+            capacity_records=config.replay.capacity_groups * config.actors.group_size,
+            max_attempts=config.replay.max_attempts,
+        )
+        stack.callback(replay.close)
+        if not self._resume and replay.counters().issued:
+            raise RunFailedError(
+                f"Redis already holds a run named {config.name!r}: continue it with --resume, "
+                "or give this one another name"
+            )
+        return replay
 
     def _watch(
         self, ranks: Ranks, fleets: list[Fleet], replay: RedisReplay, curves: Curves

@@ -107,13 +107,12 @@ def describe(config: RunConfig) -> str:
     groups = method.pretrain.groups + cycles_groups
     records = groups * actors.group_size
     weights = f"LoRA rank {model.lora_rank}" if model.trainable == "lora" else "all weights"
-    servers = ", ".join(f"{name} {spec.servers}" for name, spec in config.rewards.items())
     held_out = held_out_groups(config)
     lines = {
         "run": f"{config.name}, seed {config.seed}, method {method.kind}",
         "model": f"{model.path}, {model.num_steps} steps, {weights}, {model.dtype}",
         "processes": (
-            f"samplers {actors.count}; reward servers: {servers}; learner ranks "
+            f"samplers {actors.count}; reward servers {config.scoring.servers}; learner ranks "
             f"{config.learner.ranks} (ZeRO {config.learner.zero_stage}); evaluator 1"
         ),
         "Ray": _resources(config),
@@ -147,20 +146,23 @@ def describe(config: RunConfig) -> str:
 
 def _queries(config: RunConfig, records: int) -> str:
     training = records * config.rewarded_steps * len(config.rewards)
-    # Before, at the chosen cycles, and after; the last cycle's is the one after.
-    rounds = 2 + (config.method.cycles - 1) // config.evaluation.every_cycles
-    measuring = rounds * config.evaluation.samples * len(config.evaluation.rewards)
+    steps = config.model.num_steps
+    measuring = 2 * config.evaluation.samples * steps * len(config.evaluation.rewards)
     return (
         f"{training:,} in training ({config.rewarded_steps} of {config.model.num_steps} steps "
-        f"scored), about {measuring:,} in {rounds} evaluations"
+        f"scored), {measuring:,} in the evaluations before and after"
     )
 
 
 def _resources(config: RunConfig) -> str:
-    parts = [(config.actors.count, config.actors), (config.learner.ranks, config.learner)]
-    rewards = [(spec.servers, spec) for spec in config.rewards.values()]
-    cpus = sum(count * part.num_cpus for count, part in [*parts, *rewards])
-    gpus = sum(count * part.num_gpus for count, part in [*parts, *rewards])
+    parts = [
+        (config.actors.count, config.actors),
+        (config.scoring.servers, config.scoring),
+        (config.learner.ranks, config.learner),
+        (1, config.evaluation),
+    ]
+    cpus = sum(count * part.num_cpus for count, part in parts)
+    gpus = sum(count * part.num_gpus for count, part in parts)
     return f"{cpus:g} CPUs, {gpus:g} GPUs"
 
 

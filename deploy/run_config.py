@@ -15,24 +15,21 @@ from typing import Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from deploy.config_lasro import Lasro
 from deploy.config_problems import ConfigError, Problem, problems_of
 from deploy.config_sections import (
     Actors,
     Evaluation,
     FilePrompts,
-    Learner,
     Limits,
-    Model,
     Prompts,
     Replay,
     Reward,
-    Section,
+    Scoring,
     ShapesPrompts,
-    Whole,
     named_prompts,
 )
 from deploy.config_yaml import YamlError, read_preset, with_overrides
+from learner.settings import Lasro, Learner, Model, Section, Whole
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -58,6 +55,8 @@ class RunConfig(Section):
     """The samplers."""
     rewards: dict[str, Reward] = Field(min_length=1)
     """Reward models by name."""
+    scoring: Scoring = Scoring()
+    """The servers that run them."""
     replay: Replay = Replay()
     """The replay buffer."""
     learner: Learner = Learner()
@@ -259,7 +258,7 @@ def _wait_problems(config: RunConfig) -> Iterator[Problem]:
     stall_s = config.limits.stall_s
     leases = {
         "actors.lease_s": config.actors.lease_s,
-        "replay.claim_lease_s": config.replay.claim_lease_s,
+        "scoring.lease_s": config.scoring.lease_s,
     }
     for name, lease_s in leases.items():
         if lease_s >= stall_s:
@@ -268,14 +267,13 @@ def _wait_problems(config: RunConfig) -> Iterator[Problem]:
                 f"must be above {name} = {lease_s:g}, given {stall_s:g}: the run would give up "
                 "before the work of a dead actor is handed on",
             )
-    for name, reward in config.rewards.items():
-        if reward.timeout_s >= config.replay.claim_lease_s:
-            yield Problem(
-                f"rewards.{name}.timeout_s",
-                f"must be below replay.claim_lease_s = {config.replay.claim_lease_s:g}, given "
-                f"{reward.timeout_s:g}: a slow server would lose its records to another, which "
-                "scores them again",
-            )
+    scoring = config.scoring
+    if scoring.timeout_s >= scoring.lease_s:
+        yield Problem(
+            "scoring.timeout_s",
+            f"must be below scoring.lease_s = {scoring.lease_s:g}, given {scoring.timeout_s:g}: a "
+            "slow server would lose its records to another, which scores them again",
+        )
 
 
 def _measure_problems(config: RunConfig) -> Iterator[Problem]:

@@ -107,7 +107,7 @@ class ScoredGroups:
     def complete(self, tickets: range) -> list[int]:
         """Those of the tickets whose whole group is live, in ascending order."""
         rows_GM = self.index.groups(self.index.rows_of(tickets.start, tickets.stop))
-        return self.index.ticket_N[rows_GM[:, 0]].tolist()
+        return self.index.ticket[rows_GM[:, 0]].tolist()
 
     def rewards(self, tickets: Sequence[int]) -> Tensor:
         """Weighted sums of true rewards of complete groups, float32 [G, N, K]."""

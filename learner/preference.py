@@ -32,10 +32,10 @@ def pair_weights(pairs: Pairs, counts_GH: Tensor) -> Tensor:
     Args:
         counts_GH: how often each head's resample holds each group.
     """
-    key_P = np.stack([pairs.group_P, pairs.position_P])
+    key_P = np.stack([pairs.group, pairs.position])
     _, inverse_P, count_U = np.unique(key_P, axis=1, return_inverse=True, return_counts=True)
     share_P = torch.from_numpy(1.0 / count_U[inverse_P]).float()
-    return share_P[:, None] * counts_GH[torch.from_numpy(pairs.group_P)]
+    return share_P[:, None] * counts_GH[torch.from_numpy(pairs.group)]
 
 
 def regression_loss(scores_GNKH: Tensor, targets_GNK: Tensor, counts_GH: Tensor) -> Tensor:
@@ -46,8 +46,8 @@ def regression_loss(scores_GNKH: Tensor, targets_GNK: Tensor, counts_GH: Tensor)
 
 def members(scores_GNKx: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
     """Scores of the pairs' winners and losers, [P, …] each."""
-    group_P, position_P = torch.from_numpy(pairs.group_P), torch.from_numpy(pairs.position_P)
-    winner_P, loser_P = torch.from_numpy(pairs.winner_P), torch.from_numpy(pairs.loser_P)
+    group_P, position_P = torch.from_numpy(pairs.group), torch.from_numpy(pairs.position)
+    winner_P, loser_P = torch.from_numpy(pairs.winner), torch.from_numpy(pairs.loser)
     return scores_GNKx[group_P, winner_P, position_P], scores_GNKx[group_P, loser_P, position_P]
 
 
@@ -62,7 +62,7 @@ def pair_accuracy(scores_GNK: Tensor, pairs: Pairs, position: int | None = None)
     """
     winner_P, loser_P = members(scores_GNK, pairs)
     if position is not None:
-        here_P = torch.from_numpy(pairs.position_P == position)
+        here_P = torch.from_numpy(pairs.position == position)
         winner_P, loser_P = winner_P[here_P], loser_P[here_P]
     right_P = (winner_P > loser_P).float() + 0.5 * (winner_P == loser_P).float()
     return float(right_P.mean())

@@ -1,7 +1,8 @@
 """Makes the pipelines of the shapes world, from nothing, on a CPU.
 
     python -m deploy.shapes.pretrain vae        # AutoencoderKL, pixels 32x32 <-> latents 4x8x8
-    python -m deploy.shapes.pretrain base       # CLIP text encoder + 50-step UNet, with CFG
+    python -m deploy.shapes.pretrain text       # CLIP text encoder, by predicting layouts
+    python -m deploy.shapes.pretrain base       # 50-step UNet, with CFG
     python -m deploy.shapes.pretrain lcm        # two-step UNet, distilled from the base
     python -m deploy.shapes.pretrain lcm-lora   # the same as a LoRA over the base
 
@@ -14,7 +15,7 @@ import copy
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from deploy.shapes.world import draw_scene, render
+from deploy.shapes.world import draw_scene, lay_out, render
 from learner.diffusion.consistency import (
     NoiseModel,
     distillation_loss,
@@ -46,7 +47,7 @@ from learner.diffusion.consistency import (
 )
 from learner.diffusion.schedule import NoiseSchedule, add_noise
 from learner.policy.trainable import make_trainable
-from reward_servers.scene import COLOURS, IMAGE_SIZE, SHAPES
+from reward_servers.scene import COLOURS, IMAGE_SIZE, SHAPES, Scene
 
 log = logging.getLogger(__name__)
 PIPELINES = Path(__file__).parent / "pipelines"
@@ -221,12 +222,99 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
     ).input_ids
 
 
+@torch.no_grad()
+def encode_prompts(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
+    """Text states, float32 [N, MAX_TOKENS, E]."""
+    batches = tokenize(tokenizer, prompts).split(2000)
+    return torch.cat([encoder(ids).last_hidden_state for ids in batches])
+
+
+class LayoutProbe(torch.nn.Module):
+    """Reads off text states what stands in each cell of a 3x3 grid, as a UNet's attention would."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.queries = torch.nn.Parameter(torch.randn(9, width) * 0.1)
+        self.attend = torch.nn.MultiheadAttention(width, 4, batch_first=True)
+        self.out = torch.nn.Linear(width, classes)
+
+    def forward(self, states_BLE: Tensor) -> Tensor:
+        """Logits [B, 9, classes]."""
+        queries = self.queries.expand(len(states_BLE), -1, -1)
+        read, _ = self.attend(queries, states_BLE, states_BLE, need_weights=False)
+        return self.out(read)
+
+
+def layout_targets(scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:
+    """Colour and shape in each cell of a 3x3 grid, int64 [B, 9]; 0 is an empty cell."""
+    rng = np.random.default_rng(0)
+    colours = np.zeros((len(scenes), 9), dtype=np.int64)
+    shapes = np.zeros_like(colours)
+    for row, scene in enumerate(scenes):
+        for thing, (x, y, _) in zip(scene.things, lay_out(scene, rng), strict=True):
+            # The middle third also takes the free coordinate, which the prompt does not tell.
+            column, line = (0 if v < 11 else 2 if v > 21 else 1 for v in (x, y))
+            cell = 3 * line + column
+            colours[row, cell] = 1 + list(COLOURS).index(thing.colour)
+            shapes[row, cell] = 1 + SHAPES.index(thing.shape)
+    return torch.from_numpy(colours), torch.from_numpy(shapes)
+
+
+def train_text(steps: int, batch: int = 256) -> None:
+    """The text encoder, by predicting from its states where which colour and shape stands.
+
+    The states then say what a picture of the prompt shows, which CLIP's encoder learns from
+    millions of pictures. The probe is thrown away.
+    """
+    tokenizer = new_tokenizer(PIPELINES / "work" / "tokenizer")
+    torch.manual_seed(2)
+    encoder = new_text_encoder(tokenizer)
+    probe = LayoutProbe(64, 1 + len(COLOURS) + 1 + len(SHAPES))
+    rng = np.random.default_rng(7)
+
+    def logits(scenes: list[Scene]) -> tuple[Tensor, Tensor]:
+        ids = tokenize(tokenizer, [scene.prompt for scene in scenes])
+        both = probe(encoder(ids).last_hidden_state)
+        colour, shape = both.split([1 + len(COLOURS), 1 + len(SHAPES)], dim=2)
+        return colour.flatten(0, 1), shape.flatten(0, 1)
+
+    def loss_of(step: int) -> Tensor:
+        scenes = [draw_scene(rng, held_out=False) for _ in range(batch)]
+        colour, shape = logits(scenes)
+        colour_target, shape_target = layout_targets(scenes)
+        return F.cross_entropy(colour, colour_target.flatten()) + F.cross_entropy(
+            shape, shape_target.flatten()
+        )
+
+    def save(step: int) -> None:
+        scenes = [draw_scene(rng, held_out=True) for _ in range(1000)]
+        with torch.no_grad():
+            colour, shape = logits(scenes)
+        colour_target, shape_target = (t.flatten() for t in layout_targets(scenes))
+        there = colour_target > 0
+        right = (colour.argmax(1) == colour_target) & (shape.argmax(1) == shape_target)
+        log.info("held-out things read off rightly: %.4f", float(right[there].float().mean()))
+        encoder.save_pretrained(PIPELINES / "work" / "text_encoder")
+
+    fit(
+        "text",
+        [encoder, probe],
+        loss_of,
+        steps=steps,
+        learning_rate=1e-3,
+        ema_decay=0.999,
+        save=save,
+        save_every=1000,
+    )
+
+
 def train_base(steps: int, batch: int = 64) -> None:
     """Noise prediction on the training scenes; one prompt in ten is empty, for CFG."""
     vae = AutoencoderKL.from_pretrained(PIPELINES / "work" / "vae")
-    tokenizer = new_tokenizer(PIPELINES / "work" / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(PIPELINES / "work" / "tokenizer")
+    text_encoder = CLIPTextModel.from_pretrained(PIPELINES / "work" / "text_encoder").eval()
     torch.manual_seed(2)
-    unet, text_encoder = new_unet(), new_text_encoder(tokenizer)
+    unet = new_unet()
     unet.set_attn_processor(AttnProcessor())  # on CPU quicker than the fused kernel at 64 tokens
     scheduler = DDIMScheduler(
         beta_start=0.00085,
@@ -238,19 +326,18 @@ def train_base(steps: int, batch: int = 64) -> None:
     )
     schedule = NoiseSchedule.from_config(scheduler.config)
     latents, prompts = encode_pictures(vae, 80_000, seed=3)
-    tokens = tokenize(tokenizer, prompts)
-    empty = tokenize(tokenizer, [""])
+    states = encode_prompts(text_encoder, tokenizer, prompts)
+    empty = encode_prompts(text_encoder, tokenizer, [""])
     generator = torch.Generator().manual_seed(4)
 
     def loss_of(step: int) -> Tensor:
         rows = torch.randint(len(latents), (batch,), generator=generator)
         t_B = torch.randint(1000, (batch,), generator=generator)
         noise = torch.randn(batch, *latents.shape[1:], generator=generator)
-        ids = tokens[rows].clone()
-        ids[torch.rand(batch, generator=generator) < 0.1] = empty
+        text = states[rows]
+        text[torch.rand(batch, generator=generator) < 0.1] = empty
         noisy = add_noise(latents[rows], noise, t_B, schedule)
         with torch.autocast("cpu", torch.bfloat16):
-            text = text_encoder(ids).last_hidden_state
             eps = unet(noisy, t_B, encoder_hidden_states=text).sample
         return F.mse_loss(eps.float(), noise)
 
@@ -269,7 +356,7 @@ def train_base(steps: int, batch: int = 64) -> None:
 
     fit(
         "base",
-        [unet, text_encoder],
+        [unet],
         loss_of,
         steps=steps,
         learning_rate=1e-3,
@@ -320,15 +407,8 @@ def distil(
     teacher.requires_grad_(False)
     target = copy.deepcopy(student).requires_grad_(False)
     latents, prompts = encode_pictures(base.vae, 40_000, seed=5)
-    with torch.no_grad():
-        encode = base.text_encoder
-        states = torch.cat(
-            [
-                encode(ids).last_hidden_state.half()
-                for ids in tokenize(base.tokenizer, prompts).split(1000)
-            ]
-        )
-        empty = encode(tokenize(base.tokenizer, [""])).last_hidden_state.expand(batch, -1, -1)
+    states = encode_prompts(base.text_encoder, base.tokenizer, prompts)
+    empty = encode_prompts(base.text_encoder, base.tokenizer, [""]).expand(batch, -1, -1)
     generator = torch.Generator().manual_seed(6)
     embedding_dim = student.config.time_cond_proj_dim
 
@@ -338,7 +418,7 @@ def distil(
         noise = torch.randn(batch, *latents.shape[1:], generator=generator)
         w_B = torch.empty(batch).uniform_(*GUIDANCE, generator=generator)
         told = guidance_embedding(w_B, embedding_dim) if embedding_dim else None
-        text = states[rows].float()
+        text = states[rows]
 
         def eps_of(unet: UNet2DConditionModel) -> NoiseModel:
             def eps(x: Tensor, t_B: Tensor) -> Tensor:
@@ -418,12 +498,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("stage", choices=("vae", "base", "lcm", "lcm-lora"))
+    parser.add_argument("stage", choices=("vae", "text", "base", "lcm", "lcm-lora"))
     parser.add_argument("--steps", type=int, help="training steps; default: those of the results")
     arguments = parser.parse_args()
     stages = {
         "vae": (train_vae, 3000),
-        "base": (train_base, 12_000),
+        "text": (train_text, 4000),
+        "base": (train_base, 8000),
         "lcm": (train_lcm, 3000),
         "lcm-lora": (train_lcm_lora, 3000),
     }

@@ -208,11 +208,9 @@ class LasroMethod:
         self._surrogate_step += 1
         size = self._settings.surrogate.batch_groups
         num_fresh = min(len(fresh), math.ceil(size * _FRESH_SHARE)) if known else size
-        drawn = [
-            *rng.choice(np.asarray(fresh, dtype=np.int64), min(num_fresh, len(fresh)), replace=False),
-            *rng.choice(np.asarray(known, dtype=np.int64), min(size - num_fresh, len(known)),
-                        replace=False),
-        ]  # fmt: skip
+        newest = rng.permutation(np.asarray(fresh, dtype=np.int64))[:num_fresh]
+        older = rng.permutation(np.asarray(known, dtype=np.int64))[: size - len(newest)]
+        drawn = [*newest, *older]
         mine = [int(ticket) for ticket in drawn[self._rank :: self._ranks]]
         return self._surrogate.step(self._groups.fetch(mine))
 
