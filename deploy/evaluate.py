@@ -86,7 +86,7 @@ class Evaluator:
             for start in range(0, len(groups), _BATCH)
             for rollout in policy.sample(groups[start : start + _BATCH])
         ]
-        return torch.from_numpy(np.concatenate([r.latents_GKCHW for r in rollouts])).float()
+        return torch.from_numpy(np.concatenate([rollout.latents for rollout in rollouts])).float()
 
     def _decode(self, latents_BCHW: torch.Tensor) -> np.ndarray:
         parts = latents_BCHW.split(_BATCH)

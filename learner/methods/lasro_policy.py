@@ -37,7 +37,9 @@ from learner.settings import Lasro, Model
 
 log = logging.getLogger(__name__)
 Encode = Callable[[list[str]], Tensor]
-# The anchor's weight is measured anew every so many steps: two more backward passes.
+# x, t_B, text, guidance embedding -> eps: the engine, or its bare module.
+Network = Callable[..., Tensor]
+# The anchor's weight is measured anew every so many steps: two backward passes.
 _MEASURE_EVERY = 10
 
 
@@ -119,51 +121,76 @@ class LasroPolicy:
 
     def step(self, prompts: Sequence[str], anchor: AnchorData | None) -> dict[str, float]:
         """One update on fresh noise for prompts drawn from `prompts`; returns its metrics."""
+        draw = self._draw(prompts, anchor)
+        # Its parameters stay out of the graph; what flows through it to the latents is wanted.
+        self._surrogate.requires_grad_(False)
+        weight = self._anchor_weight(draw)
+        scores, anchor_loss = self._terms(self._engine, draw)
+        scales, squashed, clips = [], [], []
+        for scale, scores_B in zip(self.state.scales, scores, strict=True):
+            scale = _shared(scale.seen(scores_B))
+            value_B, clip = squash(scores_B, scale)
+            scales.append(scale)
+            squashed.append(value_B)
+            clips.append(clip)
+        gain = reward_loss(squashed, step_weights(self._settings, self._model))
+        norm = self._engine.update(gain + weight * anchor_loss)
+        self._surrogate.requires_grad_(True)
+        self.state = PolicyState(self.state.step + 1, weight, tuple(scales))
+        metrics = {
+            "anchor_loss": float(anchor_loss.detach()),
+            "anchor_weight": weight,
+            "gradient_norm": norm,
+        }
+        for step, scores_B, clip in zip(self._rewarded, scores, clips, strict=True):
+            metrics[f"surrogate_{step + 1}step"] = float(scores_B.detach().mean())
+            metrics[f"clipped_{step + 1}step"] = clip
+        return mean_over_ranks(metrics)
+
+    def _draw(self, prompts: Sequence[str], anchor: AnchorData | None) -> "_Draw":
+        """This rank's rows of the step's prompts, noise and anchor batch."""
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.state.step)
-        mine, batch = self._mine, self._settings.policy_batch
-        drawn = torch.randint(len(prompts), (batch,), generator=generator)[mine]
+        batch = self._settings.policy_batch
+        drawn = torch.randint(len(prompts), (batch,), generator=generator)[self._mine]
         shape = (self._model.num_steps, batch, *self._latent_shape)
-        noise = torch.randn(shape, generator=generator)[:, mine]
-        text = self._encode([prompts[i] for i in drawn])
+        noise = torch.randn(shape, generator=generator)[:, self._mine]
         anchoring = None
         if anchor is not None and self._teacher is not None:
             anchoring = self._draw_anchor(anchor, generator)
+        return _Draw(self._encode([prompts[i] for i in drawn]), noise, anchoring)
 
-        self._surrogate.requires_grad_(False)
-        clean, anchor_loss = self._clean_predictions(text, noise, anchoring)
-        pessimism = self._settings.surrogate.pessimism
+    def _terms(self, network: Network, draw: "_Draw") -> tuple[list[Tensor], Tensor]:
+        """Surrogate rewards [B] of every rewarded step, and the anchor's loss."""
+        clean, anchor_loss = self._clean_predictions(network, draw)
+        pessimism, rows = self._settings.surrogate.pessimism, len(draw.text)
         scores = [
-            pessimistic(self._surrogate(clean[step], text, torch.full((len(text),), k)), pessimism)
+            pessimistic(self._surrogate(clean[step], draw.text, torch.full((rows,), k)), pessimism)
             for k, step in enumerate(self._rewarded)
         ]
-        self._surrogate.requires_grad_(True)
-        return self._update(scores, anchor_loss)
+        return scores, anchor_loss
 
-    def _clean_predictions(
-        self, text: Tensor, noise: Tensor, anchoring: "_Anchoring | None"
-    ) -> tuple[list[Tensor], Tensor]:
+    def _clean_predictions(self, network: Network, draw: "_Draw") -> tuple[list[Tensor], Tensor]:
         """z_1 … z_N with gradient, and the anchor's loss, which shares the first network call."""
+        text, noise, anchoring = draw.text, draw.noise, draw.anchoring
         guidance = self._guidance(len(text))
         clean: list[Tensor] = []
         anchor_loss = torch.zeros(())
+        x = noise[0]
         for k, timestep in enumerate(self._timesteps):
             t_B = torch.full((len(text),), timestep)
+            if k > 0:
+                before = clean[-1] if self._settings.cross_term else clean[-1].detach()
+                x = add_noise(before, noise[k], t_B, self._schedule)
             if k == 0 and anchoring is not None:
-                eps, anchor_eps = self._engine(
-                    torch.cat([noise[0], anchoring.x_start]),
+                eps, anchor_eps = network(
+                    torch.cat([x, anchoring.x_start]),
                     torch.cat([t_B, anchoring.start_B]),
                     torch.cat([text, anchoring.text]),
                     _concat(guidance, self._guidance(len(anchoring.text))),
                 ).split([len(text), len(anchoring.text)])
                 anchor_loss = self._anchor_loss(anchor_eps, anchoring)
-                x = noise[0]
-            elif k == 0:
-                x = noise[0]
-                eps = self._engine(x, t_B, text, guidance)
             else:
-                before = clean[-1] if self._settings.cross_term else clean[-1].detach()
-                x = add_noise(before, noise[k], t_B, self._schedule)
-                eps = self._engine(x, t_B, text, guidance)
+                eps = network(x, t_B, text, guidance)
             clean.append(consistency_prediction(x, eps, t_B, self._schedule))
         return clean, anchor_loss
 
@@ -199,44 +226,30 @@ class LasroPolicy:
             goal = consistency_prediction(anchoring.x_end, goal_eps, end_B, self._schedule)
         return pseudo_huber(prediction - goal).mean()
 
-    def _update(self, scores: list[Tensor], anchor_loss: Tensor) -> dict[str, float]:
-        state = self.state
-        scales, squashed, clips = [], [], []
-        for scale, scores_B in zip(state.scales, scores, strict=True):
-            scale = _shared(scale.seen(scores_B))
-            value, clip = squash(scores_B, scale)
-            scales.append(scale)
-            squashed.append(value)
-            clips.append(clip)
-        gain = reward_loss(squashed, step_weights(self._settings, self._model))
-        weight = self._anchor_weight(gain, anchor_loss)
-        norm = self._engine.update(gain + weight * anchor_loss)
-        self.state = PolicyState(state.step + 1, weight, tuple(scales))
-        metrics = {
-            "anchor_loss": float(anchor_loss.detach()),
-            "anchor_weight": weight,
-            "gradient_norm": norm,
-        }
-        for step, scores_B, clip in zip(self._rewarded, scores, clips, strict=True):
-            metrics[f"surrogate_{step + 1}step"] = float(scores_B.detach().mean())
-            metrics[f"clipped_{step + 1}step"] = clip
-        return mean_over_ranks(metrics)
-
-    def _anchor_weight(self, gain: Tensor, anchor_loss: Tensor) -> float:
+    def _anchor_weight(self, draw: "_Draw") -> float:
         """The constant, or what the gradient norms ask for, averaged over steps."""
         settings, state = self._settings.anchor, self.state
-        if not anchor_loss.requires_grad:
+        if draw.anchoring is None:
             return 0.0
         if settings.ratio is None:
             return settings.weight or 0.0
         if state.step % _MEASURE_EVERY:
             return state.anchor_weight
-        parameters = [p for p in self._engine.module.parameters() if p.requires_grad]
-        norms = {
-            "anchor": gradient_norm(anchor_loss, parameters),
-            "reward": gradient_norm(gain, parameters),
-        }
-        norms = mean_over_ranks(norms)
+        # The bare module: an engine's outputs refuse any backward but its own.
+        module = self._engine.module
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        scores, anchor_loss = self._terms(module, draw)
+        squashed = [
+            squash(scores_B, scale.seen(scores_B))[0]
+            for scale, scores_B in zip(state.scales, scores, strict=True)
+        ]
+        gain = reward_loss(squashed, step_weights(self._settings, self._model))
+        norms = mean_over_ranks(
+            {
+                "anchor": gradient_norm(anchor_loss, parameters),
+                "reward": gradient_norm(gain, parameters),
+            }
+        )
         now = anchor_weight(norms["anchor"], norms["reward"], settings.ratio)
         return now if state.step == 0 else 0.5 * state.anchor_weight + 0.5 * now
 
@@ -257,6 +270,15 @@ def rewarded_steps(settings: Lasro, model: Model) -> tuple[int, ...]:
 def step_weights(settings: Lasro, model: Model) -> tuple[float, ...]:
     """c_k of every rewarded step."""
     return settings.step_weights or (1.0,) * len(rewarded_steps(settings, model))
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """What a step works on: text states, noise of every sampling step, the anchor's batch."""
+
+    text: Tensor
+    noise: Tensor
+    anchoring: "_Anchoring | None"
 
 
 @dataclass(frozen=True)

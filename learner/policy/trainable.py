@@ -36,19 +36,23 @@ def make_trainable(
     *,
     rank: int,
     alpha: float,
-    targets: Literal["attention", "all"] | Sequence[str] = "all",
+    targets: str | Sequence[str] = "all",
     seed: int = 0,
 ) -> list[torch.nn.Parameter]:
     """Freezes what is not trained, adds the adapter if asked; returns the trained parameters.
 
     Args:
+        targets: a key of `TARGETS`, or module names.
         seed: of the adapter's initial values, so that samplers and learner agree.
     """
     if kind == "lora":
         unet.requires_grad_(False)
+        modules = TARGETS[targets] if isinstance(targets, str) else list(targets)
         config = LoraConfig(
             r=rank,
-            lora_alpha=alpha,  # pyright: ignore[reportArgumentType] target_modules=list(TARGETS.get(targets, targets) if isinstance(targets, str) else targets), init_lora_weights="gaussian"
+            lora_alpha=alpha,  # pyright: ignore[reportArgumentType]
+            target_modules=modules,
+            init_lora_weights="gaussian",
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
