@@ -107,8 +107,9 @@ def new_tokenizer(folder: Path) -> CLIPTokenizer:
     """A CLIP tokenizer in which every word of the grammar is one token; writes its files."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.Whitespace()
+    # Each word with a count of its own: ties would be broken differently in every run.
     bpe.train_from_iterator(
-        [" ".join(WORDS)] * 2,
+        [word for count, word in enumerate(WORDS, start=2) for _ in range(count)],
         trainers.BpeTrainer(vocab_size=1000, end_of_word_suffix="</w>", show_progress=False),
     )
     trained = json.loads(bpe.to_str())["model"]
@@ -311,7 +312,9 @@ def train_text(steps: int, batch: int = 256) -> None:
 def train_base(steps: int, batch: int = 64) -> None:
     """Noise prediction on the training scenes; one prompt in ten is empty, for CFG."""
     vae = AutoencoderKL.from_pretrained(PIPELINES / "work" / "vae")
-    tokenizer = CLIPTokenizer.from_pretrained(PIPELINES / "work" / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(
+        PIPELINES / "work" / "tokenizer", model_max_length=MAX_TOKENS
+    )
     text_encoder = CLIPTextModel.from_pretrained(PIPELINES / "work" / "text_encoder").eval()
     torch.manual_seed(2)
     unet = new_unet()
@@ -360,7 +363,7 @@ def train_base(steps: int, batch: int = 64) -> None:
         loss_of,
         steps=steps,
         learning_rate=1e-3,
-        ema_decay=0.9995,
+        ema_decay=0.999,
         save=save,
         save_every=2000,
     )
@@ -504,9 +507,9 @@ def main() -> None:
     stages = {
         "vae": (train_vae, 3000),
         "text": (train_text, 4000),
-        "base": (train_base, 8000),
-        "lcm": (train_lcm, 3000),
-        "lcm-lora": (train_lcm_lora, 3000),
+        "base": (train_base, 3000),
+        "lcm": (train_lcm, 2000),
+        "lcm-lora": (train_lcm_lora, 2000),
     }
     train, steps = stages[arguments.stage]
     train(arguments.steps or steps)
