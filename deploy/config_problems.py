@@ -42,7 +42,10 @@ class ConfigError(ValueError):
 
 def problems_of(errors: Sequence[ErrorDetails], root: type[BaseModel]) -> list[Problem]:
     """Pydantic's errors in our words."""
-    return [problem for error in errors for problem in _problems(error, root)]
+    # Of a choice between a word and a list, both fail: one of them is enough to be told.
+    words = {error["loc"][:-1] for error in errors if error["type"] == "literal_error"}
+    told = [e for e in errors if e["type"] != "tuple_type" or e["loc"][:-1] not in words]
+    return [problem for error in told for problem in _problems(error, root)]
 
 
 def _problems(error: ErrorDetails, root: type[BaseModel]) -> Iterator[Problem]:
@@ -141,6 +144,10 @@ def nested_models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _allowed(error: ErrorDetails) -> str:
+    if error["type"] in ("model_type", "dict_type"):
+        return "must be a section of settings"
+    if error["type"] == "too_short":
+        return "must not be empty"
     text = error["msg"].replace("Input should be", "must be", 1)
     return text[0].lower() + text[1:]
 
@@ -162,8 +169,10 @@ def _nearest(error: ErrorDetails) -> str:
 
 
 def _given(value: object) -> str:
+    if value is None:
+        return "nothing"
     if isinstance(value, Mapping):
-        return "a section"
+        return "a section" if value else "nothing"
     text = without_password(repr(value))
     return text if len(text) <= _MAX_GIVEN else f"{text[:_MAX_GIVEN]}..."
 

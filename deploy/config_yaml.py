@@ -24,6 +24,10 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key must be a plain word", key.start_mark
+                )
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} stands twice", key.start_mark
@@ -94,7 +98,10 @@ def _set(target: dict[str, Any], override: str) -> None:
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        # Copied here, where an alias inside its own anchor, a value without end, is still caught.
+        return _copy(yaml.load(text, Loader=_Loader))  # noqa: S506 - a SafeLoader
+    except RecursionError:
+        raise YamlError(f"{where}: not valid YAML: an alias stands inside its own anchor") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark is not None else ""

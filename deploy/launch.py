@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from deploy.config_problems import ConfigError
+from deploy.job_log import quieten
 from deploy.plan import check_environment, describe, schema_table
 from deploy.run_config import load_config
 
@@ -24,9 +25,7 @@ _USAGE_ERROR = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S"
-    )
+    quieten()
     if options.schema:
         sys.stdout.write(schema_table())
         return 0
@@ -35,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return _USAGE_ERROR
-    if problems := check_environment(config, os.environ):
+    if problems := check_environment(config, os.environ, resume=options.resume):
         sys.stderr.write("\n".join(problems) + "\n")
         return _USAGE_ERROR
     if options.check:

@@ -84,9 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def launch_arguments(options: argparse.Namespace) -> list[str]:
     """What `deploy.launch` is called with."""
     flags = [f"--{flag}" for flag in ("check", "resume") if getattr(options, flag)]
+    return [*flags, str(Path(options.config).resolve()), *_name(options), *options.overrides]
+
+
+def _name(options: argparse.Namespace) -> list[str]:
     # Quoted, so that a name such as `true` stays a text.
-    name = [f"name={json.dumps(options.run)}"] if options.run else []
-    return [*flags, str(Path(options.config).resolve()), *name, *options.overrides]
+    return [f"name={json.dumps(options.run)}"] if options.run else []
 
 
 def _runs_folder(options: argparse.Namespace) -> Path | None:
@@ -98,16 +101,17 @@ def _runs_folder(options: argparse.Namespace) -> Path | None:
     from deploy.run_config import load_config
 
     try:
-        config = load_config(options.config, options.overrides)
+        config = load_config(options.config, [*_name(options), *options.overrides])
     except ConfigError as error:
         log.error("%s", error)
         return None
     # Paths in a config are relative to the repository, which the job's working directory copies.
     with contextlib.chdir(ROOT):
-        problems = check_environment(config, os.environ)
+        problems = check_environment(config, os.environ, resume=options.resume)
+        runs = config.run_folder(os.environ).resolve().parent
     for problem in problems:
         log.error("%s", problem)
-    return None if problems else (ROOT / config.folder).resolve()
+    return None if problems else runs
 
 
 def run_job(

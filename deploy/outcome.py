@@ -10,7 +10,9 @@ runs/<name>/
 
 import json
 import logging
+import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,23 +38,26 @@ class Outcome:
     begun: float = field(default_factory=time.monotonic)
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
+    reason: str | None = None
     exported: str | None = None
     counters: Counters | None = None
+    failures: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    workers: dict[str, dict[str, Any]] = field(default_factory=dict)
     peak_rss_mb: float = 0.0
 
-    def note(self, counters: Counters, report: dict[str, Any]) -> None:
-        """The replay's last counts and where the learner's time went."""
-        self.counters = counters
-        self.seconds = report.get("seconds", {})
-
     def summary(self) -> dict[str, Any]:
-        """`summary.json`; `reward_queries` counts single scores of single pictures."""
+        """`summary.json`.
+
+        `reward_queries` counts single scores of single pictures, `failures` how often each reason
+        stands among the quarantined records; `reason` is why the run failed.
+        """
         rewards = len(self.config.rewards) * self.config.rewarded_steps
         counters = vars(self.counters) if self.counters else {}
         return {
             "name": self.config.name,
             "status": self.status,
+            "reason": self.reason,
             "seed": self.config.seed,
             "before": self.before,
             "after": self.after,
@@ -61,7 +66,9 @@ class Outcome:
             "peak_rss_mb": round(self.peak_rss_mb),
             "reward_queries": counters.get("committed", 0) * rewards,
             "records": counters,
+            "failures": self.failures,
             "learner_seconds": {name: round(s, 1) for name, s in self.seconds.items()},
+            "workers": self.workers,
             "exported": self.exported,
             "versions": versions(),
         }
@@ -73,22 +80,40 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
 
-    def open(self, config: RunConfig, *, resume: bool) -> None:
-        """Makes the folder, or takes it up again.
-
-        Raises:
-            ValueError: a run of this name is there and is not to be resumed, or the other way.
-        """
+    def problem(self, *, resume: bool) -> str | None:
+        """Why a run cannot begin or go on here; None: it can. Changes nothing."""
         there = (self.path / CONFIG_FILE).exists()
         if there and not resume:
-            raise ValueError(
+            return (
                 f"{self.path} holds a run already: continue it with --resume, give this one "
                 "another name, or remove the folder"
             )
         if resume and not there:
-            raise ValueError(f"{self.path} holds no run to resume; leave --resume out to begin one")
-        self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / CONFIG_FILE).write_text(config.to_json())
+            return (
+                f"{self.path} holds no run to resume; name=... says which one, and without "
+                "--resume a new one begins"
+            )
+        nearest = next(each for each in (self.path, *self.path.parents) if each.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+            return (
+                f"{self.path} cannot be written, as {nearest} is no folder that this user may "
+                "write to; choose another with folder=... or FLEETUNE_RUNS"
+            )
+        return None
+
+    def open(self, config: RunConfig, *, resume: bool) -> None:
+        """Makes the folder, or takes it up again.
+
+        Raises:
+            ValueError: `problem` says why.
+        """
+        if problem := self.problem(resume=resume):
+            raise ValueError(problem)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / CONFIG_FILE).write_text(config.to_json())
+        except OSError as error:
+            raise ValueError(f"{self.path} cannot be written: {error}") from error
 
     def checkpointed_cycle(self) -> int | None:
         """Cycles behind the newest checkpoint, less one: the last step whose curves count."""
@@ -117,16 +142,27 @@ class RunFolder:
 
 
 def resident_mb() -> float:
-    """Resident memory of this session's Ray processes and this one, in MB, as a plain sum.
+    """Resident memory of this process and of the Ray node it is on, in MB, as a plain sum.
 
     Pages that processes share are counted in each of them, so it errs on the high side.
     """
     own = psutil.Process()
-    ancestors = {own.pid, *(parent.pid for parent in own.parents())}
-    total = 0
-    for process in psutil.process_iter(["pid", "ppid", "name", "memory_info", "cmdline"]):
-        info = process.info
-        words = " ".join(info["cmdline"] or [])
-        if info["pid"] in ancestors or "ray" in words or "valkey" in words:
-            total += info["memory_info"].rss if info["memory_info"] else 0
-    return total / 2**20
+    family = {own.pid: own}
+    for top in _node_processes(own):
+        family.update({child.pid: child for child in (top, *top.children(recursive=True))})
+    return sum(_resident_bytes(process) for process in family.values()) / 2**20
+
+
+def _node_processes(own: psutil.Process) -> Iterator[psutil.Process]:
+    """The raylet above this process, or the `ray start --block` above that; none outside Ray."""
+    for process in own.parents():
+        if process.name().startswith("raylet"):
+            starter = process.parent()
+            yield starter if starter and "--block" in starter.cmdline() else process
+
+
+def _resident_bytes(process: psutil.Process) -> int:
+    try:
+        return process.memory_info().rss
+    except psutil.Error:  # it has ended meanwhile
+        return 0

@@ -21,14 +21,27 @@ from deploy.run_config import RunConfig, held_out_groups
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def check_environment(config: RunConfig, environ: Mapping[str, str]) -> list[str]:
+def check_environment(
+    config: RunConfig, environ: Mapping[str, str], *, resume: bool = False
+) -> list[str]:
     """What is missing here for a run to begin; empty: nothing that can be seen without starting."""
     return [
+        *_unusable_folder(config, environ, resume=resume),
         *_missing_models(config),
         *_bad_prompts(config),
         *_unknown_rewards(config),
         *_unusable_redis(config, environ),
     ]
+
+
+def _unusable_folder(
+    config: RunConfig, environ: Mapping[str, str], *, resume: bool
+) -> Iterator[str]:
+    from deploy.outcome import RunFolder
+
+    problem = RunFolder(config.run_folder(environ)).problem(resume=resume)
+    if problem is not None:
+        yield f"name: {problem}"
 
 
 def _missing_models(config: RunConfig) -> Iterator[str]:
@@ -66,8 +79,11 @@ def _bad_prompts(config: RunConfig) -> Iterator[str]:
 
 
 def _unknown_rewards(config: RunConfig) -> Iterator[str]:
-    """Kinds that nobody registered. Shipped ones are built, so that their arguments are checked."""
-    from reward_servers.registry import SHIPPED, build_reward, path_of
+    """Kinds that nobody registered or that cannot be imported here, and wrong arguments.
+
+    The reward servers run in the environment that this runs in, so what fails here fails there.
+    """
+    from reward_servers.registry import check_reward
 
     settings: dict[str, Reward | Metric] = {
         **{f"rewards.{name}": reward for name, reward in config.rewards.items()},
@@ -75,9 +91,7 @@ def _unknown_rewards(config: RunConfig) -> Iterator[str]:
     }
     for name, setting in settings.items():
         try:
-            path_of(setting.kind)
-            if setting.kind in SHIPPED:
-                build_reward(setting.kind, setting.args)
+            check_reward(setting.kind, setting.args)
         except ValueError as error:
             yield f"{name}: {error}"
 

@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -29,7 +29,7 @@ from deploy.config_sections import (
     named_prompts,
 )
 from deploy.config_yaml import YamlError, read_preset, with_overrides
-from learner.settings import Lasro, Learner, Model, Section, Whole
+from learner.settings import Lasro, Learner, Model, Section
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -45,7 +45,7 @@ class RunConfig(Section):
     """Name of the run: its folder, its Ray namespace, its Redis keys. Default: the time."""
     folder: str = Field(default="runs", min_length=1)
     """Folder that holds the runs' folders."""
-    seed: Whole = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of prompts, noise and initial weights."""
     model: Model
     """The policy."""

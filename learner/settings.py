@@ -6,7 +6,7 @@ and nowhere else. Imports no torch, so a config error costs no start-up time.
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
@@ -54,6 +54,13 @@ class Model(Section):
     """Number format of the frozen weights; trained ones stay float32."""
     attention: Literal["sdpa", "plain"] = "sdpa"
     """Attention kernel: torch's fused one, or plain products for where the fused one is slow."""
+
+    @field_validator("lora_targets")
+    @classmethod
+    def _something_is_trained(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not value:
+            raise ValueError("must be attention, all or a list with at least one module's name")
+        return value
 
 
 class Learner(Section):

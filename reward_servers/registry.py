@@ -1,8 +1,8 @@
 """Which reward a name means, and how it is built.
 
 A reward is a shipped kind such as `jpeg-size`, or anybody's class as `module:Class`; its
-arguments are the class's keyword arguments. Nothing is imported before `build_reward`, so a
-config can be checked where a reward's dependencies are not installed.
+arguments are the class's keyword arguments. `check_reward` finds a wrong name or argument before
+a run starts, and builds nothing that could be large.
 """
 
 import importlib
@@ -36,22 +36,45 @@ def path_of(kind: str) -> str:
     return path
 
 
+def check_reward(kind: str, args: Mapping[str, Any] | None = None) -> None:
+    """Looks for what `build_reward` would refuse. Shipped rewards are light and are built; of
+    anybody's own class only the module is imported.
+
+    Raises:
+        ValueError: as `build_reward`.
+    """
+    if kind in SHIPPED:
+        build_reward(kind, args)
+        return
+    make = _class_at(kind, path_of(kind))
+    _check_args(kind, make, args or {})
+    if isinstance(make, type) and not callable(getattr(make, "score", None)):
+        raise ValueError(_no_score(kind, make))
+
+
 def build_reward(kind: str, args: Mapping[str, Any] | None = None) -> RewardModel:
     """The reward model of a kind, with `args` as keyword arguments.
 
     Raises:
         ValueError: the kind is unknown or cannot be imported, an argument is not one of its
-            own, or what was built has no `score`.
+            own or has a wrong value, or what was built has no `score`.
     """
     make = _class_at(kind, path_of(kind))
     _check_args(kind, make, args or {})
-    model = make(**(args or {}))
+    try:
+        model = make(**(args or {}))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"reward {kind!r} refuses its arguments: {error}") from error
     if not callable(getattr(model, "score", None)):
-        raise ValueError(
-            f"reward {kind!r} built a {type(model).__name__}, which has no method "
-            "score(images, prompts); see reward_servers.base.RewardModel"
-        )
+        raise ValueError(_no_score(kind, type(model)))
     return model
+
+
+def _no_score(kind: str, found: type) -> str:
+    return (
+        f"reward {kind!r} is a {found.__name__}, which has no method score(images, prompts); "
+        "see reward_servers.base.RewardModel"
+    )
 
 
 def _class_at(kind: str, path: str) -> Callable[..., Any]:
@@ -62,6 +85,11 @@ def _class_at(kind: str, path: str) -> Callable[..., Any]:
         raise ValueError(
             f"cannot import {module_name!r} for reward {kind!r}: {error}; install it in the "
             "environment of the reward servers, or correct the name"
+        ) from error
+    except Exception as error:
+        raise ValueError(
+            f"the module {module_name!r} of reward {kind!r} raises {type(error).__name__} when it "
+            f"is imported: {error}"
         ) from error
     found = getattr(module, name, None)
     if not callable(found):

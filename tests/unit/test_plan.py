@@ -79,8 +79,21 @@ def test_an_unknown_argument_of_a_shipped_reward_is_found(pipeline: str) -> None
     assert text.startswith("evaluation.rewards.exact: ")
 
 
-def test_a_reward_of_ones_own_is_not_imported(pipeline: str) -> None:
-    config = _config(pipeline, "rewards.binding.kind=not_installed_here:Mine")
+def test_a_reward_that_cannot_be_imported_is_named(pipeline: str) -> None:
+    text = _complaint(_config(pipeline, "rewards.binding.kind=not_installed_here:Mine"))
+    assert text.startswith("rewards.binding: cannot import 'not_installed_here'")
+
+
+def test_a_reward_of_ones_own_is_imported_and_not_built(
+    pipeline: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "large_reward.py").write_text(
+        "class Large:\n"
+        "    def __init__(self, size=1):\n        raise MemoryError\n"
+        "    def score(self, images, prompts): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    config = _config(pipeline, "rewards.binding.kind=large_reward:Large")
     assert check_environment(config, {}) == []
 
 
