@@ -72,7 +72,7 @@ def few_step_policy(config: RunConfig, pipeline: PipelineFolder, group_size: int
         group_size=group_size,
         num_steps=config.model.num_steps,
         guidance_scale=config.model.guidance_scale,
-        guidance_dim=unet.config.time_cond_proj_dim,
+        guidance_dim=unet.config["time_cond_proj_dim"],
         shared_initial_noise=config.actors.fixed_initial_noise,
     )
 

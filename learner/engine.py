@@ -79,7 +79,8 @@ class Engine:
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 10**9,
         }
-        self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+        self._engine: Any = engine
 
     @property
     def module(self) -> nn.Module:

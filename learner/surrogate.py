@@ -70,7 +70,7 @@ class UNetEncoderSurrogate(nn.Module):
         self.conv_in = copy.deepcopy(unet.conv_in)
         self.down_blocks = copy.deepcopy(unet.down_blocks)
         self.mid_block = copy.deepcopy(unet.mid_block)
-        channels = list(unet.config.block_out_channels)
+        channels = list(unet.config["block_out_channels"])
         self.head = Head([*channels, channels[-1]], num_steps, heads)
 
     def forward(self, z_BCHW: Tensor, text_BLE: Tensor, step_B: Tensor) -> Tensor:
@@ -147,8 +147,8 @@ def new_surrogate(
             )
         else:
             surrogate = ConvSurrogate(
-                unet.config.in_channels,
-                unet.config.cross_attention_dim,
+                unet.config["in_channels"],
+                unet.config["cross_attention_dim"],
                 num_steps=num_steps,
                 heads=heads,
             )

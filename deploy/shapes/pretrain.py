@@ -17,6 +17,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,7 +72,7 @@ def new_vae() -> AutoencoderKL:
     )
 
 
-def new_unet(**overrides: object) -> UNet2DConditionModel:
+def new_unet(**overrides: Any) -> UNet2DConditionModel:
     """An untrained UNet of the Stable Diffusion family, two resolutions, text-conditioned."""
     return UNet2DConditionModel(
         sample_size=IMAGE_SIZE // 4,

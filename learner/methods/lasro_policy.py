@@ -157,7 +157,7 @@ class LasroPolicy:
         anchoring = None
         if anchor is not None and self._teacher is not None:
             anchoring = self._draw_anchor(anchor, generator)
-        return _Draw(self._encode([prompts[i] for i in drawn]), noise, anchoring)
+        return _Draw(self._encode([prompts[i] for i in drawn.tolist()]), noise, anchoring)
 
     def _terms(self, network: Network, draw: "_Draw") -> tuple[list[Tensor], Tensor]:
         """Surrogate rewards [B] of every rewarded step, and the anchor's loss."""
@@ -201,7 +201,7 @@ class LasroPolicy:
         index_B = torch.randint(50, (count,), generator=generator)[mine]
         noise = torch.randn((count, *self._latent_shape), generator=generator)[mine]
         start_B, end_B = distillation_times(index_B, self._schedule.num_train_timesteps)
-        text = self._encode([anchor.prompts[i] for i in rows])
+        text = self._encode([anchor.prompts[i] for i in rows.tolist()])
         empty = self._encode([""]).expand(len(rows), -1, -1)
         x_start = add_noise(anchor.latents_NCHW[rows], noise, start_B, self._schedule)
         assert self._teacher is not None
@@ -254,8 +254,9 @@ class LasroPolicy:
         return now if state.step == 0 else 0.5 * state.anchor_weight + 0.5 * now
 
     def _guidance(self, rows: int) -> Tensor | None:
-        unet = self._engine.module.unet
-        dim = unet.config.time_cond_proj_dim  # pyright: ignore[reportAttributeAccessIssue]
+        denoiser = self._engine.module
+        assert isinstance(denoiser, Denoiser)
+        dim = denoiser.unet.config["time_cond_proj_dim"]
         if dim is None:
             return None
         return guidance_embedding(torch.full((rows,), self._model.guidance_scale - 1), dim)

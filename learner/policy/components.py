@@ -120,7 +120,8 @@ class PromptEncoder:
 @torch.no_grad()
 def decode_latents(vae: AutoencoderKL, latents_BCHW: Tensor) -> np.ndarray:
     """Pictures uint8 [B, H, W, 3] of scaled latents: the one place where pixels are made."""
-    latents_BCHW = latents_BCHW.to(vae.device, vae.dtype) / vae.config.scaling_factor
-    images = vae.decode(latents_BCHW).sample.float().clamp(-1, 1)
+    latents_BCHW = latents_BCHW.to(vae.device, vae.dtype) / vae.config["scaling_factor"]
+    decoded: Any = vae.decode(latents_BCHW)  # pyright: ignore[reportArgumentType]
+    images = decoded.sample.float().clamp(-1, 1)
     pixels = ((images + 1) * 127.5).round().to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).cpu().numpy()

@@ -99,7 +99,7 @@ def save_for_diffusers(unet: UNet2DConditionModel, kind: Kind, folder: Path) -> 
     if kind == "lora":
         target = folder / "adapter"
         StableDiffusionPipeline.save_lora_weights(
-            target, unet_lora_layers=get_peft_model_state_dict(unet)
+            target, unet_lora_layers={**get_peft_model_state_dict(unet)}
         )
     else:
         target = folder / "unet"
