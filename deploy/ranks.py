@@ -71,9 +71,8 @@ class Ranks:
         try:
             results = ray.get(ready)
         except RayTaskError as error:
-            cause = error.cause or error
             log.error("the learner ended with an error", exc_info=error)
-            raise RunFailedError(f"the learner raised {type(cause).__name__}: {cause}") from error
+            raise RunFailedError(f"the learner failed: {_reason(error)}") from error
         except RayActorError as error:
             self._restart(error)
             return None
@@ -155,14 +154,26 @@ class EvaluatorHandle:
         """Begins to write a version in the form that diffusers loads."""
         return self._actor.export.remote(self._refs(version), self._folder)
 
+    def is_ready(self, ref: Any) -> bool:
+        """Whether `result` would not wait."""
+        return bool(ray.wait([ref], timeout=0)[0])
+
     def result(self, ref: Any) -> Any:
         """Waits for what `measure` or `export` began."""
         try:
             return ray.get(ref, timeout=_EVALUATION_TIMEOUT_S)
         except RayError as error:
-            raise RunFailedError(f"the evaluation failed: {error}") from error
+            log.error("the evaluator ended with an error", exc_info=error)
+            raise RunFailedError(f"the evaluation failed: {_reason(error)}") from error
 
     def _refs(self, version: int | None) -> list[Any]:
         if version is None:
             return []
         return ray.get(self._board.exactly.remote(version), timeout=_ANSWER_TIMEOUT_S)
+
+
+def _reason(error: RayError) -> str:
+    """In one line: the error that an actor raised, or what Ray says of the actor."""
+    cause = getattr(error, "cause", None) or error
+    text = str(cause).strip().splitlines()
+    return ": ".join([type(cause).__name__, *text[-1:]])

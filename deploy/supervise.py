@@ -1,0 +1,144 @@
+"""Looking after a run: failures within their budget, actors alive, curves written, limits kept.
+
+Each look is short, and nothing here waits for anybody: whoever is slow is seen again at the next
+look. `Supervisor.watch` returns when the learner has ended.
+"""
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from actors.fleet import Fleet
+from buffer.records import Counters
+from buffer.redis_replay import RedisReplay
+from deploy.curves import Curves
+from deploy.outcome import resident_mb
+from deploy.progress import Progress
+from deploy.ranks import Ranks, RunFailedError
+from deploy.run_config import RunConfig
+
+log = logging.getLogger(__name__)
+_LOOK_EVERY_S = 0.5
+_MEMORY_EVERY_S = 3.0
+# A stop that has not been heeded by then is in the middle of a long phase: it goes on from the
+# last checkpoint. Below what `ray job stop` gives a local run (`local_head.JOB_STOP_WAIT_S`).
+_STOP_PATIENCE_S = 45.0
+
+
+class Supervisor:
+    """One run's supervision.
+
+    Args:
+        look: called at every look, for what the caller itself waits for; may raise RunFailedError.
+        stopping: set when the run is asked to stop.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        ranks: Ranks,
+        fleets: Sequence[Fleet],
+        replay: RedisReplay,
+        look: Callable[[], None],
+        stopping: threading.Event,
+    ) -> None:
+        self._config = config
+        self._ranks = ranks
+        self._fleets = fleets
+        self._replay = replay
+        self._look = look
+        self._stopping = stopping
+        self._asked_at: float | None = None
+        self.peak_mb = 0.0
+
+    def watch(self, curves: Curves) -> bool:
+        """Until the learner has ended; True: it trained to the end. False: it was stopped.
+
+        Raises:
+            RunFailedError: the learner failed, or too many records did.
+            FleetGaveUpError: a sampler or a reward server cannot be kept alive.
+        """
+        begun, measured_at = time.monotonic(), 0.0
+        at_first = self._replay.counters()
+        with Progress(total_cycles=self._config.method.cycles) as progress:
+            while (finished := self._ranks.poll()) is None:
+                self._write_rows(curves)
+                counters = self._replay.counters()
+                check_failures(self._config, self._replay, at_first, counters)
+                progress.show(snapshot(self._ranks.last, counters))
+                for fleet in self._fleets:
+                    fleet.ensure_alive()
+                self._look()
+                now = time.monotonic()
+                if now - measured_at > _MEMORY_EVERY_S:
+                    self.peak_mb, measured_at = max(self.peak_mb, resident_mb()), now
+                if self._must_stop(now, begun):
+                    return False
+                time.sleep(_LOOK_EVERY_S)
+            self._write_rows(curves)
+        return finished
+
+    def _must_stop(self, now: float, begun: float) -> bool:
+        """Asks the learner to stop where that is due; True: it was asked long ago."""
+        limit_s = self._config.limits.max_wall_s
+        over = limit_s is not None and now - begun > limit_s
+        if self._asked_at is None:
+            if over or self._stopping.is_set():
+                why = f"the limit of {limit_s:g} s is reached" if over else "asked to"
+                log.info("stopping after the cycle in hand: %s", why)
+                self._ranks.ask_to_stop()
+                self._asked_at = now
+            return False
+        if now - self._asked_at < _STOP_PATIENCE_S:
+            return False
+        log.warning("the learner is still busy; resuming will go on from its last checkpoint")
+        return True
+
+    def _write_rows(self, curves: Curves) -> None:
+        for row in self._ranks.rows():
+            curves.write(row["step"], row["phase"], row["values"])
+
+
+def check_failures(config: RunConfig, replay: RedisReplay, before: Counters, now: Counters) -> None:
+    """Ends the run, with the reasons counted, when more records fail than its budget bears.
+
+    Args:
+        before: when this start of the run began: a resumed run is not judged by what is over.
+    """
+    budget = config.limits.failure_budget
+    failed = now.failed - before.failed
+    ended = failed + now.committed - before.committed
+    if failed < max(budget.minimum, 1) or failed <= budget.share * ended:
+        return
+    told = "; ".join(f"{n} × {reason}" for reason, n in failure_reasons(replay, at_most=3).items())
+    raise RunFailedError(
+        f"{failed} of {ended} records have no reward, more than the failure budget of "
+        f"{budget.share:.0%}: {told}. Mend the reward and continue with --resume; where it failed "
+        "before the first cycle, begin a run of another name."
+    )
+
+
+def failure_reasons(replay: RedisReplay, *, at_most: int) -> dict[str, int]:
+    """How often each reason stands among the newest quarantined records; most frequent first."""
+    reasons = Counter(reason for _, reason in replay.quarantined(1000))
+    return dict(reasons.most_common(at_most))
+
+
+def snapshot(report: Mapping[str, Any], counters: Counters) -> dict[str, Any]:
+    """What live progress shows, from the learner's report and the replay's counters."""
+    latest = report.get("latest", {})
+    accuracies = [v for k, v in latest.items() if k.startswith(("fresh_acc", "heldout_acc"))]
+    return {
+        "stage": report.get("stage", "starting"),
+        "cycle": report.get("cycle", 0),
+        "reward_1_step": latest.get("reward_1step"),
+        "reward_2_step": latest.get("reward_2step"),
+        "pair_accuracy": sum(accuracies) / len(accuracies) if accuracies else None,
+        "samples": counters.committed,
+        "queue": counters.pending,
+        "failures": counters.failed,
+    }
