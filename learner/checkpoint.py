@@ -32,12 +32,13 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     """
     try:
         state = json.loads((checkpoint / "state.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"checkpoint {checkpoint} cannot be read: {error}") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    found = state.get("format") if isinstance(state, dict) else None
+    if found != FORMAT:
         raise ValueError(
-            f"checkpoint {checkpoint} has format {state.get('format')!r}; this version reads "
-            f"{FORMAT}. Resume with the version that wrote it."
+            f"checkpoint {checkpoint} has format {found!r}; this version reads {FORMAT}. Resume "
+            "with the version that wrote it."
         )
     return state
 
@@ -68,11 +69,20 @@ def write(
     barrier()
     if rank == 0:
         (partial / "state.json").write_text(json.dumps({"format": FORMAT, **state}, indent=1))
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
+        _replace(partial, final)
         _forget_old(final.parent, keep)
         log.info("checkpoint %s", final)
     barrier()
+
+
+def _replace(partial: Path, final: Path) -> None:
+    """Two renames, so that a kill between them is as unlikely as can be."""
+    replaced = final.with_suffix(".replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if final.exists():
+        final.rename(replaced)
+    partial.rename(final)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _forget_old(folder: Path, keep: int) -> None:

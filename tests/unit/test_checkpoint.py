@@ -1,0 +1,122 @@
+"""Checkpoints: complete or not there, the newest, how many stay, and what cannot be read."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from learner import checkpoint
+
+
+def write(folder: Path, number: int, save: Callable[[Path], None] | None = None, **kw: int) -> None:
+    checkpoint.write(
+        folder,
+        number,
+        {"next_cycle": number},
+        save or (lambda part: (part / "weights").write_text("whole") and None),
+        rank=kw.get("rank", 0),
+        barrier=lambda: None,
+        keep=kw.get("keep", 2),
+    )
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def fail(part: Path) -> None:
+    (part / "half").write_text("half")
+    raise OSError("disk full")
+
+
+def test_a_folder_without_checkpoints_has_no_newest(tmp_path: Path) -> None:
+    assert checkpoint.newest(tmp_path) is None
+
+
+def test_what_was_written_is_read_again(tmp_path: Path) -> None:
+    write(tmp_path, 3)
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert checkpoint.read_state(found)["next_cycle"] == 3
+
+
+def test_a_checkpoint_holds_what_the_rank_saved(tmp_path: Path) -> None:
+    write(tmp_path, 3)
+    assert (tmp_path / "checkpoints" / "00000003" / "weights").read_text() == "whole"
+
+
+def test_the_newest_is_the_one_with_the_highest_number(tmp_path: Path) -> None:
+    for number in (9, 100, 11):
+        write(tmp_path, number, keep=9)
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found.name == "00000100"
+
+
+def test_a_checkpoint_that_could_not_be_saved_is_not_there(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    with pytest.raises(OSError, match="disk full"):
+        write(tmp_path, 2, fail)
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found.name == "00000001"
+
+
+def test_what_a_torn_attempt_left_does_not_get_into_the_next_one(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="disk full"):
+        write(tmp_path, 2, fail)
+    write(tmp_path, 2)
+    assert not (tmp_path / "checkpoints" / "00000002" / "half").exists()
+
+
+def test_a_checkpoint_written_again_replaces_the_old_one(tmp_path: Path) -> None:
+    write(tmp_path, 2)
+    write(tmp_path, 2, lambda part: (part / "other").touch())
+    assert not (tmp_path / "checkpoints" / "00000002" / "weights").exists()
+
+
+def test_a_failed_second_attempt_leaves_the_first_whole(tmp_path: Path) -> None:
+    write(tmp_path, 2)
+    with pytest.raises(OSError, match="disk full"):
+        write(tmp_path, 2, fail)
+    assert (tmp_path / "checkpoints" / "00000002" / "weights").read_text() == "whole"
+
+
+def test_only_the_newest_stay(tmp_path: Path) -> None:
+    for number in range(5):
+        write(tmp_path, number, keep=2)
+    assert names(tmp_path) == ["00000003", "00000004"]
+
+
+def test_another_rank_saves_its_part_and_nothing_more(tmp_path: Path) -> None:
+    partial = tmp_path / "checkpoints" / "00000007.partial"
+    partial.mkdir(parents=True)
+    write(tmp_path, 7, rank=1)
+    assert [path.name for path in partial.iterdir()] == ["weights"]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ('{"format": 99}', "has format 99; this version reads 1"),
+        ("{}", "has format None"),
+        ("[]", "has format None"),
+        ('{"format": 1', "cannot be read"),
+        ("", "cannot be read"),
+    ],
+)
+def test_a_state_of_another_form_is_told_as_such(tmp_path: Path, text: str, complaint: str) -> None:
+    (tmp_path / "state.json").write_text(text)
+    with pytest.raises(ValueError, match=complaint):
+        checkpoint.read_state(tmp_path)
+
+
+def test_a_state_that_is_not_text_is_told_as_such(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="cannot be read"):
+        checkpoint.read_state(tmp_path)
+
+
+def test_a_checkpoint_without_state_is_told_as_such(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be read"):
+        checkpoint.read_state(tmp_path)
