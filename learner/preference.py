@@ -13,17 +13,22 @@ from torch import Tensor
 from buffer.sampling import Pairs
 
 
-def bradley_terry_loss(winner_PH: Tensor, loser_PH: Tensor, weight_PH: Tensor) -> Tensor:
+def bradley_terry_loss(
+    winner_PH: Tensor, loser_PH: Tensor, weight_PH: Tensor, *, total: Tensor | None = None
+) -> Tensor:
     """−log σ(R_w − R_l) over pairs (Bradley & Terry 1952; LaSRO's surrogate loss).
 
     Args:
         weight_PH: of each pair for each head.
+        total: what the weighted sum is divided by, by default the sum of the weights. Ranks give
+            the mean of their sums; the mean of their losses is then that of all pairs.
 
     Returns:
         Scalar: the weighted mean; 0 without any weight.
     """
     losses_PH = -F.logsigmoid(winner_PH - loser_PH)
-    return (losses_PH * weight_PH).sum() / weight_PH.sum().clamp(min=1e-12)
+    total = weight_PH.sum() if total is None else total
+    return (losses_PH * weight_PH).sum() / total.clamp(min=1e-12)
 
 
 def pair_weights(pairs: Pairs, counts_GH: Tensor) -> Tensor:
@@ -38,10 +43,21 @@ def pair_weights(pairs: Pairs, counts_GH: Tensor) -> Tensor:
     return share_P[:, None] * counts_GH[torch.from_numpy(pairs.group)]
 
 
-def regression_loss(scores_GNKH: Tensor, targets_GNK: Tensor, counts_GH: Tensor) -> Tensor:
-    """Squared error of every head to standardised rewards, mean over groups, samples, heads."""
+def regression_loss(
+    scores_GNKH: Tensor,
+    targets_GNK: Tensor,
+    counts_GH: Tensor,
+    *,
+    total: Tensor | None = None,
+) -> Tensor:
+    """Squared error of every head to standardised rewards, mean over groups, samples, heads.
+
+    Args:
+        total: as in `bradley_terry_loss`, of the counts.
+    """
     errors_GH = ((scores_GNKH - targets_GNK[..., None]) ** 2).mean(dim=(1, 2))
-    return (errors_GH * counts_GH).sum() / counts_GH.sum().clamp(min=1e-12)
+    total = counts_GH.sum() if total is None else total
+    return (errors_GH * counts_GH).sum() / total.clamp(min=1e-12)
 
 
 def members(scores_GNKx: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:

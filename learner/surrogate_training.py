@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from buffer.sampling import Pairs, best_worst_pairs, ordered_pairs
-from learner.engine import Engine, mean_over_ranks
+from learner.engine import Engine, mean_over_ranks, rank_mean
 from learner.preference import (
     bootstrap_counts,
     bradley_terry_loss,
@@ -91,9 +91,15 @@ class SurrogateTrainer:
         )
         scores_GNKH = self._scores(batch, self._engine)
         winner_PH, loser_PH = members(scores_GNKH, pairs)
-        ranking = bradley_terry_loss(winner_PH, loser_PH, pair_weights(pairs, counts_GH))
+        weight_PH = pair_weights(pairs, counts_GH)
+        ranking = bradley_terry_loss(
+            winner_PH, loser_PH, weight_PH, total=rank_mean(weight_PH.sum())
+        )
         regression = regression_loss(
-            scores_GNKH, self.moments.standardise(batch.rewards_GNK), counts_GH
+            scores_GNKH,
+            self.moments.standardise(batch.rewards_GNK),
+            counts_GH,
+            total=rank_mean(counts_GH.sum()),
         )
         norm = self._engine.update(ranking + self._settings.regression_weight * regression)
         return mean_over_ranks(
