@@ -70,7 +70,10 @@ class Engine:
         grad_clip: float,
         rows_per_rank: int,
     ) -> None:
-        optimizer = torch.optim.AdamW(list(parameters), lr=learning_rate, weight_decay=weight_decay)
+        self._parameters = list(parameters)
+        # Without ZeRO, DeepSpeed clips by the gradient norm and does not tell it.
+        self._measures_norm = zero_stage == 0
+        optimizer = torch.optim.AdamW(self._parameters, lr=learning_rate, weight_decay=weight_decay)
         config = {
             "train_micro_batch_size_per_gpu": rows_per_rank,
             "gradient_accumulation_steps": 1,
@@ -97,9 +100,13 @@ class Engine:
     def update(self, loss: Tensor) -> float:
         """Backward, all-reduce, clip and step; returns the gradient norm before clipping."""
         self._engine.backward(loss)
+        own = self._gradient_norm() if self._measures_norm else None
         self._engine.step()
-        norm = self._engine.get_global_grad_norm()
-        return float(norm) if norm is not None else float("nan")
+        return float(self._engine.get_global_grad_norm() if own is None else own)
+
+    def _gradient_norm(self) -> Tensor:
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
         """Writes trained weights, optimizer and `state`; every rank must call it."""
@@ -121,17 +128,35 @@ class Engine:
         return state
 
 
-def mean_over_ranks(values: dict[str, float]) -> dict[str, float]:
-    """Each value averaged over the ranks; every rank must call it with the same keys."""
+def rank_mean(values: Tensor) -> Tensor:
+    """Averaged over the ranks, element by element; every rank must call it with one shape."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return values
-    row = torch.tensor(list(values.values()), dtype=torch.float64)
-    dist.all_reduce(row)
-    return dict(zip(values, (row / dist.get_world_size()).tolist(), strict=True))
+    total = values.detach().to(_exchange_device(), copy=True)
+    dist.all_reduce(total)
+    return (total / dist.get_world_size()).to(values.device)
+
+
+def all_rows(rows: Tensor) -> Tensor:
+    """The rows of all ranks, rank by rank, without gradient; ranks have equally many."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows.detach()
+    mine = rows.detach().to(_exchange_device()).contiguous()
+    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, mine)
+    return torch.cat(parts).to(rows.device)
+
+
+def _exchange_device() -> str:
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"
+
+
+def mean_over_ranks(values: dict[str, float]) -> dict[str, float]:
+    """Each value averaged over the ranks; every rank must call it with the same keys."""
+    row = rank_mean(torch.tensor(list(values.values()), dtype=torch.float64))
+    return dict(zip(values, row.tolist(), strict=True))
 
 
 def any_rank(flag: bool) -> bool:
     """True on every rank as soon as one says so."""
-    if not dist.is_initialized():
-        return flag
     return mean_over_ranks({"flag": float(flag)})["flag"] > 0

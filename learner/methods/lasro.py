@@ -54,10 +54,10 @@ def reward_loss(squashed: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return torch.stack(terms).sum()
 
 
-def gradient_norm(loss: Tensor, parameters: Sequence[Tensor]) -> float:
-    """L2 norm of d loss / d parameters; keeps the graph and touches no .grad."""
-    gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-    return float(torch.stack([g.norm() for g in gradients if g is not None]).norm())
+def gradient(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """d loss / d parameters as one vector; keeps the graph and touches no .grad."""
+    parts = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
+    return torch.cat([part.flatten() for part in parts])
 
 
 def anchor_weight(anchor_norm: float, reward_norm: float, ratio: float) -> float:

@@ -24,11 +24,11 @@ from learner.diffusion.consistency import (
     teacher_step,
 )
 from learner.diffusion.schedule import NoiseSchedule, add_noise, consistency_timesteps
-from learner.engine import Engine, mean_over_ranks
+from learner.engine import Engine, all_rows, mean_over_ranks, rank_mean
 from learner.methods.lasro import (
     RewardScale,
     anchor_weight,
-    gradient_norm,
+    gradient,
     reward_loss,
     squash,
 )
@@ -128,7 +128,7 @@ class LasroPolicy:
         scores, anchor_loss = self._terms(self._engine, draw)
         scales, squashed, clips = [], [], []
         for scale, scores_B in zip(self.state.scales, scores, strict=True):
-            scale = _shared(scale.seen(scores_B))
+            scale = scale.seen(all_rows(scores_B))
             value_B, clip = squash(scores_B, scale)
             scales.append(scale)
             squashed.append(value_B)
@@ -240,17 +240,15 @@ class LasroPolicy:
         parameters = [p for p in module.parameters() if p.requires_grad]
         scores, anchor_loss = self._terms(module, draw)
         squashed = [
-            squash(scores_B, scale.seen(scores_B))[0]
+            squash(scores_B, scale.seen(all_rows(scores_B)))[0]
             for scale, scores_B in zip(state.scales, scores, strict=True)
         ]
         gain = reward_loss(squashed, step_weights(self._settings, self._model))
-        norms = mean_over_ranks(
-            {
-                "anchor": gradient_norm(anchor_loss, parameters),
-                "reward": gradient_norm(gain, parameters),
-            }
+        # Norms of the ranks' mean gradients: the mean of their norms would grow with the ranks.
+        anchor_norm, reward_norm = (
+            float(rank_mean(gradient(loss, parameters)).norm()) for loss in (anchor_loss, gain)
         )
-        now = anchor_weight(norms["anchor"], norms["reward"], settings.ratio)
+        now = anchor_weight(anchor_norm, reward_norm, settings.ratio)
         return now if state.step == 0 else 0.5 * state.anchor_weight + 0.5 * now
 
     def _guidance(self, rows: int) -> Tensor | None:
@@ -295,9 +293,3 @@ class _Anchoring:
 
 def _concat(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return None if a is None or b is None else torch.cat([a, b])
-
-
-def _shared(scale: RewardScale) -> RewardScale:
-    """The ranks' mean, so that every rank squashes alike."""
-    assert scale.mean is not None
-    return RewardScale(**mean_over_ranks({"mean": scale.mean, "largest": scale.largest}))

@@ -114,9 +114,9 @@ class LasroMethod:
         fresh = self._groups.complete(fresh_range)
         if fresh:
             self._judge(cycle, fresh)
-        if last:
-            return
         known = self._groups.complete(range(max(0, fresh_range.stop - self._capacity), first))
+        if last or not (fresh or known):
+            return
         with self.journal.timed("surrogate"):
             metrics: dict[str, float] = {}
             for _ in range(settings.surrogate_steps):
@@ -210,8 +210,9 @@ class LasroMethod:
         num_fresh = min(len(fresh), math.ceil(size * _FRESH_SHARE)) if known else size
         newest = rng.permutation(np.asarray(fresh, dtype=np.int64))[:num_fresh]
         older = rng.permutation(np.asarray(known, dtype=np.int64))[: size - len(newest)]
-        drawn = [*newest, *older]
-        mine = [int(ticket) for ticket in drawn[self._rank :: self._ranks]]
+        # Too few groups come again, so that every rank has its share.
+        drawn = np.resize(np.concatenate([newest, older]), size)
+        mine = drawn[self._rank :: self._ranks].tolist()
         return self._surrogate.step(self._groups.fetch(mine))
 
     def _judge(self, cycle: int, fresh: list[int]) -> None:
