@@ -45,7 +45,7 @@ from deploy.shapes.models import (
     save_half,
     tokenize,
 )
-from deploy.shapes.world import draw_scene, lay_out, render
+from deploy.shapes.world import cells, draw_scene, render
 from learner.diffusion.consistency import (
     NoiseModel,
     distillation_loss,
@@ -170,14 +170,10 @@ class LayoutProbe(torch.nn.Module):
 
 def layout_targets(scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:
     """Colour and shape in each cell of a 3x3 grid, int64 [B, 9]; 0 is an empty cell."""
-    rng = np.random.default_rng(0)
     colours = np.zeros((len(scenes), 9), dtype=np.int64)
     shapes = np.zeros_like(colours)
     for row, scene in enumerate(scenes):
-        for thing, (x, y, _) in zip(scene.things, lay_out(scene, rng), strict=True):
-            # The middle third also takes the free coordinate, which the prompt does not tell.
-            column, line = (0 if v < 11 else 2 if v > 21 else 1 for v in (x, y))
-            cell = 3 * line + column
+        for thing, cell in zip(scene.things, cells(scene), strict=True):
             colours[row, cell] = 1 + list(COLOURS).index(thing.colour)
             shapes[row, cell] = 1 + SHAPES.index(thing.shape)
     return torch.from_numpy(colours), torch.from_numpy(shapes)
@@ -250,7 +246,7 @@ def train_base(steps: int, batch: int = 64) -> None:
         steps_offset=1,
     )
     schedule = NoiseSchedule.from_config(scheduler.config)
-    latents, prompts = encode_pictures(vae, 80_000, seed=3)
+    latents, prompts = encode_pictures(vae, 60_000, seed=3)
     states = encode_prompts(text_encoder, tokenizer, prompts)
     empty = encode_prompts(text_encoder, tokenizer, [""])
     generator = torch.Generator().manual_seed(4)

@@ -9,6 +9,7 @@ import numpy as np
 from reward_servers.scene import (
     BACKGROUND,
     COLOURS,
+    DIRECTIONS,
     IMAGE_SIZE,
     RELATIONS,
     SHAPES,
@@ -22,7 +23,14 @@ THINGS = tuple(Thing(colour, shape) for colour in COLOURS for shape in SHAPES)
 # One shape of every colour, two colours of every shape.
 HELD_OUT = frozenset(Thing(colour, SHAPES[i % len(SHAPES)]) for i, colour in enumerate(COLOURS))
 SEEN = tuple(thing for thing in THINGS if thing not in HELD_OUT)
-_NEAR, _FAR, _MIDDLE = 8.5, 23.5, 16.0
+_LOW, _HIGH = 6.0, 26.0
+"""Range of a centre, in pixels: a thing stays inside the picture."""
+_EXTENT = 1.14
+"""Half the longest side of a bounding box, in radii: the triangle's."""
+_GAP = 1.5
+_CLEAR = 8.0
+"""Pixels by which a relation holds at least."""
+_CANDIDATES = 512
 
 
 def draw_scene(rng: np.random.Generator, *, held_out: bool, three: float = 0.5) -> Scene:
@@ -44,21 +52,41 @@ def draw_scene(rng: np.random.Generator, *, held_out: bool, three: float = 0.5) 
 
 
 def lay_out(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """Centres and radii that satisfy the scene with clear gaps, float64 [things, (x, y, r)]."""
+    """Centres and radii that satisfy the scene with clear gaps, float64 [things, (x, y, r)].
+
+    Uniform over all places that do: a prompt says how things stand to each other, not where. A
+    model must choose, and a few-step model that averages over the choices blurs.
+    """
+    count = len(scene.things)
+    while True:
+        places = rng.uniform(_LOW, _HIGH, size=(_CANDIDATES, count, 3))
+        places[:, :, 2] = rng.uniform(4.2, 5.0, size=(_CANDIDATES, count))
+        fits = np.ones(_CANDIDATES, dtype=bool)
+        for i in range(count):
+            for j in range(i):
+                apart = np.abs(places[:, i, :2] - places[:, j, :2]).max(axis=1)
+                fits &= apart >= _EXTENT * (places[:, i, 2] + places[:, j, 2]) + _GAP
+        for i, j, direction in scene.constraints:
+            along = (places[:, i, :2] - places[:, j, :2]) @ np.array(DIRECTIONS[direction])
+            fits &= along >= _CLEAR
+        if fits.any():
+            return places[fits.argmax()]
+
+
+def cells(scene: Scene) -> list[int]:
+    """The cell of a 3x3 grid, counted by rows, in which each thing stands in spirit.
+
+    Things of a pair stand at the two ends of their axis, a third thing across from both.
+    """
     along = 0 if scene.relation in ("left of", "right of") else 1
     first_is_near = scene.relation in ("left of", "above")
-    places = np.empty((len(scene.things), 3))
-    places[:2, along] = (_NEAR, _FAR) if first_is_near else (_FAR, _NEAR)
-    if scene.side is None:
-        places[:, 1 - along] = _MIDDLE + rng.uniform(-5, 5, size=2)
-    else:
+    grid = np.ones((len(scene.things), 2), dtype=int)
+    grid[:2, along] = (0, 2) if first_is_near else (2, 0)
+    if scene.side is not None:
         third_is_near = scene.side in ("above", "left")
-        places[:2, 1 - along] = _FAR if third_is_near else _NEAR
-        places[2, 1 - along] = _NEAR if third_is_near else _FAR
-        places[2, along] = _MIDDLE + rng.uniform(-5, 5)
-    places[:, :2] += rng.uniform(-1, 1, size=(len(scene.things), 2))
-    places[:, 2] = rng.uniform(4.2, 5.0, size=len(scene.things))
-    return places
+        grid[:2, 1 - along] = 2 if third_is_near else 0
+        grid[2, 1 - along] = 0 if third_is_near else 2
+    return [int(3 * y + x) for x, y in grid]
 
 
 def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
