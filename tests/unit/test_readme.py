@@ -1,0 +1,82 @@
+"""The README is true: its table is current, what it names is there, its examples run."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deploy.plan import schema_table
+from deploy.run_config import load_config
+from reward_servers.base import checked_scores
+from reward_servers.registry import build_reward, check_reward
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = sorted(set(re.findall(r"python -m ([\w.]+)", TEXT)))
+LINKS = sorted(set(re.findall(r"\]\(((?!http|#)[^)]+)\)", TEXT)))
+PATHS = sorted(set(re.findall(r"(?:deploy|reward_servers|tests)/[\w./-]+\.(?:yaml|py|txt)", TEXT)))
+
+
+def _block(language: str, heading: str) -> str:
+    """The first block of a language below a heading."""
+    below = TEXT.partition(f"## {heading}\n")[2]
+    found = re.search(rf"```{language}\n(.*?)```", below, flags=re.DOTALL)
+    assert found, f"no {language} block below {heading}"
+    return found.group(1)
+
+
+def test_the_table_of_settings_is_the_codes_own() -> None:
+    between = TEXT.partition("<!-- settings -->\n")[2].partition("\n<!-- /settings -->")[0]
+    assert between.strip() == schema_table().strip(), (
+        "put what `python -m deploy.launch --schema` prints between the markers of README.md"
+    )
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_every_command_is_there(module: str) -> None:
+    assert importlib.util.find_spec(module)
+
+
+@pytest.mark.parametrize("path", [*LINKS, *PATHS])
+def test_every_file_is_there(path: str) -> None:
+    assert (ROOT / path).exists()
+
+
+def test_every_make_target_is_there() -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    named = re.findall(r"(?:^|`)make ([a-z-]+)", TEXT, flags=re.MULTILINE)
+    assert set(named) - set(targets) == set()
+
+
+def test_every_setting_in_the_text_exists() -> None:
+    above_packages = TEXT.partition("## Layout")[0]
+    sections = "actors|evaluation|learner|limits|method|model|replay|scoring"
+    named = set(re.findall(rf"`((?:{sections})\.\w+)`", above_packages))
+    table = schema_table()
+    assert {name for name in named if f"`{name}" not in table} == set()
+
+
+def test_the_reward_of_the_text_scores_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_rewards.py").write_text(_block("python", "A reward of your own"))
+    monkeypatch.syspath_prepend(tmp_path)
+    check_reward("my_rewards:Darkness", {"strength": 2})
+    images = np.stack([np.full((4, 4, 3), level, dtype=np.uint8) for level in (0, 255)])
+    reward = build_reward("my_rewards:Darkness", {"strength": 2})
+    assert checked_scores(reward, images, ["", ""]) == [2.0, 0.0]
+
+
+def test_the_override_of_the_text_is_understood() -> None:
+    override = re.search(r"'(rewards=\{dark.*)'", TEXT)
+    assert override
+    config = load_config(ROOT / "deploy/configs/shapes-lasro.yaml", [override.group(1)])
+    assert config.rewards["dark"].args == {"strength": 2}
+
+
+def test_the_smallest_config_of_the_text_loads(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(_block("yaml", "A model and prompts of your own"))
+    assert load_config(path).model.num_steps == 2
