@@ -76,14 +76,16 @@ def load_arrays(unet: UNet2DConditionModel, arrays: dict[str, np.ndarray]) -> No
     """Copies trained tensors into the UNet.
 
     Raises:
-        ValueError: the names are not exactly those that this UNet trains.
+        ValueError: names or shapes are not those that this UNet trains; nothing was copied.
     """
     parameters = {name: p for name, p in unet.named_parameters() if p.requires_grad}
-    if parameters.keys() != arrays.keys():
-        odd = sorted(parameters.keys() ^ arrays.keys())
+    names = parameters.keys() ^ arrays.keys()
+    shapes = [n for n, p in parameters.items() if n not in names and p.shape != arrays[n].shape]
+    if names or shapes:
         raise ValueError(
-            f"weights do not fit this model: {len(odd)} names differ, e.g. {odd[:3]}; learner and "
-            "sampler must be built from the same model section"
+            f"weights do not fit this model: {len(names)} names differ, {len(shapes)} have another "
+            f"shape, e.g. {sorted([*names, *shapes])[:3]}; learner and sampler must be built from "
+            "the same model section"
         )
     for name, parameter in parameters.items():
         # A copy, because arrays from an object store are read-only.
@@ -99,7 +101,10 @@ def save_for_diffusers(unet: UNet2DConditionModel, kind: Kind, folder: Path) -> 
     if kind == "lora":
         target = folder / "adapter"
         StableDiffusionPipeline.save_lora_weights(
-            target, unet_lora_layers={**get_peft_model_state_dict(unet)}
+            target,
+            unet_lora_layers={**get_peft_model_state_dict(unet)},
+            # Without it, whoever loads the adapter takes its alpha to be its rank.
+            unet_lora_adapter_metadata=unet.peft_config["default"].to_dict(),
         )
     else:
         target = folder / "unet"
