@@ -15,7 +15,9 @@ from torch import Tensor
 
 from buffer.admission import limit_by_window
 from buffer.index import LogIndex
+from buffer.records import parse_position
 from buffer.replay import Replay
+from learner.engine import any_rank
 from learner.surrogate_training import GroupBatch
 
 log = logging.getLogger(__name__)
@@ -70,8 +72,21 @@ class ScoredGroups:
             total += len(entries)
         return total
 
+    def resume(self, position: str, next_ticket: int) -> None:
+        """Goes on from a log that had been read to `position`.
+
+        A replay that has lost it has lost its groups too: those that were trained on are not
+        sampled again, `next_ticket` is the first to be issued.
+        """
+        self.catch_up()
+        if parse_position(self.index.position) < parse_position(position):
+            log.warning("the replay has lost its log: going on at ticket %d", next_ticket)
+            self._replay.skip_to(next_ticket)
+
     def collect(self, tickets: range, policy_version: int) -> None:
         """Lets the tickets be issued and returns once each record is committed or failed.
+
+        Ranks return together, or are stopped together; every rank must call it.
 
         Args:
             policy_version: what they are to be sampled with.
@@ -84,7 +99,7 @@ class ScoredGroups:
         while True:
             if self.catch_up():
                 news_at = time.monotonic()
-            if self.index.finished(tickets.start, tickets.stop):
+            if not any_rank(self._missing(tickets)):
                 return
             self._admit(tickets.stop, policy_version)
             if time.monotonic() - news_at > self._stall_s:
@@ -93,9 +108,12 @@ class ScoredGroups:
                     f"{tickets.start} to {tickets.stop - 1}; the replay counts "
                     f"{self._replay.counters()}. Look at the logs of samplers and reward servers."
                 )
-            if self._stopping.is_set() and time.monotonic() - begun > _GRACE_S:
+            if any_rank(self._stopping.is_set() and time.monotonic() - begun > _GRACE_S):
                 raise StoppedError("stopped while waiting for scored groups")
             time.sleep(_POLL_S)
+
+    def _missing(self, tickets: range) -> bool:
+        return not self.index.finished(tickets.start, tickets.stop)
 
     def _admit(self, limit: int, policy_version: int) -> None:
         if self._max_open is None:

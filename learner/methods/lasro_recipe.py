@@ -70,6 +70,7 @@ class LasroMethod:
         self._rank = rank
         self._ranks = ranks
         self._surrogate_step = 0
+        self._next_ticket = 0
         self._fresh_accuracy = 1.0
         self._anchor: AnchorData | None = None
         self._average: Weights | None = None
@@ -155,7 +156,8 @@ class LasroMethod:
             self._anchor = AnchorData(latents, json.loads((folder / "anchor.json").read_text()))
         if (folder / "average.safetensors").exists():
             self._average = load_file(folder / "average.safetensors")
-        self._groups.catch_up()
+        self._next_ticket = state["next_ticket"]
+        self._groups.resume(state["log_position"], self._next_ticket)
 
     def state(self) -> dict[str, Any]:
         assert self._surrogate.moments is not None
@@ -164,6 +166,7 @@ class LasroMethod:
             "moments": asdict(self._surrogate.moments),
             "surrogate_step": self._surrogate_step,
             "fresh_accuracy": self._fresh_accuracy,
+            "next_ticket": self._next_ticket,
             "log_position": self._groups.index.position,
             "seconds": self.journal.seconds,
         }
@@ -171,6 +174,7 @@ class LasroMethod:
     def _collect(self, tickets: range, version: int) -> None:
         with self.journal.timed("waiting"):
             self._groups.collect(tickets, version)
+        self._next_ticket = tickets.stop
 
     def _fit_surrogate(self, tickets: list[int]) -> None:
         """Steps until the held-out accuracy is reached, or stops rising."""

@@ -1,0 +1,160 @@
+"""The learner's view of the replay, on a real server: complete groups, waits, latents."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from buffer.records import Record, Scores
+from buffer.redis_replay import RedisReplay
+from learner.groups import ScoredGroups, StallError
+
+MEMBERS = 2
+pytestmark = pytest.mark.redis
+MakeGroup = Callable[..., list[Record]]
+
+
+def view(replay: RedisReplay, **settings: Any) -> ScoredGroups:
+    options = {
+        "rewards": {"a": 1.0},
+        "group_size": MEMBERS,
+        "steps": (0, 1),
+        "max_open": 4,
+        "stall_s": 0.3,
+        "stopping": threading.Event(),
+    }
+    return ScoredGroups(replay, **{**options, **settings})  # pyright: ignore[reportArgumentType]
+
+
+def put(replay: RedisReplay, records: list[Record]) -> None:
+    replay.admit(limit=records[0].ticket + 1, policy_version=0)
+    replay.lease_ticket("sampler", lease_s=10)
+    replay.put_group(records[0].ticket, records)
+
+
+def commit(replay: RedisReplay, records: list[Record], a: float = 1.0) -> None:
+    scored = [
+        (record.record_id, Scores({"a": (a, a + record.member), "b": (10.0, 20.0)}))
+        for record in records
+    ]
+    replay.commit(scored, "server")
+
+
+def score_groups(replay: RedisReplay, make_group: MakeGroup, *tickets: int) -> None:
+    for ticket in tickets:
+        put(replay, make_group(ticket))
+        commit(replay, make_group(ticket), a=float(ticket))
+
+
+def test_a_wait_ends_when_every_record_is_scored(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    score_groups(replay, make_group, 0, 1)
+    view(replay).collect(range(2), 0)
+
+
+def test_a_wait_without_news_ends_and_says_what_is_missing(replay: RedisReplay) -> None:
+    with pytest.raises(StallError, match=r"tickets 3 to 4.*samplers and reward servers"):
+        view(replay).collect(range(3, 5), 0)
+
+
+def test_a_wait_admits_no_more_than_may_be_open(replay: RedisReplay) -> None:
+    with pytest.raises(StallError):
+        view(replay, max_open=3).collect(range(8), 0)
+    assert replay.counters().admitted == 3
+
+
+def test_a_rank_that_does_not_admit_admits_nothing(replay: RedisReplay) -> None:
+    with pytest.raises(StallError):
+        view(replay, max_open=None).collect(range(8), 0)
+    assert replay.counters().admitted == 0
+
+
+def test_a_stop_does_not_cut_a_young_wait_short(replay: RedisReplay) -> None:
+    stopping = threading.Event()
+    stopping.set()
+    with pytest.raises(StallError):
+        view(replay, stopping=stopping).collect(range(1), 0)
+
+
+def test_a_group_with_a_failed_record_is_left_out(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    score_groups(replay, make_group, 0)
+    records = make_group(1)
+    put(replay, records)
+    commit(replay, records[:1])
+    replay.fail(records[1].record_id, "no face found", retry=False)
+    groups = view(replay)
+    groups.collect(range(2), 0)
+    assert groups.complete(range(2)) == [0]
+
+
+def test_rewards_are_weighted_sums_by_group_member_and_step(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    score_groups(replay, make_group, 0, 1)
+    groups = view(replay, rewards={"a": 2.0, "b": 0.5})
+    groups.catch_up()
+    assert groups.rewards([1]).tolist() == [[[7.0, 12.0], [7.0, 14.0]]]
+
+
+def test_only_the_trained_steps_are_looked_at(replay: RedisReplay, make_group: MakeGroup) -> None:
+    score_groups(replay, make_group, 0)
+    groups = view(replay, steps=(1,))
+    groups.catch_up()
+    batch = groups.fetch([0])
+    assert batch.rewards_GNK.tolist() == [[[0.0], [1.0]]]
+    assert np.array_equal(batch.latents_GNKCHW[0, 1, 0], make_group(0)[1].latents[1])
+
+
+def test_fetched_latents_are_those_of_their_member_and_step(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    score_groups(replay, make_group, 0, 1)
+    groups = view(replay)
+    groups.catch_up()
+    expected = [[r.latents for r in make_group(ticket)] for ticket in (1, 0)]
+    assert np.array_equal(groups.fetch([1, 0]).latents_GNKCHW.numpy(), np.array(expected))
+
+
+def test_a_group_evicted_since_the_log_was_read_is_left_out(
+    new_replay: Callable[..., RedisReplay], make_group: MakeGroup
+) -> None:
+    replay = new_replay(capacity_records=2 * MEMBERS)
+    score_groups(replay, make_group, 0, 1)
+    groups = view(replay)
+    groups.catch_up()
+    score_groups(replay, make_group, 2)
+    assert groups.fetch([0, 1]).tickets == [1]
+
+
+def test_after_catching_up_an_evicted_group_is_no_longer_complete(
+    new_replay: Callable[..., RedisReplay], make_group: MakeGroup
+) -> None:
+    replay = new_replay(capacity_records=2 * MEMBERS)
+    score_groups(replay, make_group, 0, 1, 2)
+    groups = view(replay)
+    groups.catch_up()
+    assert groups.complete(range(3)) == [1, 2]
+
+
+def test_resuming_on_a_log_that_is_there_skips_nothing(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    score_groups(replay, make_group, 0)
+    before = view(replay)
+    before.catch_up()
+    view(replay).resume(before.index.position, 1)
+    assert replay.counters().issued == 1
+
+
+def test_resuming_on_a_lost_log_issues_only_new_tickets(replay: RedisReplay) -> None:
+    view(replay).resume(f"{time.time_ns() // 1_000_000}-0", 7)
+    replay.admit(limit=9, policy_version=0)
+    ticket = replay.lease_ticket("sampler", lease_s=10)
+    assert ticket is not None
+    assert ticket.number == 7
