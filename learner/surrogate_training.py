@@ -125,12 +125,14 @@ class SurrogateTrainer:
         return rule(rewards_GNK.numpy())
 
     def _scores(self, batch: GroupBatch, call: Callable[..., Tensor]) -> Tensor:
-        """[G, N, K, H] of all latents in one call."""
+        """[G, N, K, H] of all latents in one call; back on the CPU, where the rewards are."""
         groups, samples, steps = batch.rewards_GNK.shape
+        device = self._engine.device
         text = self._encode(list(batch.prompts)).repeat_interleave(samples * steps, dim=0)
         step_B = torch.arange(steps).repeat(groups * samples)
-        scores = call(batch.latents_GNKCHW.flatten(0, 2), text, step_B)
-        return scores.view(groups, samples, steps, -1)
+        latents = batch.latents_GNKCHW.flatten(0, 2)
+        scores = call(latents.to(device), text.to(device), step_B.to(device))
+        return scores.view(groups, samples, steps, -1).cpu()
 
 
 def _bootstrap_seed(ticket: int) -> int:

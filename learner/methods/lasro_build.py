@@ -93,7 +93,7 @@ def build_lasro(
             pipeline.schedule,
             pipeline.latent_shape,
             encode,
-            None if settings.anchor.data == "none" else teacher,
+            None if settings.anchor.data == "none" else teacher.to(policy_engine.device),
             surrogate_engine.module,
             seed=seed,
             rank=rank,

@@ -157,16 +157,18 @@ class LasroPolicy:
         anchoring = None
         if anchor is not None and self._teacher is not None:
             anchoring = self._draw_anchor(anchor, generator)
-        return _Draw(self._encode([prompts[i] for i in drawn.tolist()]), noise, anchoring)
+        text = self._encode([prompts[i] for i in drawn.tolist()])
+        return _Draw(text.to(self._engine.device), noise.to(self._engine.device), anchoring)
 
     def _terms(self, network: Network, draw: "_Draw") -> tuple[list[Tensor], Tensor]:
         """Surrogate rewards [B] of every rewarded step, and the anchor's loss."""
         clean, anchor_loss = self._clean_predictions(network, draw)
         pessimism, rows = self._settings.surrogate.pessimism, len(draw.text)
-        scores = [
-            pessimistic(self._surrogate(clean[step], draw.text, torch.full((rows,), k)), pessimism)
-            for k, step in enumerate(self._rewarded)
-        ]
+        scores = []
+        for k, step in enumerate(self._rewarded):
+            step_B = torch.full((rows,), k, device=draw.text.device)
+            scores_BH = self._surrogate(clean[step], draw.text, step_B)
+            scores.append(pessimistic(scores_BH, pessimism))
         return scores, anchor_loss
 
     def _clean_predictions(self, network: Network, draw: "_Draw") -> tuple[list[Tensor], Tensor]:
@@ -177,7 +179,7 @@ class LasroPolicy:
         anchor_loss = torch.zeros(())
         x = noise[0]
         for k, timestep in enumerate(self._timesteps):
-            t_B = torch.full((len(text),), timestep)
+            t_B = torch.full((len(text),), timestep, device=text.device)
             if k > 0:
                 before = clean[-1] if self._settings.cross_term else clean[-1].detach()
                 x = add_noise(before, noise[k], t_B, self._schedule)
@@ -196,14 +198,16 @@ class LasroPolicy:
 
     def _draw_anchor(self, anchor: AnchorData, generator: torch.Generator) -> "_Anchoring":
         """Noised latents, and where the teacher's step from there leads."""
-        mine, count = self._mine, self._settings.anchor.batch
+        mine, count, device = self._mine, self._settings.anchor.batch, self._engine.device
         rows = torch.randint(len(anchor.prompts), (count,), generator=generator)[mine]
         index_B = torch.randint(50, (count,), generator=generator)[mine]
         noise = torch.randn((count, *self._latent_shape), generator=generator)[mine]
-        start_B, end_B = distillation_times(index_B, self._schedule.num_train_timesteps)
-        text = self._encode([anchor.prompts[i] for i in rows.tolist()])
-        empty = self._encode([""]).expand(len(rows), -1, -1)
-        x_start = add_noise(anchor.latents_NCHW[rows], noise, start_B, self._schedule)
+        times = distillation_times(index_B.to(device), self._schedule.num_train_timesteps)
+        start_B, end_B = times
+        text = self._encode([anchor.prompts[i] for i in rows.tolist()]).to(device)
+        empty = self._encode([""]).to(device).expand(len(rows), -1, -1)
+        latents = anchor.latents_NCHW[rows].to(device)
+        x_start = add_noise(latents, noise.to(device), start_B, self._schedule)
         assert self._teacher is not None
         with torch.no_grad():
             cond, uncond = self._teacher(
@@ -257,7 +261,8 @@ class LasroPolicy:
         dim = denoiser.unet.config["time_cond_proj_dim"]
         if dim is None:
             return None
-        return guidance_embedding(torch.full((rows,), self._model.guidance_scale - 1), dim)
+        w_B = torch.full((rows,), self._model.guidance_scale - 1, device=self._engine.device)
+        return guidance_embedding(w_B, dim)
 
 
 def rewarded_steps(settings: Lasro, model: Model) -> tuple[int, ...]:
