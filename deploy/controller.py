@@ -24,7 +24,7 @@ from deploy.build import Plan, ReplayServerHost, reward_server, sampler
 from deploy.curves import Curves
 from deploy.job_log import quieten
 from deploy.outcome import Outcome, RunFolder
-from deploy.ranks import EvaluatorHandle, Ranks, RunFailedError
+from deploy.ranks import EvaluatorHandle, FirstEvaluation, Ranks, RunFailedError
 from deploy.run_config import RunConfig
 from deploy.supervise import Supervisor, failure_reasons
 from learner.policy.board import PolicyBoard
@@ -72,53 +72,49 @@ class Controller:
         return {"finished": 0, "stopped": 130}.get(outcome.status, 1)
 
     def _run(self, stack: contextlib.ExitStack, outcome: Outcome) -> None:
+        """Everything between two states of the folder; `stack` ends what was started."""
         config = self._config
-        ray.init(
-            address="auto",
-            namespace=config.name,
-            logging_level=logging.WARNING,
-            runtime_env={"worker_process_setup_hook": quieten},
-        )
-        stack.callback(ray.shutdown)
+        self._join_ray(stack)
         replay = self._replay(stack)
         plan = Plan(config, replay, self._folder.path)
         board = ray.remote(PolicyBoard).options(name="policy-board", num_cpus=0).remote()
         evaluator = EvaluatorHandle(config, board, self._folder.path)
-        outcome.before = self._folder.read_before()
-        measuring = None if outcome.before else evaluator.measure("before", version=None)
+        first = FirstEvaluation(evaluator, self._folder)
         fleets = self._start_fleets(stack, plan, board)
         ranks = Ranks(plan, board)
         stack.callback(ranks.stop, timeout_s=_STOP_TIMEOUT_S)
         ranks.start(resume=self._resume)
-
-        def keep_before(*, wait: bool = False) -> None:
-            """As soon as it is there: a run that is stopped later need not measure it again."""
-            if not outcome.before and (wait or evaluator.is_ready(measuring)):
-                outcome.before = evaluator.result(measuring)
-                self._folder.write_before(outcome.before)
-
         supervisor = Supervisor(
             config,
             ranks=ranks,
             fleets=fleets,
             replay=replay,
-            look=keep_before,
+            look=first.look,
             stopping=self._stopping,
         )
         try:
-            with Curves(self._folder.path, resume_step=self._resume_step()) as curves:
+            with self._curves() as curves:
                 finished = supervisor.watch(curves)
+            if finished:
+                first.wait()
         finally:
+            outcome.before = first.metrics
             outcome.peak_rss_mb = supervisor.peak_mb
             _note(outcome, ranks, fleets, replay)
-        if not finished:
-            outcome.status = "stopped"
-            return
-        keep_before(wait=True)
-        version = ranks.last["published"]
-        outcome.after = evaluator.result(evaluator.measure("after", version=version))
-        outcome.exported = evaluator.result(evaluator.export(version))
-        outcome.status = "finished"
+        if finished:
+            version = ranks.last["published"]
+            outcome.after = evaluator.result(evaluator.measure("after", version=version))
+            outcome.exported = evaluator.result(evaluator.export(version))
+        outcome.status = "finished" if finished else "stopped"
+
+    def _join_ray(self, stack: contextlib.ExitStack) -> None:
+        ray.init(
+            address="auto",
+            namespace=self._config.name,
+            logging_level=logging.WARNING,
+            runtime_env={"worker_process_setup_hook": quieten},
+        )
+        stack.callback(ray.shutdown)
 
     def _start_fleets(self, stack: contextlib.ExitStack, plan: Plan, board: Any) -> list[Fleet]:
         """Reward servers and samplers; they are ended in reverse, when the stack closes."""
@@ -165,8 +161,10 @@ class Controller:
             )
         return replay
 
-    def _resume_step(self) -> int | None:
-        return self._folder.checkpointed_cycle() if self._resume else None
+    def _curves(self) -> Curves:
+        """Going on after the checkpoint; the first one is written after pre-training."""
+        step = self._folder.checkpointed_cycle() if self._resume else None
+        return Curves(self._folder.path, resume_step=step, done_phases=("pretrain",))
 
     def _heed_signals(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):

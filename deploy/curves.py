@@ -12,7 +12,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -47,14 +47,17 @@ class Curves:
         folder: Path,
         *,
         resume_step: int | None = None,
+        done_phases: Collection[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         Args:
             resume_step: last step that counts; None begins anew.
+            done_phases: those that were over before it, with steps of their own: all points stay.
         """
         self._folder = folder
         self._resume_step = resume_step
+        self._done_phases = done_phases
         self._clock = clock
         self._started_s = 0.0
         self._file: Any = None
@@ -83,17 +86,20 @@ class Curves:
         point = {"step": step, "wall_s": round(wall_s, 3), "phase": phase, "values": numbers}
         self._file.write(json.dumps(point) + "\n")
         self._file.flush()
-        self._add_events(step, numbers)
+        self._add_events(step, {f"{phase}/{name}": value for name, value in numbers.items()})
 
     def _keep(self) -> list[Point]:
         """Rewrites the file with the points that count, which also drops a torn last line."""
         path = self._folder / METRICS_FILE
-        last = self._resume_step
-        kept = [] if last is None else [point for point in read_points(path) if point.step <= last]
+        kept = [point for point in read_points(path) if self._counts(point)]
         partial = path.with_suffix(".partial")
         partial.write_text("".join(_line(point) for point in kept), encoding="utf-8")
         partial.replace(path)
         return kept
+
+    def _counts(self, point: Point) -> bool:
+        last = self._resume_step
+        return last is not None and (point.step <= last or point.phase in self._done_phases)
 
     def _purge_events(self, step: int) -> None:
         """Tells TensorBoard to forget what an earlier event file holds from this step on."""

@@ -6,6 +6,7 @@ Shape suffixes: B images, H W pixels.
 """
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from deploy.build import few_step_policy, prompt_list
 from deploy.run_config import RunConfig
 from learner.policy.components import PipelineFolder, decode_latents
 from learner.policy.trainable import load_arrays, save_for_diffusers, trainable_unet
-from reward_servers.base import Failure, checked_scores
+from reward_servers.base import Failure, RewardModel, checked_scores
 from reward_servers.registry import build_reward
 
 log = logging.getLogger(__name__)
@@ -37,15 +38,21 @@ class Evaluator:
         self._vae = pipeline.vae()
         self._singles = few_step_policy(config, pipeline, group_size=1)
         self._prompts = prompt_list(config.evaluation.prompts, config.evaluation.seed)
-        self._rewards = {
+        self._scores = {
             name: build_reward(metric.kind, metric.args)
             for name, metric in config.evaluation.rewards.items()
+        }
+        self._rewards = {
+            name: build_reward(reward.kind, reward.args)
+            for name, reward in config.rewards.items()
+            if reward.weight != 0
         }
 
     def evaluate(
         self, weights: Mapping[str, np.ndarray] | None, pictures: Path | None
     ) -> dict[str, float]:
-        """Metrics by name, such as `exact_2step`, and `diversity`.
+        """Metrics by name: `exact_2step` of a score, `reward_2step` of what is trained on, which is
+        the weighted sum of the rewards, and `diversity`. A score that no picture has is left out.
 
         Args:
             weights: None: the policy as it is loaded now, at first the untouched one.
@@ -65,14 +72,15 @@ class Evaluator:
         for k in range(latents_BKCHW.shape[1]):
             images_BHWC = self._decode(latents_BKCHW[:, k])
             drawn[f"{k + 1}step"] = images_BHWC[:NUM_PICTURES]
-            for name in self._rewards:
-                metrics[f"{name}_{k + 1}step"] = self._mean_score(name, images_BHWC, prompts)
+            for name, model in self._scores.items():
+                metrics[f"{name}_{k + 1}step"] = self._mean_score(name, model, images_BHWC, prompts)
+            metrics[f"reward_{k + 1}step"] = self._mean_reward(images_BHWC, prompts)
         metrics["diversity"] = self._diversity()
         if pictures is not None:
             pictures.parent.mkdir(parents=True, exist_ok=True)
             last = drawn[f"{len(drawn)}step"]
             np.savez_compressed(pictures, images=last, prompts=np.array(prompts[:NUM_PICTURES]))
-        return metrics
+        return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
     def export(self, weights: Mapping[str, np.ndarray], folder: Path) -> str:
         """Writes the adapter or the UNet for diffusers; returns where."""
@@ -92,9 +100,19 @@ class Evaluator:
         parts = latents_BCHW.split(_BATCH)
         return np.concatenate([decode_latents(self._vae, part) for part in parts])
 
-    def _mean_score(self, name: str, images_BHWC: np.ndarray, prompts: list[str]) -> float:
+    def _mean_reward(self, images_BHWC: np.ndarray, prompts: list[str]) -> float:
+        """The weighted sum of the means of all rewards that are trained on."""
+        weights = {name: self._config.rewards[name].weight for name in self._rewards}
+        return sum(
+            weights[name] * self._mean_score(name, model, images_BHWC, prompts)
+            for name, model in self._rewards.items()
+        )
+
+    def _mean_score(
+        self, name: str, model: RewardModel, images_BHWC: np.ndarray, prompts: list[str]
+    ) -> float:
         """Mean over the pictures that have a score; failures are said, never counted as 0."""
-        outcomes = checked_scores(self._rewards[name], images_BHWC, prompts)
+        outcomes = checked_scores(model, images_BHWC, prompts)
         values = [outcome for outcome in outcomes if not isinstance(outcome, Failure)]
         failures = [outcome.reason for outcome in outcomes if isinstance(outcome, Failure)]
         if failures:

@@ -161,7 +161,8 @@ def describe(config: RunConfig) -> str:
 def _queries(config: RunConfig, records: int) -> str:
     training = records * config.rewarded_steps * len(config.rewards)
     steps = config.model.num_steps
-    measuring = 2 * config.evaluation.samples * steps * len(config.evaluation.rewards)
+    scores = len(config.evaluation.rewards) + sum(r.weight != 0 for r in config.rewards.values())
+    measuring = 2 * config.evaluation.samples * steps * scores
     return (
         f"{training:,} in training ({config.rewarded_steps} of {config.model.num_steps} steps "
         f"scored), {measuring:,} in the evaluations before and after"

@@ -13,6 +13,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from deploy.build import EvaluatorHost, LearnerRank, Plan
+from deploy.outcome import RunFolder
 from deploy.run_config import RunConfig
 
 log = logging.getLogger(__name__)
@@ -170,6 +171,34 @@ class EvaluatorHandle:
         if version is None:
             return []
         return ray.get(self._board.exactly.remote(version), timeout=_ANSWER_TIMEOUT_S)
+
+
+class FirstEvaluation:
+    """The scores of the untouched policy, measured beside the first stages of a run.
+
+    A run that is resumed takes them from its folder.
+
+    Attributes:
+        metrics: empty until they are there.
+    """
+
+    def __init__(self, evaluator: EvaluatorHandle, folder: RunFolder) -> None:
+        self.metrics = folder.read_before()
+        self._evaluator = evaluator
+        self._folder = folder
+        self._measuring = None if self.metrics else evaluator.measure("before", version=None)
+
+    def look(self) -> None:
+        """Keeps them as soon as they are there, whatever becomes of the run."""
+        if self._measuring is not None and self._evaluator.is_ready(self._measuring):
+            self.wait()
+
+    def wait(self) -> None:
+        """Until they are there."""
+        if self._measuring is not None:
+            self.metrics = self._evaluator.result(self._measuring)
+            self._measuring = None
+            self._folder.write_before(self.metrics)
 
 
 def _reason(error: RayError) -> str:

@@ -65,7 +65,7 @@ class Supervisor:
         begun, measured_at = time.monotonic(), 0.0
         at_first = self._replay.counters()
         with Progress(total_cycles=self._config.method.cycles) as progress:
-            while (finished := self._ranks.poll()) is None:
+            while (finished := self._poll(at_first)) is None:
                 self._write_rows(curves)
                 counters = self._replay.counters()
                 check_failures(self._config, self._replay, at_first, counters)
@@ -81,6 +81,14 @@ class Supervisor:
                 time.sleep(_LOOK_EVERY_S)
             self._write_rows(curves)
         return finished
+
+    def _poll(self, at_first: Counters) -> bool | None:
+        """`Ranks.poll`; a learner that failed for want of rewards fails with their reasons."""
+        try:
+            return self._ranks.poll()
+        except RunFailedError:
+            check_failures(self._config, self._replay, at_first, self._replay.counters())
+            raise
 
     def _must_stop(self, now: float, begun: float) -> bool:
         """Asks the learner to stop where that is due; True: it was asked long ago."""

@@ -115,8 +115,8 @@ def test_the_plan_counts_trajectories_and_queries(pipeline: str) -> None:
 
 
 def test_the_plan_counts_the_evaluations(pipeline: str) -> None:
-    # 2 evaluations × 8 samples × 2 steps × 1 score.
-    assert "32 in the evaluations" in describe(_config(pipeline))
+    # 2 evaluations × 8 samples × 2 steps × (1 score and the reward that is trained on).
+    assert "64 in the evaluations" in describe(_config(pipeline))
 
 
 def test_the_table_has_one_row_for_every_setting() -> None:
