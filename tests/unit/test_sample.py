@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,16 +41,16 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pipelines")
     torch.manual_seed(0)
     tokenizer = new_tokenizer(folder / "tokenizer")
-    base = StableDiffusionPipeline(
-        vae=new_vae(),
-        text_encoder=new_text_encoder(tokenizer),
-        tokenizer=tokenizer,
-        unet=new_unet(),
-        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    parts: dict[str, Any] = {
+        "vae": new_vae(),
+        "text_encoder": new_text_encoder(tokenizer),
+        "tokenizer": tokenizer,
+        "unet": new_unet(),
+        "scheduler": DDIMScheduler(clip_sample=False, steps_offset=1),
+        "safety_checker": None,
+        "feature_extractor": None,
+    }
+    base = StableDiffusionPipeline(**parts, requires_safety_checker=False)
     base.save_pretrained(folder / "base")
     lcm = consistency_pipeline(base, new_unet(time_cond_proj_dim=64))
     assert isinstance(lcm.scheduler, LCMScheduler)
