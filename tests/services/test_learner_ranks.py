@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -47,12 +48,13 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
 
     def run(ranks: int, stages: str) -> list[Told]:
         folder, port = tmp_path_factory.mktemp("ranks"), free_port()
-        processes = [start(rank, ranks, port, stages, folder) for rank in range(ranks)]
-        try:
+        with ExitStack() as running:
+            processes = []
+            for rank in range(ranks):
+                process = running.enter_context(start(rank, ranks, port, stages, folder))
+                running.callback(process.kill)
+                processes.append(process)
             outputs = [process.communicate(timeout=280)[0] for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
         assert [process.returncode for process in processes] == [0] * ranks, "\n".join(outputs)
         return [dict(np.load(folder / f"rank-{rank}.npz")) for rank in range(ranks)]
 
