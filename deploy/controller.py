@@ -54,6 +54,8 @@ class Controller:
         """Runs to the end; the exit status of the job."""
         self._heed_signals()
         try:
+            # Before the folder is made: a name is not used up where there is no cluster.
+            self._join_ray()
             self._folder.open(self._config, resume=self._resume)
         except ValueError as error:
             log.error("%s", error)
@@ -74,7 +76,7 @@ class Controller:
     def _run(self, stack: contextlib.ExitStack, outcome: Outcome) -> None:
         """Everything between two states of the folder; `stack` ends what was started."""
         config = self._config
-        self._join_ray(stack)
+        stack.callback(ray.shutdown)
         replay = self._replay(stack)
         plan = Plan(config, replay, self._folder.path)
         board = ray.remote(PolicyBoard).options(name="policy-board", num_cpus=0).remote()
@@ -107,14 +109,25 @@ class Controller:
             outcome.exported = evaluator.result(evaluator.export(version))
         outcome.status = "finished" if finished else "stopped"
 
-    def _join_ray(self, stack: contextlib.ExitStack) -> None:
-        ray.init(
-            address="auto",
-            namespace=self._config.name,
-            logging_level=logging.WARNING,
-            runtime_env={"worker_process_setup_hook": quieten},
-        )
-        stack.callback(ray.shutdown)
+    def _join_ray(self) -> None:
+        """Joins the cluster that this process is a job of.
+
+        Raises:
+            ValueError: there is none.
+        """
+        try:
+            ray.init(
+                address="auto",
+                namespace=self._config.name,
+                logging_level=logging.WARNING,
+                runtime_env={"worker_process_setup_hook": quieten},
+            )
+        except ConnectionError as error:
+            raise ValueError(
+                "there is no Ray cluster here: start a run on this machine by `python -m "
+                "deploy.local --run NAME -- CONFIG`, and on a cluster by `ray job submit "
+                "--working-dir . -- python -m deploy.launch CONFIG`"
+            ) from error
 
     def _start_fleets(self, stack: contextlib.ExitStack, plan: Plan, board: Any) -> list[Fleet]:
         """Reward servers and samplers; they are ended in reverse, when the stack closes."""
