@@ -65,13 +65,13 @@ class _GroupPolicy:
     Args:
         encode: prompts of all rows -> what the network takes for them. Every prompt comes
             `group_size` times.
-        load: puts new weights into the network.
+        take: puts new weights into the network.
         shared_initial_noise: the on-policy ablation: members differ by injected noise alone.
     """
 
     network: Network
     encode: Callable[[list[str]], Any]
-    load: Callable[[Weights], None]
+    take: Callable[[Weights], None]
     schedule: NoiseSchedule
     latent_shape: tuple[int, int, int]
     group_size: int
@@ -79,6 +79,10 @@ class _GroupPolicy:
     guidance_scale: float
     shared_initial_noise: bool = False
     device: torch.device | str = "cpu"
+
+    def load(self, weights: Weights, /) -> None:
+        """Take new weights, all of them or none."""
+        self.take(weights)
 
     def _prompts(self, groups: Sequence[Group]) -> list[str]:
         return [group.prompt for group in groups for _ in range(self.group_size)]

@@ -66,7 +66,7 @@ def few_step_policy(config: RunConfig, pipeline: PipelineFolder, group_size: int
     return FewStepPolicy(
         network=network,
         encode=pipeline.prompt_encoder(),
-        load=lambda weights: load_arrays(unet, dict(weights)),
+        take=lambda weights: load_arrays(unet, dict(weights)),
         schedule=pipeline.schedule,
         latent_shape=pipeline.latent_shape,
         group_size=group_size,

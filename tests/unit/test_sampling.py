@@ -273,7 +273,7 @@ def parts(**changes: Any) -> dict[str, Any]:
     return {
         "network": network(),
         "encode": encode,
-        "load": lambda weights: None,
+        "take": lambda weights: None,
         "schedule": SCHEDULE,
         "latent_shape": SHAPE,
         "group_size": 3,
