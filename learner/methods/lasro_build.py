@@ -74,6 +74,8 @@ def build_lasro(
         grad_clip=learner.grad_clip,
         rows_per_rank=settings.surrogate.batch_groups // learner.ranks,
     )
+    # After the surrogate has copied its blocks, which the engine places by itself.
+    torch.nn.Module.to(teacher, policy_engine.device)
     groups = ScoredGroups(
         replay,
         rewards=rewards,
@@ -93,7 +95,7 @@ def build_lasro(
             pipeline.schedule,
             pipeline.latent_shape,
             encode,
-            None if settings.anchor.data == "none" else teacher.to(policy_engine.device),
+            None if settings.anchor.data == "none" else teacher,
             surrogate_engine.module,
             seed=seed,
             rank=rank,

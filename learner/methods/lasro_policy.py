@@ -157,7 +157,7 @@ class LasroPolicy:
         anchoring = None
         if anchor is not None and self._teacher is not None:
             anchoring = self._draw_anchor(anchor, generator)
-        text = self._encode([prompts[i] for i in drawn.tolist()])
+        text = self._encode([prompts[int(i)] for i in drawn])
         return _Draw(text.to(self._engine.device), noise.to(self._engine.device), anchoring)
 
     def _terms(self, network: Network, draw: "_Draw") -> tuple[list[Tensor], Tensor]:
@@ -204,7 +204,7 @@ class LasroPolicy:
         noise = torch.randn((count, *self._latent_shape), generator=generator)[mine]
         times = distillation_times(index_B.to(device), self._schedule.num_train_timesteps)
         start_B, end_B = times
-        text = self._encode([anchor.prompts[i] for i in rows.tolist()]).to(device)
+        text = self._encode([anchor.prompts[int(i)] for i in rows]).to(device)
         empty = self._encode([""]).to(device).expand(len(rows), -1, -1)
         latents = anchor.latents_NCHW[rows].to(device)
         x_start = add_noise(latents, noise.to(device), start_B, self._schedule)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -229,7 +230,7 @@ class World:
                 unet(x, t, encoder_hidden_states=text, timestep_cond=w).sample
             ),
             encode=pipeline.prompt_encoder(),
-            load=lambda weights: load_arrays(unet, dict(weights)),
+            take=lambda weights: load_arrays(unet, dict(weights)),
             schedule=pipeline.schedule,
             latent_shape=pipeline.latent_shape,
             group_size=MEMBERS,
@@ -276,16 +277,22 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pipelines")
     torch.manual_seed(0)
     tokenizer = new_tokenizer(folder / "tokenizer")
-    base = StableDiffusionPipeline(
-        vae=new_vae(),
-        text_encoder=new_text_encoder(tokenizer),
-        tokenizer=tokenizer,
-        unet=new_unet(),
-        scheduler=DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
-        safety_checker=None,  # pyright: ignore
-        feature_extractor=None,  # pyright: ignore
-        requires_safety_checker=False,
-    )
+    parts: dict[str, Any] = {
+        "vae": new_vae(),
+        "text_encoder": new_text_encoder(tokenizer),
+        "tokenizer": tokenizer,
+        "unet": new_unet(),
+        "scheduler": DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            steps_offset=1,
+        ),
+        "safety_checker": None,
+        "feature_extractor": None,
+    }
+    base = StableDiffusionPipeline(**parts, requires_safety_checker=False)
     base.save_pretrained(folder / "base")
     consistency_pipeline(base, new_unet(time_cond_proj_dim=8)).save_pretrained(folder / "lcm")
     return folder

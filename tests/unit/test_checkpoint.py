@@ -8,12 +8,16 @@ import pytest
 from learner import checkpoint
 
 
-def write(folder: Path, number: int, save: Callable[[Path], None] | None = None, **kw: int) -> None:
+def save_whole(part: Path) -> None:
+    (part / "weights").write_text("whole")
+
+
+def write(folder: Path, number: int, save: Callable[[Path], None] = save_whole, **kw: int) -> None:
     checkpoint.write(
         folder,
         number,
         {"next_cycle": number},
-        save or (lambda part: (part / "weights").write_text("whole") and None),
+        save,
         rank=kw.get("rank", 0),
         barrier=lambda: None,
         keep=kw.get("keep", 2),

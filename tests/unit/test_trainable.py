@@ -60,16 +60,16 @@ def new_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Stabl
     tokenizer = new_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
     def make() -> StableDiffusionPipeline:
-        return StableDiffusionPipeline(
-            vae=new_vae(),
-            text_encoder=new_text_encoder(tokenizer),
-            tokenizer=tokenizer,
-            unet=base(),
-            scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
-            safety_checker=None,  # pyright: ignore
-            feature_extractor=None,  # pyright: ignore
-            requires_safety_checker=False,
-        )
+        parts: dict[str, Any] = {
+            "vae": new_vae(),
+            "text_encoder": new_text_encoder(tokenizer),
+            "tokenizer": tokenizer,
+            "unet": base(),
+            "scheduler": DDIMScheduler(clip_sample=False, steps_offset=1),
+            "safety_checker": None,
+            "feature_extractor": None,
+        }
+        return StableDiffusionPipeline(**parts, requires_safety_checker=False)
 
     return make
 
@@ -187,7 +187,7 @@ def test_a_saved_adapter_gives_the_same_policy_in_diffusers(
 ) -> None:
     unet = trained("lora")
     pipe = new_pipeline()
-    pipe.load_lora_weights(save_for_diffusers(unet, "lora", tmp_path))
+    pipe.load_lora_weights(str(save_for_diffusers(unet, "lora", tmp_path)))
     assert torch.allclose(eps(pipe.unet), eps(unet), atol=1e-6)
 
 
@@ -195,7 +195,7 @@ def test_the_saved_adapter_is_not_the_base(
     tmp_path: Path, new_pipeline: Callable[[], StableDiffusionPipeline]
 ) -> None:
     pipe = new_pipeline()
-    pipe.load_lora_weights(save_for_diffusers(trained("lora"), "lora", tmp_path))
+    pipe.load_lora_weights(str(save_for_diffusers(trained("lora"), "lora", tmp_path)))
     assert not torch.allclose(eps(pipe.unet), eps(base()), atol=1e-3)
 
 
@@ -206,7 +206,7 @@ def test_a_saved_adapter_keeps_an_alpha_that_is_not_its_rank(
     make_trainable(unet, "lora", rank=2, alpha=8, targets="attention")
     load_arrays(unet, trainable_arrays(trained("lora")))
     pipe = new_pipeline()
-    pipe.load_lora_weights(save_for_diffusers(unet, "lora", tmp_path))
+    pipe.load_lora_weights(str(save_for_diffusers(unet, "lora", tmp_path)))
     assert torch.allclose(eps(pipe.unet), eps(unet), atol=1e-6)
 
 
@@ -219,7 +219,7 @@ def test_a_saved_adapter_of_all_layers_gives_the_same_policy_in_diffusers(
             if parameter.requires_grad:
                 parameter += 0.05
     pipe = new_pipeline()
-    pipe.load_lora_weights(save_for_diffusers(unet, "lora", tmp_path))
+    pipe.load_lora_weights(str(save_for_diffusers(unet, "lora", tmp_path)))
     assert torch.allclose(eps(pipe.unet), eps(unet), atol=1e-5)
 
 
