@@ -136,3 +136,7 @@ def save_half(pipeline: DiffusionPipeline, folder: Path) -> None:
     pipeline.to(torch.float16)
     pipeline.save_pretrained(folder)
     pipeline.to(torch.float32)
+    # transformers loads in the type that its config names, diffusers in float32: both the same.
+    config = folder / "text_encoder" / "config.json"
+    settings = json.loads(config.read_text()) | {"dtype": "float32"}
+    config.write_text(json.dumps(settings, indent=2) + "\n")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -180,10 +181,23 @@ def _tensorboard(folder: Path) -> list[tuple[int, float]]:
 
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
-    return [(event.step, round(event.value, 3)) for event in events.Scalars("reward")]
+    return [(event.step, round(event.value, 3)) for event in events.Scalars("cycle/reward")]
+
+
+def test_a_phase_that_was_over_keeps_its_points_over_a_resumption(
+    tmp_path: Path, clock: Clock
+) -> None:
+    with Curves(tmp_path, clock=clock) as curves:
+        curves.write(600, "pretrain", {"loss": 1.0})
+        curves.write(7, "cycle", {"reward": 1.0})
+    with Curves(tmp_path, resume_step=2, done_phases=("pretrain",), clock=clock):
+        pass
+    assert [point.step for point in read_points(tmp_path / METRICS_FILE)] == [600]
 
 
 def test_tensorboard_reads_the_same_curve_over_a_resumption(tmp_path: Path, clock: Clock) -> None:
     _write(tmp_path, clock, range(5))
+    # TensorBoard orders event files by the second in their name; a resumption is never that quick.
+    time.sleep(1.1)
     _write(tmp_path, clock, range(3, 6), resume_step=2)
     assert _tensorboard(tmp_path) == [(step, step / 10) for step in range(6)]
