@@ -52,10 +52,11 @@ class Controller:
 
     def run(self) -> int:
         """Runs to the end; the exit status of the job."""
-        self._heed_signals()
         try:
             # Before the folder is made: a name is not used up where there is no cluster.
             self._join_ray()
+            # After it, because Ray installs handlers of its own, which end the process.
+            self._heed_signals()
             self._folder.open(self._config, resume=self._resume)
         except ValueError as error:
             log.error("%s", error)
@@ -84,7 +85,7 @@ class Controller:
         first = FirstEvaluation(evaluator, self._folder)
         fleets = self._start_fleets(stack, plan, board)
         ranks = Ranks(plan, board)
-        stack.callback(ranks.stop, timeout_s=_STOP_TIMEOUT_S)
+        stack.push(partial(_end_ranks, ranks))
         ranks.start(resume=self._resume)
         supervisor = Supervisor(
             config,
@@ -182,6 +183,11 @@ class Controller:
     def _heed_signals(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: self._stopping.set())
+
+
+def _end_ranks(ranks: Ranks, error: type[BaseException] | None, *_: object) -> None:
+    """Asks the ranks to end; where the run has failed, its last checkpoint is good enough."""
+    ranks.stop(timeout_s=0.0 if error else _STOP_TIMEOUT_S)
 
 
 def _note(outcome: Outcome, ranks: Ranks, fleets: list[Fleet], replay: RedisReplay) -> None:

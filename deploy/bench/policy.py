@@ -73,8 +73,8 @@ def decode(path: Path) -> Iterator[Work]:
     )
 
 
-def rewards() -> Iterator[Work]:
-    """Rewards of rendered scenes, on one core."""
+def rewards(_path: Path) -> Iterator[Work]:
+    """Rewards of rendered scenes, which need no model."""
     rng = np.random.default_rng(0)
     scenes = [draw_scene(rng, held_out=False) for _ in range(PICTURES)]
     images_BHWC = np.stack([render(scene, rng) for scene in scenes])
@@ -113,7 +113,7 @@ def _policy(folder: PipelineFolder) -> FewStepPolicy:
     return FewStepPolicy(
         network=network,
         encode=folder.prompt_encoder(),
-        load=lambda weights: None,
+        take=lambda weights: None,
         schedule=folder.schedule,
         latent_shape=folder.latent_shape,
         group_size=GROUP_SIZE,
