@@ -124,7 +124,7 @@ def describe(config: RunConfig) -> str:
     held_out = held_out_groups(config)
     lines = {
         "run": f"{config.name}, seed {config.seed}, method {method.kind}",
-        "model": f"{model.path}, {model.num_steps} steps, {weights}, {model.dtype}",
+        "model": f"{model.path}, {model.num_steps} steps, {weights}",
         "processes": (
             f"samplers {actors.count}; reward servers {config.scoring.servers}; learner ranks "
             f"{config.learner.ranks} (ZeRO {config.learner.zero_stage}); evaluator 1"

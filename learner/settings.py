@@ -50,8 +50,6 @@ class Model(Section):
     lora_targets: Literal["attention", "all"] | tuple[str, ...] = "attention"
     """Which modules get an adapter: attention projections, all linear and convolution layers, or
     the names in a list."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the frozen weights; trained ones stay float32."""
     attention: Literal["sdpa", "plain"] = "sdpa"
     """Attention kernel: torch's fused one, or plain products for where the fused one is slow."""
 
@@ -68,8 +66,8 @@ class Learner(Section):
 
     ranks: Count = 1
     """Processes of the learner; a batch is cut evenly among them."""
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    """What DeepSpeed shards over the ranks: 1 optimiser, 2 and gradients, 3 and weights."""
+    zero_stage: Literal[0, 1, 2] = 0
+    """What DeepSpeed shards over the ranks: 1 the optimiser's state, 2 the gradients too."""
     threads: Count = 1
     """CPU threads of one rank's torch."""
     num_cpus: NonNegative = 1.0

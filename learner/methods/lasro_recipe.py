@@ -223,7 +223,9 @@ class LasroMethod:
         """Rewards of the fresh samples, and how many of their pairs the surrogate has right."""
         batch = self._groups.fetch(fresh)
         accuracies = self._surrogate.accuracy(batch)
-        self._fresh_accuracy = float(np.nanmean(accuracies))
+        known = [accuracy for accuracy in accuracies if not math.isnan(accuracy)]
+        if known:  # without any pair, in groups of equal rewards, the last judgement stands
+            self._fresh_accuracy = float(np.mean(known))
         named = {f"fresh_accuracy_{self._label(k)}": a for k, a in enumerate(accuracies)}
         self.journal.record("fresh", cycle, named)
         self._record_rewards("fresh", cycle, batch.rewards_GNK)
