@@ -18,7 +18,7 @@ import pytest
 if TYPE_CHECKING:
     from tests.e2e.conftest import Pipelines
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).resolve().parents[2]
 MORE_CYCLES = 2
 
@@ -57,14 +57,20 @@ def run(pipelines: Pipelines, environ: dict[str, str], runs: Path) -> Interrupte
             )
 
     runner = start("method.cycles=1000")
-    _wait_for(lambda: len(_cycles(folder)) > 2 or runner.poll() is not None, log)
+    try:
+        _wait_for(lambda: len(_cycles(folder)) > 2 or runner.poll() is not None, log)
+    except BaseException:
+        # Its head and all below it end with it.
+        runner.kill()
+        runner.wait()
+        raise
     family = psutil.Process(runner.pid).children(recursive=True)
     runner.send_signal(signal.SIGINT)
     stopped_status = runner.wait(150)
     left_over = [" ".join(each.cmdline()) for each in family if each.is_running()]
     stopped = json.loads((folder / "summary.json").read_text())
     cycles = max(int(path.name) for path in (folder / "checkpoints").iterdir()) + MORE_CYCLES
-    resumed_status = start("--resume", f"method.cycles={cycles}").wait(240)
+    resumed_status = start("--resume", f"method.cycles={cycles}").wait(400)
     return Interrupted(
         folder,
         stopped_status,
@@ -109,7 +115,7 @@ def test_every_group_was_scored_once_over_both_starts(run: Interrupted) -> None:
 
 
 def _wait_for(condition: Callable[[], bool], log: Path) -> None:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     while not condition():
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.2)
