@@ -21,7 +21,8 @@ from deploy.bench import results
 from deploy.bench.timing import Row, Work, measure
 from deploy.job_log import quieten
 
-log = logging.getLogger(__name__)
+# Not __name__, which is __main__ here.
+log = logging.getLogger("deploy.bench")
 _ROOT = Path(__file__).resolve().parents[2]
 _USAGE_ERROR = 2
 

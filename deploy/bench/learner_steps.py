@@ -125,7 +125,10 @@ def _fill(replay: RedisReplay, config: RunConfig) -> None:
         replay.put_group(ticket.number, records)
         claimed = replay.claim("bench", max_records=len(records), block_s=1.0, lease_s=60.0)
         replay.commit(
-            [(record.record_id, Scores({"noise": tuple(rng.random(2))})) for record in claimed]
+            [
+                (record.record_id, Scores({"noise": tuple(rng.random(2).tolist())}))
+                for record in claimed
+            ]
         )
 
 

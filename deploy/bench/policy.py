@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import LatentConsistencyModelPipeline
+from diffusers.utils.logging import disable_progress_bar
 
 from actors.rollout import FewStepPolicy, Group
 from deploy.bench.timing import Way, Work, again_and_again
@@ -28,6 +29,7 @@ def sampler(path: Path) -> Iterator[Work]:
     prompts = _prompts(GROUPS)
     groups = [Group(ticket, prompt, seed=ticket) for ticket, prompt in enumerate(prompts)]
     policy = _policy(PipelineFolder.locate(str(path)))
+    disable_progress_bar()
     pipeline = LatentConsistencyModelPipeline.from_pretrained(path, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     rows = [prompt for prompt in prompts for _ in range(GROUP_SIZE)]
