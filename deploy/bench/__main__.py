@@ -33,21 +33,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quieten()
     _set_threads(options.threads)
     medians: dict[str, Any] = {}
+    status = 0
     for name in options.only or BENCHMARKS:
         log.info("benchmark: %s", name)
         before = results.machine()
         try:
             rows = BENCHMARKS[name](options)
         except ValueError as error:
+            # The others' results are worth keeping.
             sys.stderr.write(f"{name}: {error}\n")
-            return _USAGE_ERROR
+            status = _USAGE_ERROR
+            continue
         settings = {"repeats": options.repeats, "threads": options.threads}
         results.write(options.out, name, rows, machine_before=before, settings=settings)
         medians[name] = {f"{row.work}, {row.way}, {row.unit}": row.rate["median"] for row in rows}
     page = results.write_page(options.out)
     log.info("results: %s", page)
     sys.stdout.write(json.dumps(medians, ensure_ascii=False) + "\n")
-    return 0
+    return status
 
 
 def _store(part: str, options: argparse.Namespace) -> list[Row]:

@@ -30,7 +30,7 @@ def sampler(path: Path) -> Iterator[Work]:
     groups = [Group(ticket, prompt, seed=ticket) for ticket, prompt in enumerate(prompts)]
     policy = _policy(PipelineFolder.locate(str(path)))
     disable_progress_bar()
-    pipeline = LatentConsistencyModelPipeline.from_pretrained(path, torch_dtype=torch.float32)
+    pipeline = LatentConsistencyModelPipeline.from_pretrained(path, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     rows = [prompt for prompt in prompts for _ in range(GROUP_SIZE)]
     with torch.no_grad():

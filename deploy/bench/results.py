@@ -93,8 +93,13 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def _text(values: Mapping[str, float]) -> str:
-    median, q1, q3 = (f"{values[key]:,.4g}" for key in ("median", "q1", "q3"))
+    median, q1, q3 = (_number(values[key]) for key in ("median", "q1", "q3"))
     return median if q1 == q3 else f"{median} ({q1}–{q3})"
+
+
+def _number(value: float) -> str:
+    """Four digits, and no exponent for what a person reads."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _processor() -> str:

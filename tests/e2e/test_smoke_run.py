@@ -72,7 +72,7 @@ def test_diffusers_loads_the_adapter_and_it_changes_the_pictures(
     smoke: Ended, pipelines: Pipelines
 ) -> None:
     pipeline = LatentConsistencyModelPipeline.from_pretrained(
-        pipelines.student, torch_dtype=torch.float32
+        pipelines.student, dtype=torch.float32
     )
     pipeline.set_progress_bar_config(disable=True)
 
