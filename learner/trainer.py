@@ -38,6 +38,12 @@ class Journal:
     seconds: dict[str, float] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
 
+    def enter(self, stage: str) -> None:
+        """Begins a stage, which progress shows and the log tells."""
+        if stage != self.stage:
+            self.stage = stage
+            log.info("stage: %s", stage)
+
     def record(self, phase: str, step: int, values: dict[str, float]) -> None:
         """One row of the curves; also what live progress shows."""
         self.latest.update(values)
@@ -153,12 +159,13 @@ class Trainer:
                     self._checkpoint()
         except StoppedError:
             return self._stopped()
-        journal.stage, journal.cycle = "done", method.cycles
+        journal.cycle = method.cycles
+        journal.enter("done")
         self._publish_final()
         return True
 
     def _stopped(self) -> bool:
-        self._method.journal.stage = "stopped"
+        self._method.journal.enter("stopped")
         log.info("stopped after cycle %d; resume continues there", self._next_cycle)
         return False
 

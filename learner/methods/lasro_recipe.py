@@ -78,7 +78,7 @@ class LasroMethod:
     def prepare(self) -> None:
         """Collects groups of the untouched policy and fits the surrogate to their rewards."""
         count = self._settings.pretrain.groups
-        self.journal.stage = "collecting"
+        self.journal.enter("collecting")
         self._collect(range(count), version=0)
         everything = self._groups.complete(range(count))
         if len(everything) < 2:
@@ -90,13 +90,13 @@ class LasroMethod:
         self._surrogate.moments = RewardMoments.of(rewards_GNK)
         self._record_rewards("pretrain", 0, rewards_GNK)
         self._anchor = self._anchor_data(everything)
-        self.journal.stage = "fitting the surrogate"
+        self.journal.enter("fitting the surrogate")
         self._fit_surrogate(everything)
         self.prepared = True
 
     def improve(self, cycle: int) -> None:
         """n_g policy steps, unless the surrogate was no guide on the newest samples."""
-        self.journal.stage = "training"
+        self.journal.enter("training")
         if self._fresh_accuracy < self._settings.accuracy_brake:
             self.journal.record("policy", cycle, {"braked": 1.0})
             return
