@@ -6,8 +6,8 @@
     python -m deploy.shapes.pretrain lcm        # two-step UNet, distilled from the base
     python -m deploy.shapes.pretrain lcm-lora   # the same as a LoRA over the base
 
-in this order; each writes into deploy/shapes/pipelines and reads what came before. They took
-on two CPU cores: see deploy/shapes/README.md, which also has the accuracies.
+in this order; each writes into deploy/shapes/pipelines and reads what came before. What the
+stored ones score stands in deploy/shapes/README.md.
 """
 
 import argparse
