@@ -15,6 +15,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 Backbone = Literal["unet_encoder", "conv"]
+Precision = Literal["fp32", "bf16"]
 
 
 class Head(nn.Module):
@@ -48,8 +49,10 @@ class Head(nn.Module):
         for scale, feature_map in zip(self.scales, maps, strict=True):
             features = scale(feature_map)
             pooled += [features.mean(dim=(2, 3)), features.amax(dim=(2, 3))]
-        hidden = F.silu(self.hidden(torch.cat(pooled, dim=1)))
-        return self.out(hidden[:, :, None])[:, :, 0]
+        # Scores of near-equal samples differ by less than bf16 can tell.
+        with torch.autocast(step_B.device.type, enabled=False):
+            hidden = F.silu(self.hidden(torch.cat([p.float() for p in pooled], dim=1)))
+            return self.out(hidden[:, :, None])[:, :, 0]
 
 
 class UNetEncoderSurrogate(nn.Module):
@@ -58,13 +61,21 @@ class UNetEncoderSurrogate(nn.Module):
     Args:
         unet: its blocks are copied, weights included.
         timestep: the near-clean noise level that the blocks are told.
+        precision: bf16 computes under autocast; weights and scores stay in float32.
     """
 
     def __init__(
-        self, unet: UNet2DConditionModel, *, num_steps: int, heads: int, timestep: int
+        self,
+        unet: UNet2DConditionModel,
+        *,
+        num_steps: int,
+        heads: int,
+        timestep: int,
+        precision: Precision = "fp32",
     ) -> None:
         super().__init__()
         self.timestep = timestep
+        self.precision: Precision = precision
         self.time_proj = copy.deepcopy(unet.time_proj)
         self.time_embedding = copy.deepcopy(unet.time_embedding)
         self.conv_in = copy.deepcopy(unet.conv_in)
@@ -75,6 +86,10 @@ class UNetEncoderSurrogate(nn.Module):
 
     def forward(self, z_BCHW: Tensor, text_BLE: Tensor, step_B: Tensor) -> Tensor:
         """Scores [B, K]."""
+        with _autocast(z_BCHW, self.precision):
+            return self.head(self._maps(z_BCHW, text_BLE), step_B)
+
+    def _maps(self, z_BCHW: Tensor, text_BLE: Tensor) -> list[Tensor]:
         t_B = torch.full((len(z_BCHW),), self.timestep, device=z_BCHW.device)
         emb = self.time_embedding(self.time_proj(t_B).to(z_BCHW.dtype))
         hidden, maps = self.conv_in(z_BCHW), []
@@ -85,17 +100,24 @@ class UNetEncoderSurrogate(nn.Module):
                 hidden, outputs = block(hidden, temb=emb)
             # The block's map before it is halved, at full resolution.
             maps.append(outputs[-2] if block.downsamplers is not None else outputs[-1])
-        hidden = self.mid_block(hidden, emb, encoder_hidden_states=text_BLE)
-        return self.head([*maps, hidden], step_B)
+        return [*maps, self.mid_block(hidden, emb, encoder_hidden_states=text_BLE)]
 
 
 class ConvSurrogate(nn.Module):
     """From scratch: residual convolutions that read the prompt by cross-attention."""
 
     def __init__(
-        self, channels: int, text_width: int, *, num_steps: int, heads: int, width: int = 64
+        self,
+        channels: int,
+        text_width: int,
+        *,
+        num_steps: int,
+        heads: int,
+        width: int = 64,
+        precision: Precision = "fp32",
     ) -> None:
         super().__init__()
+        self.precision: Precision = precision
         self.conv_in = nn.Conv2d(channels, width, 3, padding=1)
         self.text = nn.Linear(text_width, width)
         self.attend = nn.ModuleList(
@@ -112,6 +134,10 @@ class ConvSurrogate(nn.Module):
 
     def forward(self, z_BCHW: Tensor, text_BLE: Tensor, step_B: Tensor) -> Tensor:
         """Scores [B, K]."""
+        with _autocast(z_BCHW, self.precision):
+            return self.head(self._maps(z_BCHW, text_BLE), step_B)
+
+    def _maps(self, z_BCHW: Tensor, text_BLE: Tensor) -> list[Tensor]:
         hidden, text, maps = self.conv_in(z_BCHW), self.text(text_BLE), []
         for block, attend in zip(self.blocks, self.attend, strict=True):
             hidden = hidden + block(hidden)
@@ -120,7 +146,11 @@ class ConvSurrogate(nn.Module):
             hidden = hidden + read.transpose(1, 2).reshape(hidden.shape)
             maps.append(hidden)
             hidden = F.avg_pool2d(hidden, 2)
-        return self.head(maps, step_B)
+        return maps
+
+
+def _autocast(z_BCHW: Tensor, precision: Precision) -> torch.autocast:
+    return torch.autocast(z_BCHW.device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def new_surrogate(
@@ -130,20 +160,21 @@ def new_surrogate(
     num_steps: int,
     heads: int,
     timestep: int,
+    precision: Precision = "fp32",
     seed: int,
 ) -> nn.Module:
-    """A surrogate for latents and prompts of this UNet's family, in float32.
+    """A surrogate for latents and prompts of this UNet's family, with weights in float32.
 
     Args:
         unet: the pre-trained multi-step UNet; `conv` takes only its shapes.
         num_steps: sampling steps k that it tells apart.
-        timestep: of `UNetEncoderSurrogate`.
+        timestep, precision: see `UNetEncoderSurrogate`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if backbone == "unet_encoder":
             surrogate = UNetEncoderSurrogate(
-                unet, num_steps=num_steps, heads=heads, timestep=timestep
+                unet, num_steps=num_steps, heads=heads, timestep=timestep, precision=precision
             )
         else:
             surrogate = ConvSurrogate(
@@ -151,6 +182,7 @@ def new_surrogate(
                 unet.config["cross_attention_dim"],
                 num_steps=num_steps,
                 heads=heads,
+                precision=precision,
             )
     # The UNet that was copied may be frozen.
     return surrogate.requires_grad_(True)

@@ -14,9 +14,9 @@ from reward_servers.base import Scored
 from reward_servers.scene import DIRECTIONS, SHAPES, Scene, Thing, parse
 from reward_servers.segmentation import Seen, look
 
-# Pixels between the centres of things in relation; drawn scenes have at least 13.
-_HOLDS_FROM, _CLEAR_FROM = 5.0, 9.0
-_SPECK_AREA = 40  # pixels; a surplus thing smaller than the smallest thing counts partly
+# Pixels between the centres of things in relation; drawn scenes have at least 8.
+_HOLDS_FROM, _CLEAR_FROM = 5.0, 8.0
+_SPECK_AREA = 32  # pixels; a surplus thing smaller than the smallest thing counts partly
 
 
 class ShapesExact:
@@ -60,11 +60,11 @@ def grade(scene: Scene, seen: Sequence[Seen]) -> float:
         colour   = falloff(max(0, off - 20), 40), off: see `Seen.off`
         shape    = min(1, overlap / 0.85) · falloff(max(0, other + 0.03 - overlap), 0.05)
                    other: the largest overlap with a shape that was not asked for
-        relation = mean over the thing's constraints of 0.25 + 0.75 · falloff(max(0, 9 - apart), 5)
+        relation = mean over the thing's constraints of 0.25 + 0.75 · falloff(max(0, 8 - apart), 5)
                    apart: pixels between the centres in the asked direction;
                    0.25 if the partner is missing
         double   = the largest likeness to this thing of a seen thing that stands for none
-        surplus  = sum over the seen things that stand for none of min(1, area / 40)
+        surplus  = sum over the seen things that stand for none of min(1, area / 32)
 
     A missing thing counts 0. Seen things stand for the asked ones so that the grade is largest.
     """

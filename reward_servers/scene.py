@@ -26,8 +26,10 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "cyan": (60, 215, 230),
     "orange": (250, 135, 20),
     "white": (240, 240, 240),
+    "pink": (245, 130, 190),
+    "lime": (155, 235, 70),
 }
-SHAPES = ("circle", "square", "triangle", "cross")
+SHAPES = ("circle", "square", "triangle", "cross", "bar", "ring")
 RELATIONS = ("left of", "right of", "above", "below")
 # The unit vector from the second thing to the first.
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}
@@ -131,6 +133,10 @@ def silhouette(shape: str, dx: np.ndarray, dy: np.ndarray, radius: np.ndarray) -
         long, wide = 1.1 * radius, 0.4 * radius
         ax, ay = np.abs(dx), np.abs(dy)
         outside = np.minimum(np.maximum(ax - long, ay - wide), np.maximum(ax - wide, ay - long))
+    elif shape == "bar":
+        outside = np.maximum(np.abs(dx) - 1.3 * radius, np.abs(dy) - 0.6 * radius)
+    elif shape == "ring":
+        outside = np.abs(np.hypot(dx, dy) - 0.76 * radius) - 0.36 * radius
     else:
         raise ValueError(f"unknown shape {shape!r}; shapes are {', '.join(SHAPES)}")
     return np.clip(0.5 - outside, 0.0, 1.0).astype(np.float32)

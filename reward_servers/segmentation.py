@@ -23,11 +23,11 @@ _PALETTE = np.array(list(COLOURS.values()), dtype=np.float32)
 _GROUND = np.array(BACKGROUND, dtype=np.float32)
 # Share of a palette colour over the ground from which a pixel belongs to a thing.
 _FOREGROUND = 0.45
-_MIN_AREA = 8  # pixels; a fifth of the smallest thing. Less is a speck.
+_MIN_AREA = 7  # pixels; a fifth of the smallest thing. Less is a speck.
 _MAX_SEEN = 6  # a picture with more has been ruined; the largest are kept
 _IN_PLANE = np.array([[[0] * 3] * 3, [[0, 1, 0], [1, 1, 1], [0, 1, 0]], [[0] * 3] * 3])
 _HALF = 8  # fitting windows reach so far from their middle pixel
-_RADII = tuple(np.arange(3.8, 5.7, 0.3).tolist())  # pixels; drawn things have 4.2 to 5.0
+_RADII = tuple(np.arange(3.1, 5.1, 0.3).tolist())  # pixels; drawn things have 3.4 to 4.6
 # Beyond these a thing has no colour (grey, brown) or no shape (a smear).
 _MAX_OFF = 80.0
 _MIN_OVERLAP = 0.75

@@ -20,13 +20,14 @@ from reward_servers.scene import (
 )
 
 THINGS = tuple(Thing(colour, shape) for colour in COLOURS for shape in SHAPES)
-# One shape of every colour, two colours of every shape.
+# One shape of every colour, one or two colours of every shape.
 HELD_OUT = frozenset(Thing(colour, SHAPES[i % len(SHAPES)]) for i, colour in enumerate(COLOURS))
 SEEN = tuple(thing for thing in THINGS if thing not in HELD_OUT)
-_LOW, _HIGH = 6.0, 26.0
+_LOW, _HIGH = 5.5, 26.5
 """Range of a centre, in pixels: a thing stays inside the picture."""
-_EXTENT = 1.14
-"""Half the longest side of a bounding box, in radii: the triangle's."""
+_EXTENT = 1.3
+"""Half the longest side of a bounding box, in radii: the bar's."""
+_RADII = 3.6, 4.6
 _GAP = 1.5
 _CLEAR = 8.0
 """Pixels by which a relation holds at least."""
@@ -60,7 +61,7 @@ def lay_out(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     count = len(scene.things)
     while True:
         places = rng.uniform(_LOW, _HIGH, size=(_CANDIDATES, count, 3))
-        places[:, :, 2] = rng.uniform(4.2, 5.0, size=(_CANDIDATES, count))
+        places[:, :, 2] = rng.uniform(*_RADII, size=(_CANDIDATES, count))
         fits = np.ones(_CANDIDATES, dtype=bool)
         for i in range(count):
             for j in range(i):

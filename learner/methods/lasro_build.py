@@ -63,6 +63,7 @@ def build_lasro(
         num_steps=len(steps),
         heads=settings.surrogate.heads,
         timestep=settings.surrogate.timestep,
+        precision=settings.surrogate.precision,
         seed=seed,
     )
     surrogate_engine = Engine(

@@ -121,6 +121,23 @@ def test_a_row_does_not_depend_on_its_neighbours(backbone: Backbone) -> None:
 
 
 @every_backbone
+def test_bf16_changes_scores_little_and_keeps_them_and_gradients_in_float32(
+    backbone: Backbone,
+) -> None:
+    latents, text, step = inputs(8)
+    latents.requires_grad_(True)
+    full, half = awake(backbone), awake(backbone)
+    half.precision = "bf16"
+    exact_BH, rounded_BH = full(latents, text, step), half(latents, text, step)
+    assert rounded_BH.dtype == torch.float32
+    assert not torch.equal(exact_BH, rounded_BH)
+    assert float((exact_BH - rounded_BH).detach().abs().max() / exact_BH.detach().std()) < 0.1
+    rounded_BH.sum().backward()
+    assert latents.grad is not None
+    assert all(p.grad is None or p.grad.dtype == torch.float32 for p in half.parameters())
+
+
+@every_backbone
 def test_heads_differ_after_a_step_on_one_loss(backbone: Backbone) -> None:
     surrogate = untrained(backbone, heads=2)
     HandEngine(surrogate, 1e-2).update(surrogate(*inputs()).sum())
