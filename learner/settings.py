@@ -85,8 +85,9 @@ class Learner(Section):
 class Surrogate(Section):
     """The latent reward model that the policy is trained against."""
 
-    backbone: Literal["unet_encoder", "conv"] = "unet_encoder"
-    """The policy family's own UNet encoder, or a small convolutional net from scratch."""
+    backbone: Literal["unet_encoder", "unet", "conv"] = "unet_encoder"
+    """The policy family's own UNet, its encoder or all of it, or a small convolutional net from
+    scratch."""
     heads: Count = 1
     """Bootstrap heads, each trained on its own resample."""
     pessimism: NonNegative = 0.0

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-Backbone = Literal["unet_encoder", "conv"]
+Backbone = Literal["unet_encoder", "unet", "conv"]
 Precision = Literal["fp32", "bf16"]
 
 
@@ -55,12 +55,14 @@ class Head(nn.Module):
             return self.out(hidden[:, :, None])[:, :, 0]
 
 
-class UNetEncoderSurrogate(nn.Module):
-    """The down and mid blocks of a pre-trained diffusion UNet, and a small CNN head.
+class UNetSurrogate(nn.Module):
+    """Blocks of a pre-trained diffusion UNet, and a small CNN head on their feature maps.
 
     Args:
         unet: its blocks are copied, weights included.
-        timestep: the near-clean noise level that the blocks are told.
+        whole: with the up blocks too, where text and detail meet at full resolution; without
+            them, as in the paper, the head reads the maps of the down and mid blocks.
+        timestep: the noise level that the blocks are told; the latents are clean.
         precision: bf16 computes under autocast; weights and scores stay in float32.
     """
 
@@ -68,6 +70,7 @@ class UNetEncoderSurrogate(nn.Module):
         self,
         unet: UNet2DConditionModel,
         *,
+        whole: bool,
         num_steps: int,
         heads: int,
         timestep: int,
@@ -81,8 +84,10 @@ class UNetEncoderSurrogate(nn.Module):
         self.conv_in = copy.deepcopy(unet.conv_in)
         self.down_blocks = copy.deepcopy(unet.down_blocks)
         self.mid_block = copy.deepcopy(unet.mid_block)
+        self.up_blocks = copy.deepcopy(unet.up_blocks) if whole else nn.ModuleList()
         channels = list(unet.config["block_out_channels"])
-        self.head = Head([*channels, channels[-1]], num_steps, heads)
+        read = [channels[-1], *(channels[::-1] if whole else channels)]
+        self.head = Head(read, num_steps, heads)
 
     def forward(self, z_BCHW: Tensor, text_BLE: Tensor, step_B: Tensor) -> Tensor:
         """Scores [B, K]."""
@@ -92,15 +97,27 @@ class UNetEncoderSurrogate(nn.Module):
     def _maps(self, z_BCHW: Tensor, text_BLE: Tensor) -> list[Tensor]:
         t_B = torch.full((len(z_BCHW),), self.timestep, device=z_BCHW.device)
         emb = self.time_embedding(self.time_proj(t_B).to(z_BCHW.dtype))
-        hidden, maps = self.conv_in(z_BCHW), []
+        hidden = self.conv_in(z_BCHW)
+        skips, down_maps, up_maps = [hidden], [], []
         for block in self.down_blocks:
-            if getattr(block, "has_cross_attention", False):
-                hidden, outputs = block(hidden, temb=emb, encoder_hidden_states=text_BLE)
-            else:
-                hidden, outputs = block(hidden, temb=emb)
+            hidden, outputs = block(hidden, temb=emb, **_reading(block, text_BLE))
+            skips += outputs
             # The block's map before it is halved, at full resolution.
-            maps.append(outputs[-2] if block.downsamplers is not None else outputs[-1])
-        return [*maps, self.mid_block(hidden, emb, encoder_hidden_states=text_BLE)]
+            down_maps.append(outputs[-2] if block.downsamplers is not None else outputs[-1])
+        hidden = middle = self.mid_block(hidden, emb, encoder_hidden_states=text_BLE)
+        for block in self.up_blocks:
+            own = [skips.pop() for _ in block.resnets][::-1]
+            # An odd size is halved with rounding up; the next skip tells what it was.
+            size = skips[-1].shape[2:] if skips else None
+            hidden = block(
+                hidden,
+                res_hidden_states_tuple=tuple(own),
+                temb=emb,
+                upsample_size=size,
+                **_reading(block, text_BLE),
+            )
+            up_maps.append(hidden)
+        return [middle, *(up_maps or down_maps)]
 
 
 class ConvSurrogate(nn.Module):
@@ -149,6 +166,12 @@ class ConvSurrogate(nn.Module):
         return maps
 
 
+def _reading(block: nn.Module, text_BLE: Tensor) -> dict[str, Tensor]:
+    """The text, for a block that reads it."""
+    reads = getattr(block, "has_cross_attention", False)
+    return {"encoder_hidden_states": text_BLE} if reads else {}
+
+
 def _autocast(z_BCHW: Tensor, precision: Precision) -> torch.autocast:
     return torch.autocast(z_BCHW.device.type, torch.bfloat16, enabled=precision == "bf16")
 
@@ -168,13 +191,18 @@ def new_surrogate(
     Args:
         unet: the pre-trained multi-step UNet; `conv` takes only its shapes.
         num_steps: sampling steps k that it tells apart.
-        timestep, precision: see `UNetEncoderSurrogate`.
+        timestep, precision: see `UNetSurrogate`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if backbone == "unet_encoder":
-            surrogate = UNetEncoderSurrogate(
-                unet, num_steps=num_steps, heads=heads, timestep=timestep, precision=precision
+        if backbone in ("unet", "unet_encoder"):
+            surrogate = UNetSurrogate(
+                unet,
+                whole=backbone == "unet",
+                num_steps=num_steps,
+                heads=heads,
+                timestep=timestep,
+                precision=precision,
             )
         else:
             surrogate = ConvSurrogate(

@@ -26,10 +26,10 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "cyan": (60, 215, 230),
     "orange": (250, 135, 20),
     "white": (240, 240, 240),
-    "pink": (245, 130, 190),
-    "lime": (155, 235, 70),
 }
 SHAPES = ("circle", "square", "triangle", "cross", "bar", "ring")
+TURNS = {"triangle": 4, "bar": 2}
+"""Quarter turns that make a shape look different; 1 for the others."""
 RELATIONS = ("left of", "right of", "above", "below")
 # The unit vector from the second thing to the first.
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}
@@ -114,11 +114,18 @@ def parse(prompt: str) -> Scene:
     return Scene(things, relation, side)
 
 
-def silhouette(shape: str, dx: np.ndarray, dy: np.ndarray, radius: np.ndarray) -> np.ndarray:
+def silhouette(
+    shape: str, dx: np.ndarray, dy: np.ndarray, radius: np.ndarray, turn: int = 0
+) -> np.ndarray:
     """Antialiased coverage in [0, 1] of a shape at offsets (dx, dy) from its centre, in pixels.
 
-    Shapes of one radius cover about the same area. Arguments broadcast.
+    Shapes of one radius cover about the same area. Arrays broadcast.
+
+    Args:
+        turn: quarter turns of the shape, clockwise as one sees it.
     """
+    for _ in range(turn):
+        dx, dy = dy, -dx
     if shape == "circle":
         outside = np.hypot(dx, dy) - radius
     elif shape == "square":

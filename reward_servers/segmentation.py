@@ -13,11 +13,12 @@ N templates, S shapes.
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
 from scipy import ndimage
 
-from reward_servers.scene import BACKGROUND, COLOURS, IMAGE_SIZE, SHAPES, silhouette
+from reward_servers.scene import BACKGROUND, COLOURS, IMAGE_SIZE, SHAPES, TURNS, silhouette
 
 _PALETTE = np.array(list(COLOURS.values()), dtype=np.float32)
 _GROUND = np.array(BACKGROUND, dtype=np.float32)
@@ -27,7 +28,7 @@ _MIN_AREA = 7  # pixels; a fifth of the smallest thing. Less is a speck.
 _MAX_SEEN = 6  # a picture with more has been ruined; the largest are kept
 _IN_PLANE = np.array([[[0] * 3] * 3, [[0, 1, 0], [1, 1, 1], [0, 1, 0]], [[0] * 3] * 3])
 _HALF = 8  # fitting windows reach so far from their middle pixel
-_RADII = tuple(np.arange(3.1, 5.1, 0.3).tolist())  # pixels; drawn things have 3.4 to 4.6
+_RADII = tuple(np.arange(2.8, 5.1, 0.3).tolist())  # pixels; drawn things have 3.4 to 4.4
 # Beyond these a thing has no colour (grey, brown) or no shape (a smear).
 _MAX_OFF = 80.0
 _MIN_OVERLAP = 0.75
@@ -167,7 +168,7 @@ def _fits(
     windows_KP = _windows(owner_BHW, coverage_BHW, picture_K, anchor_K2)
     common_KN = windows_KP @ bank.templates
     overlap_KN = common_KN / (squares_K[:, None] + bank.squares - common_KN)
-    overlaps_KS = overlap_KN.reshape(len(rgb_K3), len(SHAPES), -1).max(axis=2)
+    overlaps_KS = np.maximum.reduceat(overlap_KN, bank.starts, axis=1)
     best_K = overlap_KN.argmax(axis=1)
     return overlaps_KS, anchor_K2 + bank.centres[best_K]
 
@@ -203,26 +204,30 @@ def _windows(
 
 @dataclass(frozen=True)
 class _Bank:
-    """Silhouettes over shape, radius, sub-pixel place and blur; shapes outermost."""
+    """Silhouettes over shape, radius, turn, sub-pixel place and blur; shapes outermost."""
 
     templates: np.ndarray  # [P, N]
     squares: np.ndarray  # [N], the templates' sums of squares
     centres: np.ndarray  # [N, 2], x and y relative to the middle pixel
+    starts: list[int]  # [S], the first template of every shape
 
 
 @lru_cache(maxsize=1)
 def _bank() -> _Bank:
     y, x = np.mgrid[-_HALF : _HALF + 1, -_HALF : _HALF + 1].astype(np.float64)
     phases = (-0.375, -0.125, 0.125, 0.375)
-    templates, centres = [], []
+    templates, centres, starts = [], [], []
     for shape in SHAPES:
+        starts.append(len(templates))
         for radius in _RADII:
-            # Anchors are centroids; a triangle's lies below its centre.
+            # Anchors are centroids; an upright triangle's lies below its centre.
             low = 0.33 * radius if shape == "triangle" else 0.0
-            for py in phases:
-                for px in phases:
-                    sharp = silhouette(shape, x - px, y - py + low, np.array(radius))
+            for turn in range(TURNS.get(shape, 1)):
+                # Where the centre lies from the centroid.
+                cx, cy = ((0.0, -low), (low, 0.0), (0.0, low), (-low, 0.0))[turn]
+                for py, px in product(phases, phases):
+                    sharp = silhouette(shape, x - px - cx, y - py - cy, np.array(radius), turn)
                     templates += [sharp, ndimage.uniform_filter(sharp, 3)]
-                    centres += [(px, py - low)] * 2
+                    centres += [(px + cx, py + cy)] * 2
     flat = np.stack(templates).reshape(len(templates), -1)
-    return _Bank(np.ascontiguousarray(flat.T), (flat**2).sum(axis=1), np.array(centres))
+    return _Bank(np.ascontiguousarray(flat.T), (flat**2).sum(axis=1), np.array(centres), starts)

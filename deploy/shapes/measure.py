@@ -2,7 +2,7 @@
 
     python -m deploy.shapes.measure deploy/shapes/pipelines/lcm --steps 1 2 4 8
 
-draws held-out prompts with the pipeline itself, as any diffusers user would, and prints one
+draws held-out prompts, or with --seen others, with the pipeline itself, as any diffusers user would, and prints one
 line of JSON: the share of exact pictures and the mean graded reward by number of steps.
 """
 
@@ -19,10 +19,10 @@ from deploy.shapes.world import draw_scene
 from reward_servers.binding import ShapesBinding, ShapesExact
 
 
-def held_out_prompts(count: int, seed: int, three: float) -> list[str]:
-    """Prompts with at least one combination that no training picture shows."""
+def draw_prompts(count: int, seed: int, *, three: float, held_out: bool = True) -> list[str]:
+    """Prompts with at least one combination that no training picture shows, or with none."""
     rng = np.random.default_rng(seed)
-    return [draw_scene(rng, held_out=True, three=three).prompt for _ in range(count)]
+    return [draw_scene(rng, held_out=held_out, three=three).prompt for _ in range(count)]
 
 
 def load_pipeline(folder: Path, lora: Path | None = None) -> DiffusionPipeline:
@@ -67,10 +67,13 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--three", type=float, default=0.5, help="share of three-thing prompts")
+    parser.add_argument("--seen", action="store_true", help="prompts without held-out combinations")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     pipeline = load_pipeline(arguments.folder, arguments.lora)
-    prompts = held_out_prompts(arguments.samples, arguments.seed, arguments.three)
+    prompts = draw_prompts(
+        arguments.samples, arguments.seed, three=arguments.three, held_out=not arguments.seen
+    )
     things = np.array([prompt.count(" and ") for prompt in prompts])
     result: dict[str, object] = {"folder": str(arguments.folder), "guidance": arguments.guidance}
     for steps in arguments.steps:

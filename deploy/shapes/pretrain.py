@@ -394,7 +394,7 @@ def main() -> None:
     arguments = parser.parse_args()
     stages = {
         "vae": (train_vae, 3000),
-        "text": (train_text, 4000),
+        "text": (train_text, 2000),
         "base": (train_base, 3000),
         "lcm": (train_lcm, 2000),
         "lcm-lora": (train_lcm_lora, 2000),

@@ -27,7 +27,7 @@ _LOW, _HIGH = 5.5, 26.5
 """Range of a centre, in pixels: a thing stays inside the picture."""
 _EXTENT = 1.3
 """Half the longest side of a bounding box, in radii: the bar's."""
-_RADII = 3.6, 4.6
+_RADII = 3.4, 4.4
 _GAP = 1.5
 _CLEAR = 8.0
 """Pixels by which a relation holds at least."""
@@ -91,12 +91,13 @@ def cells(scene: Scene) -> list[int]:
 
 
 def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """A picture of the scene, uint8 [32, 32, 3]; colours vary a little."""
+    """A picture of the scene, uint8 [32, 32, 3]; colours vary a little, turns freely."""
     y, x = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE].astype(np.float64)
     image = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3))
     image[:] = BACKGROUND
     for thing, (cx, cy, radius) in zip(scene.things, lay_out(scene, rng), strict=True):
         colour = np.clip(np.array(COLOURS[thing.colour]) + rng.uniform(-8, 8, size=3), 0, 255)
-        alpha = silhouette(thing.shape, x - cx, y - cy, radius)[:, :, None]
+        turn = int(rng.integers(4))
+        alpha = silhouette(thing.shape, x - cx, y - cy, radius, turn)[:, :, None]
         image = alpha * colour + (1 - alpha) * image
     return np.round(image).astype(np.uint8)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from deploy.shapes.measure import draw, held_out_prompts, load_pipeline
+from deploy.shapes.measure import draw, draw_prompts, load_pipeline
 from deploy.shapes.models import PIPELINES
 from reward_servers.binding import ShapesExact
 
@@ -15,7 +15,7 @@ _MAX_BYTES = 12 * 2**20
 
 
 def _exact(folder: Path, *, steps: int, count: int) -> float:
-    prompts = held_out_prompts(count, seed=5, three=0.5)
+    prompts = draw_prompts(count, seed=5, three=0.5)
     pictures = draw(load_pipeline(folder), prompts, steps=steps, guidance=3.0, seed=5)
     return float(np.mean(ShapesExact().score(pictures, prompts).values))
 

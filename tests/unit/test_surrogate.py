@@ -13,7 +13,7 @@ from learner.settings import Surrogate
 from learner.surrogate import Backbone, new_surrogate
 from learner.surrogate_training import GroupBatch, RewardMoments, SurrogateTrainer
 
-BACKBONES: tuple[Backbone, ...] = ("unet_encoder", "conv")
+BACKBONES: tuple[Backbone, ...] = ("unet_encoder", "unet", "conv")
 every_backbone = pytest.mark.parametrize("backbone", BACKBONES)
 
 
@@ -163,6 +163,20 @@ def test_making_one_leaves_the_global_random_state_alone(backbone: Backbone) -> 
     unet, before = source(), torch.get_rng_state()
     untrained(backbone, unet=unet)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("size", [8, 7])
+def test_the_whole_unets_maps_are_those_of_its_own_forward_pass(size: int) -> None:
+    unet, own = source(), []
+    for block in unet.up_blocks:
+        block.register_forward_hook(lambda module, given, out: own.append(out))
+    whole = untrained("unet", unet=unet)
+    latents, text = torch.randn(2, 4, size, size), torch.randn(2, 5, 64)
+    unet(latents, 0, encoder_hidden_states=text)
+    read: list[Tensor] = []
+    whole.head.register_forward_pre_hook(lambda module, given: read.extend(given[0]))
+    whole(latents, text, torch.zeros(2, dtype=torch.int64))
+    assert [torch.equal(a, b) for a, b in zip(read[1:], own, strict=True)] == [True, True]
 
 
 @every_backbone
