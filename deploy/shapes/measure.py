@@ -2,8 +2,9 @@
 
     python -m deploy.shapes.measure deploy/shapes/pipelines/lcm --steps 1 2 4 8
 
-draws held-out prompts, or with --seen others, with the pipeline itself, as any diffusers user would, and prints one
-line of JSON: the share of exact pictures and the mean graded reward by number of steps.
+draws held-out prompts, or with --seen others, with the pipeline itself, as any diffusers user
+would, and prints one line of JSON: the share of exact pictures and the mean graded reward by number
+of steps.
 """
 
 import argparse
