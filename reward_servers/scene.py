@@ -28,8 +28,8 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (240, 240, 240),
 }
 SHAPES = ("circle", "square", "triangle", "cross", "bar", "ring")
-TURNS = {"triangle": 4, "bar": 2}
-"""Quarter turns that make a shape look different; 1 for the others."""
+TURNS = {"bar": 2}
+"""How many quarter turns of a shape are drawn; the others always stand alike."""
 RELATIONS = ("left of", "right of", "above", "below")
 # The unit vector from the second thing to the first.
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}

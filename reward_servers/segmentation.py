@@ -220,14 +220,11 @@ def _bank() -> _Bank:
     for shape in SHAPES:
         starts.append(len(templates))
         for radius in _RADII:
-            # Anchors are centroids; an upright triangle's lies below its centre.
+            # Anchors are centroids; a triangle's lies below its centre.
             low = 0.33 * radius if shape == "triangle" else 0.0
-            for turn in range(TURNS.get(shape, 1)):
-                # Where the centre lies from the centroid.
-                cx, cy = ((0.0, -low), (low, 0.0), (0.0, low), (-low, 0.0))[turn]
-                for py, px in product(phases, phases):
-                    sharp = silhouette(shape, x - px - cx, y - py - cy, np.array(radius), turn)
-                    templates += [sharp, ndimage.uniform_filter(sharp, 3)]
-                    centres += [(px + cx, py + cy)] * 2
+            for turn, py, px in product(range(TURNS.get(shape, 1)), phases, phases):
+                sharp = silhouette(shape, x - px, y - py + low, np.array(radius), turn)
+                templates += [sharp, ndimage.uniform_filter(sharp, 3)]
+                centres += [(px, py - low)] * 2
     flat = np.stack(templates).reshape(len(templates), -1)
     return _Bank(np.ascontiguousarray(flat.T), (flat**2).sum(axis=1), np.array(centres), starts)

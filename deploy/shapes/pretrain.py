@@ -395,7 +395,7 @@ def main() -> None:
     stages = {
         "vae": (train_vae, 3000),
         "text": (train_text, 2000),
-        "base": (train_base, 3000),
+        "base": (train_base, 3500),
         "lcm": (train_lcm, 2000),
         "lcm-lora": (train_lcm_lora, 2000),
     }
