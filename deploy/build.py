@@ -53,19 +53,26 @@ def prompt_list(source: Prompts, seed: int) -> list[str]:
     return [scene.prompt for scene in scenes]
 
 
-def few_step_policy(config: RunConfig, pipeline: PipelineFolder, group_size: int) -> FewStepPolicy:
+def device_of(num_gpus: float) -> str:
+    """Where a process that booked so many GPUs computes: Ray shows it no other."""
+    return "cuda" if num_gpus > 0 else "cpu"
+
+
+def few_step_policy(
+    config: RunConfig, pipeline: PipelineFolder, group_size: int, device: str = "cpu"
+) -> FewStepPolicy:
     """The policy as it is before training, ready to sample and to take new weights."""
     from actors.rollout import FewStepPolicy
     from learner.policy.trainable import load_arrays, trainable_unet
 
-    unet = trainable_unet(pipeline, config.model, seed=config.seed)
+    unet: Any = trainable_unet(pipeline, config.model, seed=config.seed).to(device)
 
     def network(x: Any, t_B: Any, text: Any, guidance: Any) -> Any:
         return unet(x, t_B, encoder_hidden_states=text, timestep_cond=guidance).sample
 
     return FewStepPolicy(
         network=network,
-        encode=pipeline.prompt_encoder(),
+        encode=pipeline.prompt_encoder(device),
         take=lambda weights: load_arrays(unet, dict(weights)),
         schedule=pipeline.schedule,
         latent_shape=pipeline.latent_shape,
@@ -74,6 +81,7 @@ def few_step_policy(config: RunConfig, pipeline: PipelineFolder, group_size: int
         guidance_scale=config.model.guidance_scale,
         guidance_dim=unet.config["time_cond_proj_dim"],
         shared_initial_noise=config.actors.fixed_initial_noise,
+        device=device,
     )
 
 
@@ -88,11 +96,17 @@ def sampler(plan: Plan, board: Any, owner: str) -> SamplerWorker:
 
     config = plan.config
     torch.set_num_threads(config.actors.threads)
+    policy = few_step_policy(
+        config,
+        PipelineFolder.locate(config.model.path),
+        config.actors.group_size,
+        device_of(config.actors.num_gpus),
+    )
     return SamplerWorker(
         plan.replay,
         PromptSource(prompt_list(config.prompts, config.seed), run_seed=config.seed),
         BoardWeights(board),
-        few_step_policy(config, PipelineFolder.locate(config.model.path), config.actors.group_size),
+        policy,
         owner=owner,
         settings=WorkerSettings(
             groups_per_batch=config.actors.groups_per_batch, lease_s=config.actors.lease_s
@@ -111,7 +125,7 @@ def reward_server(plan: Plan, owner: str) -> RewardServer:
 
     config = plan.config
     torch.set_num_threads(config.scoring.threads)
-    vae = PipelineFolder.locate(config.model.path).vae()
+    vae = PipelineFolder.locate(config.model.path).vae(device_of(config.scoring.num_gpus))
     return RewardServer(
         plan.replay,
         lambda latents_BCHW: decode_latents(vae, torch.from_numpy(latents_BCHW)),

@@ -15,7 +15,7 @@ import torch
 
 from actors.prompts import seed_of
 from actors.rollout import FewStepPolicy, Group
-from deploy.build import few_step_policy, prompt_list
+from deploy.build import device_of, few_step_policy, prompt_list
 from deploy.run_config import RunConfig
 from learner.policy.components import PipelineFolder, decode_latents
 from learner.policy.trainable import load_arrays, save_for_diffusers, trainable_unet
@@ -35,8 +35,9 @@ class Evaluator:
         torch.set_num_threads(max(1, round(config.evaluation.threads)))
         pipeline = PipelineFolder.locate(config.model.path)
         self._pipeline = pipeline
-        self._vae = pipeline.vae()
-        self._singles = few_step_policy(config, pipeline, group_size=1)
+        device = device_of(config.evaluation.num_gpus)
+        self._vae = pipeline.vae(device)
+        self._singles = few_step_policy(config, pipeline, group_size=1, device=device)
         self._prompts = prompt_list(config.evaluation.prompts, config.evaluation.seed)
         self._scores = {
             name: build_reward(metric.kind, metric.args)

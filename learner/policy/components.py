@@ -79,25 +79,32 @@ class PipelineFolder:
             unet.set_attn_processor(AttnProcessor())
         return unet.eval()
 
-    def vae(self) -> AutoencoderKL:
-        return AutoencoderKL.from_pretrained(
-            self.path, subfolder="vae", torch_dtype=torch.float32
-        ).eval()
+    def vae(self, device: str = "cpu") -> AutoencoderKL:
+        vae = AutoencoderKL.from_pretrained(self.path, subfolder="vae", torch_dtype=torch.float32)
+        return vae.eval().to(device)  # pyright: ignore[reportReturnType]
 
-    def prompt_encoder(self) -> "PromptEncoder":
+    def prompt_encoder(self, device: str = "cpu") -> "PromptEncoder":
         tokenizer = CLIPTokenizer.from_pretrained(self.path, subfolder="tokenizer")
         encoder = CLIPTextModel.from_pretrained(
             self.path, subfolder="text_encoder", torch_dtype=torch.float32
         )
-        return PromptEncoder(tokenizer, encoder.eval().requires_grad_(False))
+        encoder.eval().requires_grad_(False).to(device)  # pyright: ignore[reportArgumentType]
+        return PromptEncoder(tokenizer, encoder)
 
 
 class PromptEncoder:
-    """Prompts to text states, each prompt run through the encoder once."""
+    """Prompts to text states; those of the last few thousand prompts are kept.
 
-    def __init__(self, tokenizer: CLIPTokenizer, encoder: CLIPTextModel) -> None:
+    Args:
+        kept_bytes: of states that are kept, on the encoder's device.
+    """
+
+    def __init__(
+        self, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, *, kept_bytes: int = 2**29
+    ) -> None:
         self._tokenizer = tokenizer
         self._encoder = encoder
+        self._kept_bytes = kept_bytes
         self._states: dict[str, Tensor] = {}
 
     @torch.no_grad()
@@ -113,8 +120,13 @@ class PromptEncoder:
                 return_tensors="pt",
             )
             ids = tokens.input_ids.to(self._encoder.device)
-            self._states.update(zip(new, self._encoder(ids).last_hidden_state, strict=True))
-        return torch.stack([self._states[prompt] for prompt in prompts])
+            # Clones, else one kept row would keep its whole batch.
+            rows = [row.clone() for row in self._encoder(ids).last_hidden_state]
+            self._states.update(zip(new, rows, strict=True))
+        states_BLE = torch.stack([self._states[prompt] for prompt in prompts])
+        while len(self._states) * states_BLE[0].nbytes > self._kept_bytes:
+            del self._states[next(iter(self._states))]  # the oldest
+        return states_BLE
 
 
 @torch.no_grad()
