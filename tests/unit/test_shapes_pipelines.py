@@ -50,7 +50,7 @@ def test_a_pipeline_loads_as_diffusers_loads_any(name: str) -> None:
 
 
 def test_the_two_step_model_leaves_room_for_training() -> None:
-    assert 0.3 <= _exact(PIPELINES / "lcm", steps=2, count=256) <= 0.9
+    assert 0.4 <= _exact(PIPELINES / "lcm", steps=2, count=256) <= 0.75
 
 
 def test_one_step_is_worse_than_two() -> None:
