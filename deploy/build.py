@@ -65,7 +65,8 @@ def few_step_policy(
     from actors.rollout import FewStepPolicy
     from learner.policy.trainable import load_arrays, trainable_unet
 
-    unet: Any = trainable_unet(pipeline, config.model, seed=config.seed).to(device)
+    unet: Any = trainable_unet(pipeline, config.model, seed=config.seed)
+    unet.to(device)
 
     def network(x: Any, t_B: Any, text: Any, guidance: Any) -> Any:
         return unet(x, t_B, encoder_hidden_states=text, timestep_cond=guidance).sample

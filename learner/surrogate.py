@@ -7,7 +7,7 @@ Shape suffixes: B rows, C H W latent, L tokens, E text width, K heads.
 """
 
 import copy
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -106,7 +106,7 @@ class UNetSurrogate(nn.Module):
             down_maps.append(outputs[-2] if block.downsamplers is not None else outputs[-1])
         hidden = middle = self.mid_block(hidden, emb, encoder_hidden_states=text_BLE)
         for block in self.up_blocks:
-            own = [skips.pop() for _ in block.resnets][::-1]
+            own = [skips.pop() for _ in cast("nn.ModuleList", block.resnets)][::-1]
             # An odd size is halved with rounding up; the next skip tells what it was.
             size = skips[-1].shape[2:] if skips else None
             hidden = block(

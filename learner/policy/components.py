@@ -80,16 +80,17 @@ class PipelineFolder:
         return unet.eval()
 
     def vae(self, device: str = "cpu") -> AutoencoderKL:
-        vae = AutoencoderKL.from_pretrained(self.path, subfolder="vae", torch_dtype=torch.float32)
-        return vae.eval().to(device)  # pyright: ignore[reportReturnType]
+        vae: Any = AutoencoderKL.from_pretrained(
+            self.path, subfolder="vae", torch_dtype=torch.float32
+        )
+        return vae.eval().to(device)
 
     def prompt_encoder(self, device: str = "cpu") -> "PromptEncoder":
         tokenizer = CLIPTokenizer.from_pretrained(self.path, subfolder="tokenizer")
-        encoder = CLIPTextModel.from_pretrained(
+        encoder: Any = CLIPTextModel.from_pretrained(
             self.path, subfolder="text_encoder", torch_dtype=torch.float32
         )
-        encoder.eval().requires_grad_(False).to(device)  # pyright: ignore[reportArgumentType]
-        return PromptEncoder(tokenizer, encoder)
+        return PromptEncoder(tokenizer, encoder.eval().requires_grad_(False).to(device))
 
 
 class PromptEncoder:
