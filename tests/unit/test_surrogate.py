@@ -168,9 +168,9 @@ def test_making_one_leaves_the_global_random_state_alone(backbone: Backbone) -> 
 @pytest.mark.parametrize("size", [8, 7])
 def test_the_whole_unets_maps_are_those_of_its_own_forward_pass(size: int) -> None:
     unet, own = source(), []
-    for block in unet.up_blocks:
-        block.register_forward_hook(lambda module, given, out: own.append(out))
     whole = untrained("unet", unet=unet)
+    for block in unet.up_blocks:  # after the copy, which would share the hooks
+        block.register_forward_hook(lambda module, given, out: own.append(out))
     latents, text = torch.randn(2, 4, size, size), torch.randn(2, 5, 64)
     unet(latents, 0, encoder_hidden_states=text)
     read: list[Tensor] = []
