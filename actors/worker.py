@@ -18,7 +18,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from actors.prompts import PromptSource
-from actors.rollout import Group, Policy, Rollout, to_records
+from actors.rollout import Group, Policy, to_records
+from buffer.backoff import Backoff
+from buffer.errors import ReplayFull
+from buffer.heartbeat import Heartbeat
 from buffer.records import Record, Ticket
 from learner.policy.board import Weights
 
@@ -60,30 +63,30 @@ class WeightSource(Protocol):
         ...
 
 
-class GaveUpError(RuntimeError):
-    """A worker failed too often in a row."""
-
-
 @dataclass(frozen=True)
 class WorkerSettings:
     """How a sampler leases, waits and retries.
 
     Args:
         groups_per_batch: groups that go through the network together.
-        lease_s: above the time of one batch. A shorter one is safe and wasteful: the ticket is
-            issued again, and the later group of the two is dropped.
+        lease_s: of a ticket; it is renewed every third of it while the worker works. A dead
+            sampler's tickets are issued again after it.
+        hold_s: a batch that takes longer loses its tickets: the sampler hangs.
         idle_s: between looks at an empty ticket counter or an old policy version.
         version_timeout_s: a version that a ticket asks for must be published within this.
         put_attempts: of one group, with back-off between them.
+        full_s: between attempts to put into a full replay, which ends by itself.
         backoff_s: after the first failure; doubles up to `max_backoff_s`.
         max_failures: without a sampled batch between them; one more and the worker gives up.
     """
 
     groups_per_batch: int = 1
-    lease_s: float = 120.0
+    lease_s: float = 15.0
+    hold_s: float = 1800.0
     idle_s: float = 0.05
     version_timeout_s: float = 600.0
     put_attempts: int = 4
+    full_s: float = 1.0
     backoff_s: float = 0.5
     max_backoff_s: float = 30.0
     max_failures: int = 8
@@ -92,6 +95,8 @@ class WorkerSettings:
         for name in ("groups_per_batch", "put_attempts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 < self.lease_s < self.hold_s:
+            raise ValueError(f"lease_s is {self.lease_s}; it must be above 0 and below hold_s")
 
 
 class SamplerWorker:
@@ -123,9 +128,14 @@ class SamplerWorker:
         self._edition: int | None = None
         self._held: list[Ticket] = []
         self._stopping = threading.Event()
-        self._failures_in_a_row = 0
+        self._backoff = Backoff(
+            owner,
+            first_s=self._settings.backoff_s,
+            longest_s=self._settings.max_backoff_s,
+            max_failures=self._settings.max_failures,
+        )
         self._counts = dict.fromkeys(
-            ("groups", "images", "duplicates", "returned", "failures", "loads"), 0
+            ("groups", "images", "duplicates", "returned", "failures", "loads", "full"), 0
         )
         self._busy_s: dict[str, float] = {"wait": 0.0, "load": 0.0, "sample": 0.0, "put": 0.0}
 
@@ -149,7 +159,8 @@ class SamplerWorker:
         """Counters since the start; may be called from another thread.
 
         `wait_s`, `load_s`, `sample_s` and `put_s` are seconds by stage; `images` counts
-        trajectories, `duplicates` groups that another sampler had put first.
+        trajectories, `duplicates` groups that another sampler had put first, `full` how often
+        the replay had no room.
         """
         seconds = {f"{stage}_s": round(value, 3) for stage, value in self._busy_s.items()}
         version = {"policy_version": self._version, "held": len(self._held)}
@@ -163,16 +174,11 @@ class SamplerWorker:
 
     def _count_failure(self, error: Exception) -> None:
         self._counts["failures"] += 1
-        self._failures_in_a_row += 1
-        log.exception("%s: batch failed, %d in a row", self._owner, self._failures_in_a_row)
+        log.exception("%s: batch failed, %d before it", self._owner, self._backoff.failures)
         self._return_held()
-        if self._failures_in_a_row > self._settings.max_failures:
-            raise GaveUpError(
-                f"{self._owner} failed {self._failures_in_a_row} times in a row, last with "
-                f"{type(error).__name__}: {error}"
-            ) from error
+        wait_s = self._backoff.fail(error)
         with self._timed("wait"):
-            self._stopping.wait(self._backoff(self._failures_in_a_row))
+            self._stopping.wait(wait_s)
 
     def _batch(self) -> None:
         leased = self._lease()
@@ -180,14 +186,27 @@ class SamplerWorker:
             with self._timed("wait"):
                 self._stopping.wait(self._settings.idle_s)
             return
+        settings = self._settings
+        with Heartbeat(
+            self._renew_held,
+            every_s=settings.lease_s / 3,
+            longest_s=settings.hold_s,
+            name=self._owner,
+        ):
+            self._fulfil(leased)
+
+    def _fulfil(self, leased: list[Ticket]) -> None:
+        """The groups of the tickets, sampled and put; nothing if stopped while it waits."""
         if not self._take_version(max(ticket.policy_version for ticket in leased)):
             return
         groups = [self._group(ticket.number) for ticket in leased]
-        rollouts = self._sample(groups)
+        with self._timed("sample"):
+            rollouts = self._policy.sample(groups)
         for ticket, group, rollout in zip(leased, groups, rollouts, strict=True):
-            self._put(to_records(group, rollout, self._version))
+            if not self._put(to_records(group, rollout, self._version)):
+                return
             self._held.remove(ticket)
-        self._failures_in_a_row = 0
+        self._backoff.succeed()
 
     def _lease(self) -> list[Ticket]:
         leased: list[Ticket] = []
@@ -217,17 +236,13 @@ class SamplerWorker:
         return True
 
     def _wait_for_version(self, needed: int) -> tuple[int, int] | None:
-        begun = renewed_at = time.monotonic()
+        begun = time.monotonic()
         while (newest := self._weights.latest())[0] < needed:
-            now = time.monotonic()
-            if now - begun > self._settings.version_timeout_s:
+            if time.monotonic() - begun > self._settings.version_timeout_s:
                 raise TimeoutError(
                     f"policy version {needed} was not published within "
                     f"{self._settings.version_timeout_s} s; the newest is {newest[0]}"
                 )
-            if now - renewed_at > self._settings.lease_s / 3:
-                self._renew_held()
-                renewed_at = now
             if self._stopping.wait(self._settings.idle_s):
                 return None
         return newest
@@ -245,42 +260,41 @@ class SamplerWorker:
         self._version, self._edition = version, edition
         self._counts["loads"] += 1
 
-    def _sample(self, groups: list[Group]) -> list[Rollout]:
-        self._renew_held()
-        with self._timed("sample"):
-            begun = time.monotonic()
-            rollouts = self._policy.sample(groups)
-            took_s = time.monotonic() - begun
-        if took_s > self._settings.lease_s:
-            log.warning(
-                "%s: a batch took %.1f s, leases last %.1f s; raise lease_s or lower "
-                "groups_per_batch",
-                self._owner,
-                took_s,
-                self._settings.lease_s,
-            )
-        return rollouts
-
-    def _put(self, records: Sequence[Record]) -> None:
+    def _put(self, records: Sequence[Record]) -> bool:
+        """Hands a group over; False when stopped while the replay is full."""
         with self._timed("put"):
             new = self._put_with_retries(records[0].ticket, records)
+        if new is None:
+            return False
         if new:
             self._counts["groups"] += 1
             self._counts["images"] += len(records)
         else:
             self._counts["duplicates"] += 1
+        return True
 
-    def _put_with_retries(self, ticket: int, records: Sequence[Record]) -> bool:
-        for attempt in range(1, self._settings.put_attempts):
+    def _put_with_retries(self, ticket: int, records: Sequence[Record]) -> bool | None:
+        """As `put_group`. Putting again is harmless, sampling again is dear."""
+        failures = 0
+        while True:
             try:
                 return self._tickets.put_group(ticket, records)
-            except Exception:  # putting again is harmless, sampling again is dear
+            except ReplayFull as error:
+                # Not a failure: the replay empties as records are scored and evicted.
+                if self._counts["full"] % 30 == 0:
+                    log.warning("%s: waits with ticket %d: %s", self._owner, ticket, error)
+                self._counts["full"] += 1
+                if self._stopping.wait(self._settings.full_s):
+                    return None
+            except Exception:
+                failures += 1
+                if failures >= self._settings.put_attempts:
+                    raise
                 log.warning("%s: ticket %d not put", self._owner, ticket, exc_info=True)
-                self._stopping.wait(self._backoff(attempt))
-        return self._tickets.put_group(ticket, records)
+                self._stopping.wait(self._backoff.wait_s(failures))
 
     def _renew_held(self) -> None:
-        for ticket in self._held:
+        for ticket in tuple(self._held):
             if not self._tickets.renew_ticket(ticket, lease_s=self._settings.lease_s):
                 log.warning("%s: the lease of ticket %d ran out", self._owner, ticket.number)
 
@@ -292,9 +306,6 @@ class SamplerWorker:
                 self._counts["returned"] += 1
             except Exception:  # the lease runs out by itself
                 log.warning("%s: ticket %d not returned", self._owner, ticket.number, exc_info=True)
-
-    def _backoff(self, failures: int) -> float:
-        return min(self._settings.backoff_s * 2 ** (failures - 1), self._settings.max_backoff_s)
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

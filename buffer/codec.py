@@ -150,19 +150,22 @@ def decode_scores(data: bytes) -> Scores:
 def decode_entry(position: bytes, fields: Mapping[bytes, bytes]) -> LogEntry:
     """One entry of the log, whose fields the Lua scripts wrote.
 
-    committed  k=c, h=header, s=scores;  failed  k=f, id, reason;  evicted  k=e, upto
+    committed  k=c, id, h=header, s=scores;  failed  k=f, id, reason;  evicted  k=e, ids
     """
     kind, names, place = fields.get(b"k"), set(fields), _text(position)
-    if kind == b"c" and names == {b"k", b"h", b"s"}:
+    if kind == b"c" and names == {b"k", b"id", b"h", b"s"}:
         header, scores = decode_header(fields[b"h"]), decode_scores(fields[b"s"])
+        if header["record_id"].encode() != fields[b"id"]:
+            raise CodecError(f"log entry {place} is of another record than its header")
         return _made(IndexEntry, position=place, rewards=scores.rewards, **header)
     if kind == b"f" and names == {b"k", b"id", b"reason"}:
         identity, reason = _text(fields[b"id"]), _text(fields[b"reason"])
         ticket, member = _parsed_id(identity)
         names_of = {"record_id": identity, "ticket": ticket, "member": member}
         return _made(FailedEntry, position=place, reason=reason, **names_of)
-    if kind == b"e" and names == {b"k", b"upto"}:
-        return _made(EvictedEntry, position=place, upto=_text(fields[b"upto"]))
+    if kind == b"e" and names == {b"k", b"ids"}:
+        gone = tuple(_text(fields[b"ids"]).split(" "))
+        return _made(EvictedEntry, position=place, record_ids=gone)
     raise CodecError(f"log entry {place} is of no known kind")
 
 

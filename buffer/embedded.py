@@ -1,7 +1,8 @@
 """A Redis-compatible server for one run, on this machine, that leaves nothing behind.
 
     with EmbeddedServer(folder) as server:
-        replay = RedisReplay.connect(server.url, run="demo", capacity_records=4096)
+        settings = ReplaySettings(url=server.url, run="demo", capacity_records=4096)
+        replay = RedisReplay.connect(settings)
 
 It listens on a Unix socket in a private temporary folder, or on a loopback port with a random
 password; it never evicts by itself; and it ends with its parent: on Linux the kernel tells it, so
@@ -28,6 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
+from urllib.parse import urlsplit
 
 from buffer.connection import connect, translated
 from buffer.errors import EmbeddedServerError, ReplayError
@@ -35,6 +37,8 @@ from buffer.errors import EmbeddedServerError, ReplayError
 _LOG = logging.getLogger(__name__)
 _TEMP_PREFIX = "fleetune-server-"
 _LOCK_NAME = "server.lock"
+_SOCKET_NAME = "server.sock"
+_URL_NAME = "server.url"
 _PR_SET_PDEATHSIG = 1
 _STOP_S = 20.0
 """Enough to write the rest of the append-only file."""
@@ -49,9 +53,10 @@ class EmbeddedServer:
         maxmemory_bytes: 0 for no limit. A full server refuses writes (`ReplayFull`).
         transport: "unix" where all processes are on this machine and share its file system.
         start_s: longest wait for the server, loading its data included.
+        url: of a server that has ended: this one takes its place, and clients find it there.
 
-    Start it from a thread that lives as long as the server should: the kernel's notice comes when
-    that *thread* ends.
+    Start and revive it from a thread that lives as long as the server should: the kernel's notice
+    comes when that *thread* ends.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class EmbeddedServer:
         maxmemory_bytes: int = 0,
         transport: Literal["unix", "tcp"] = "unix",
         start_s: float = 60.0,
+        url: str = "",
     ) -> None:
         self._folder = folder
         self._append_only = append_only and folder is not None
@@ -70,7 +76,8 @@ class EmbeddedServer:
         self._start_s = start_s
         self._temp: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._url = ""
+        self._listen: list[str] = []
+        self._url = url
 
     @property
     def url(self) -> str:
@@ -90,14 +97,27 @@ class EmbeddedServer:
             return self
         _sweep_temp_folders()
         atexit.register(self.stop)
-        self._temp = Path(tempfile.mkdtemp(prefix=_TEMP_PREFIX))
         try:
-            self._launch(self._temp)
-            self._wait_until_ready()
+            self._listen = self._listener()
+            self._launch()
         except BaseException:
             self.stop()
             raise
         return self
+
+    def revive(self) -> bool:
+        """Start a server that has ended by itself again, where it was; True: it had.
+
+        With a `folder`, what it held is there again: the last second's writes may be missing where
+        the machine went down, not where the server was killed.
+        """
+        if self._process is None or self._process.poll() is None:
+            return False
+        _LOG.warning(
+            "the embedded server ended (%d) and is started again", self._process.returncode
+        )
+        self._launch()
+        return True
 
     def stop(self) -> None:
         """End the server after it has written everything. Idempotent."""
@@ -120,11 +140,25 @@ class EmbeddedServer:
     ) -> None:
         self.stop()
 
-    def _launch(self, temp: Path) -> None:
+    def _listener(self) -> list[str]:
+        """Where the server will listen, as lines of its config; sets `_url` and `_temp`."""
+        if self._transport == "unix":
+            self._url = self._url or new_socket_url()
+            path = Path(self._url.removeprefix("unix://"))
+            self._temp = path.parent
+            self._temp.mkdir(mode=0o700, exist_ok=True)
+            return ["port 0", f"unixsocket {_quoted(path)}", "unixsocketperm 700"]
+        self._temp = Path(tempfile.mkdtemp(prefix=_TEMP_PREFIX))
+        self._url = self._url or _new_address()
+        parts = urlsplit(self._url)
+        return ["bind 127.0.0.1", f"port {parts.port}", f"requirepass {parts.password}"]
+
+    def _launch(self) -> None:
+        assert self._temp is not None
+        temp = self._temp
         data = (self._folder or temp).resolve()
         data.mkdir(parents=True, exist_ok=True)
         self._log_path = data / "server.log"
-        listen, self._url = _unix_listener(temp) if self._transport == "unix" else _tcp_listener()
         with contextlib.ExitStack() as stack:
             # The server inherits the locks: they say "in use" for as long as it or we live.
             locks = [_lock(folder, self._start_s) for folder in {temp, data}]
@@ -142,7 +176,10 @@ class EmbeddedServer:
                 start_new_session=True,
                 preexec_fn=_ends_with_parent(),
             )
-        _feed(self._process, "\n".join([*self._common_config(data), *listen, ""]))
+        _feed(self._process, "\n".join([*self._common_config(data), *self._listen, ""]))
+        self._wait_until_ready()
+        if self._transport == "unix":
+            (data / _URL_NAME).write_text(self._url, "utf-8")
 
     def _common_config(self, data: Path) -> list[str]:
         return [
@@ -197,18 +234,31 @@ def find_server() -> Path:
     return Path(found)
 
 
-def _unix_listener(temp: Path) -> tuple[list[str], str]:
-    path = temp / "server.sock"
-    return ["port 0", f"unixsocket {_quoted(path)}", "unixsocketperm 700"], f"unix://{path}"
+def url_of_running(folder: Path) -> str | None:
+    """The URL of the server that works on a folder now; None if none does.
+
+    Only of one on a Unix socket: the other's URL is a secret, and kept nowhere.
+    """
+    told = folder / _URL_NAME
+    if not told.exists():
+        return None
+    try:
+        os.close(_lock(folder, wait_s=0))
+    except EmbeddedServerError:
+        return told.read_text("utf-8").strip()
+    return None
 
 
-def _tcp_listener() -> tuple[list[str], str]:
-    password = secrets.token_urlsafe(24)
+def new_socket_url() -> str:
+    """The URL of a Unix socket in a new private folder, for a server yet to be started."""
+    return f"unix://{Path(tempfile.mkdtemp(prefix=_TEMP_PREFIX)) / _SOCKET_NAME}"
+
+
+def _new_address() -> str:
+    """A loopback port that is free now, and a password."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    listen = ["bind 127.0.0.1", f"port {port}", f"requirepass {password}"]
-    return listen, f"redis://:{password}@127.0.0.1:{port}/0"
+        return f"redis://:{secrets.token_urlsafe(24)}@127.0.0.1:{probe.getsockname()[1]}/0"
 
 
 def _quoted(path: Path) -> str:

@@ -7,8 +7,7 @@ same records in every run. Knows no Redis and no latents.
 A row number is valid until the next `extend` or `drop`.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -56,7 +55,8 @@ class LogIndex:
         # youngest and the oldest unfinished ticket are.
         self._floor = first_ticket
         self._finished: set[int] = set()
-        self._terminal: Counter[int] = Counter()
+        # Of unfinished tickets, the members that are committed or failed.
+        self._terminal: dict[int, set[int]] = {}
 
     def __len__(self) -> int:
         return len(self._columns["entry"])
@@ -85,29 +85,52 @@ class LogIndex:
         """One reward of all rows: float32 [N, S]."""
         return self._columns["reward"][:, self.reward_names.index(name)]
 
+    @property
+    def priority(self) -> np.ndarray:
+        """[N], 1 until `set_priorities` has changed it."""
+        return self._columns["priority"]
+
     def extend(self, entries: Iterable[LogEntry]) -> None:
-        """Fold in the next entries of the log. Entries seen before change nothing."""
-        added: list[IndexEntry] = []
-        evicted = START
+        """Fold in the next entries of the log.
+
+        Entries seen before change nothing, and neither does the entry of a record that is in the
+        table: the log writes those of old records again when it is trimmed.
+        """
+        added: dict[int, IndexEntry] = {}
+        gone: set[int] = set()
         seen = parse_position(self.position)
         for entry in entries:
             if parse_position(entry.position) <= seen:
                 continue
             self.position, seen = entry.position, parse_position(entry.position)
             if isinstance(entry, EvictedEntry):
-                evicted = entry.upto
-            else:
-                self._count_terminal(entry)
+                gone |= {_key(*parse_record_id(name)) for name in entry.record_ids}
+                continue
+            self._note_terminal(entry)
             if isinstance(entry, IndexEntry):
-                added.append(entry)
-        if added or evicted != START:
-            self._insert(added)
-            self._keep(_after(self._columns["place"], parse_position(evicted)))
+                added[_key(entry.ticket, entry.member)] = entry
+        self._insert(added)
+        self._forget(gone)
 
     def drop(self, record_ids: Iterable[str]) -> None:
         """Forget records whose latents could not be read: evicted since the log was read."""
-        gone = [_key(*parse_record_id(name)) for name in record_ids]
-        self._keep(~np.isin(_key(self.ticket, self.member), gone))
+        self._forget({_key(*parse_record_id(name)) for name in record_ids})
+
+    def set_priorities(self, priority_of: Mapping[str, float]) -> None:
+        """New priorities by record id; those of records that are not in the table are left out."""
+        key_N = _key(self.ticket, self.member)
+        key_U = np.array([_key(*parse_record_id(name)) for name in priority_of], np.int64)
+        row_U = np.searchsorted(key_N, key_U)
+        there_U = row_U < len(self)
+        there_U[there_U] = key_N[row_U[there_U]] == key_U[there_U]
+        self.priority[row_U[there_U]] = np.array(list(priority_of.values()))[there_U]
+
+    def finish_below(self, ticket: int) -> None:
+        """Tickets below `ticket` count as finished, whatever the log tells of them."""
+        self._floor = max(self._floor, ticket)
+        self._finished = {n for n in self._finished if n >= self._floor}
+        self._terminal = {n: each for n, each in self._terminal.items() if n >= self._floor}
+        self._raise_floor()
 
     def finished(self, first: int, stop: int) -> bool:
         """Every record of the tickets first, ..., stop - 1 is committed or failed."""
@@ -145,27 +168,38 @@ class LogIndex:
         reward_GMS[row_GM == _NO_ROW] = np.nan
         return reward_GMS
 
-    def _count_terminal(self, entry: IndexEntry | FailedEntry) -> None:
+    def _note_terminal(self, entry: IndexEntry | FailedEntry) -> None:
         if entry.member >= self.group_size:
             raise ValueError(
                 f"record {entry.record_id} is of a larger group than {self.group_size}: "
                 "this log was made with another group size"
             )
         self.num_failed += isinstance(entry, FailedEntry)
-        self._terminal[entry.ticket] += 1
-        if self._terminal[entry.ticket] == self.group_size:
+        if entry.ticket < self._floor or entry.ticket in self._finished:
+            return
+        members = self._terminal.setdefault(entry.ticket, set())
+        members.add(entry.member)
+        if len(members) == self.group_size:
             del self._terminal[entry.ticket]
             self._finished.add(entry.ticket)
+            self._raise_floor()
+
+    def _raise_floor(self) -> None:
         while self._floor in self._finished:
             self._finished.remove(self._floor)
             self._floor += 1
 
-    def _insert(self, added: Sequence[IndexEntry]) -> None:
+    def _insert(self, entry_of: Mapping[int, IndexEntry]) -> None:
+        known = np.isin(list(entry_of), _key(self.ticket, self.member))
+        added = [e for e, is_known in zip(entry_of.values(), known, strict=True) if not is_known]
+        if not added:
+            return
         self._check_alike(added)
         new = _columns(added)
-        if len(self) and added:
+        if len(self):
             new = {name: np.concatenate([old, new[name]]) for name, old in self._columns.items()}
-        self._columns = new if added else self._columns
+        order = np.argsort(_key(new["ticket"], new["member"]), kind="stable")
+        self._columns = {name: column[order] for name, column in new.items()}
 
     def _check_alike(self, added: Sequence[IndexEntry]) -> None:
         """One table needs entries of one form."""
@@ -177,10 +211,10 @@ class LogIndex:
                     f"{_form(entry)}, others {_form(model)}: this log mixes two configurations"
                 )
 
-    def _keep(self, keep_N: np.ndarray) -> None:
-        row_N = np.flatnonzero(keep_N)
-        order = row_N[np.argsort(_key(self.ticket[row_N], self.member[row_N]), kind="stable")]
-        self._columns = {name: column[order] for name, column in self._columns.items()}
+    def _forget(self, gone: set[int]) -> None:
+        if gone:
+            stays_N = ~np.isin(_key(self.ticket, self.member), list(gone))
+            self._columns = {name: column[stays_N] for name, column in self._columns.items()}
 
 
 def _columns(entries: Sequence[IndexEntry]) -> dict[str, np.ndarray]:
@@ -190,22 +224,17 @@ def _columns(entries: Sequence[IndexEntry]) -> dict[str, np.ndarray]:
     rewards = [[e.rewards[name] for name in sorted(e.rewards)] for e in entries]
     return {
         "entry": cells,
-        "place": np.array([parse_position(e.position) for e in entries], np.int64).reshape(-1, 2),
         "ticket": np.array([e.ticket for e in entries], np.int64),
         "member": np.array([e.member for e in entries], np.int64),
         "policy_version": np.array([e.policy_version for e in entries], np.int64),
         "reward": np.array(rewards, np.float32),
+        "priority": np.ones(len(entries)),
     }
 
 
 def _key(ticket: _Ints, member: _Ints) -> _Ints:
     """One number per record that sorts like its id."""
     return ticket * MAX_GROUP + member
-
-
-def _after(place_N2: np.ndarray, upto: tuple[int, int]) -> np.ndarray:
-    time_N, serial_N = place_N2.T
-    return (time_N > upto[0]) | ((time_N == upto[0]) & (serial_N > upto[1]))
 
 
 def _form(entry: IndexEntry) -> tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]:

@@ -14,9 +14,14 @@ those of one run together.
 | entries        | hash       | record id -> its entry in `pending`; exists until it is terminal  |
 | attempts       | hash       | record id -> attempts that failed; exists until it is terminal    |
 | log            | stream     | committed, failed, evicted: see `codec.decode_entry`              |
-| live           | list       | `record id position`, oldest first: committed and not evicted     |
-| counts         | hash       | issued, committed, failed, retried, evicted (records)             |
-| quarantine     | stream     | record id and reason of failed records, trimmed                   |
+| live           | sorted set | record id by ticket and member: committed and not evicted         |
+| places         | hash       | live record id -> its entry in `log`                              |
+| priorities     | sorted set | live record id by priority                                        |
+| generations    | hash       | live record id -> generation of its priority                      |
+| sizes          | hash       | record id -> bytes of its payload; exists as long as that does    |
+| counts         | hash       | issued, committed, failed, retried, evicted (records), live_bytes |
+| quarantine     | sorted set | failed record id by the server's time in ms; the oldest go        |
+| reasons        | hash       | record id in `quarantine` -> why it failed                        |
 | record:ID      | hash       | `h` header, `n` scored latents, `0` `1` ... latents               |
 
 A ticket below `next` is leased (in `leases`), open (in `open`) or finished (in neither).
@@ -37,8 +42,13 @@ NAMES = (
     "attempts",
     "log",
     "live",
+    "places",
+    "priorities",
+    "generations",
+    "sizes",
     "counts",
     "quarantine",
+    "reasons",
 )
 """In the order of KEYS of every script."""
 

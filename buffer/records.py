@@ -149,17 +149,33 @@ class FailedEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class EvictedEntry:
-    """The replay was full: latents of all records committed up to `upto` (included) are gone."""
+    """The replay was full, or the records were consumed: their latents are gone."""
 
     position: str
-    upto: str
+    record_ids: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if parse_position(self.upto) > parse_position(self.position):
-            raise ValueError(f"evicts up to {self.upto}, after its own place {self.position}")
+        parse_position(self.position)
+        for name in self.record_ids:
+            parse_record_id(name)
 
 
 LogEntry = IndexEntry | FailedEntry | EvictedEntry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quarantined:
+    """A failed record that is kept for inspection.
+
+    Attributes:
+        failed_at: seconds since 1970, of the server's clock.
+        size_bytes: of its header and latents; 0: they are gone, it cannot be released.
+    """
+
+    record_id: str
+    reason: str
+    failed_at: float
+    size_bytes: int
 
 
 @dataclass(frozen=True)
@@ -183,6 +199,7 @@ class Counters:
         retried: times that a record was queued again after a failure or an expired claim.
         evicted: committed records whose latents are gone.
         live: committed records whose latents can be read.
+        live_bytes: of these latents and their headers.
     """
 
     admitted: int
@@ -198,6 +215,7 @@ class Counters:
     retried: int
     evicted: int
     live: int
+    live_bytes: int
 
 
 def check_rewards(rewards: Mapping[str, tuple[float, ...]]) -> None:

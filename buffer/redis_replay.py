@@ -6,12 +6,14 @@ they are read. Keys: `buffer/keys.py`.
 """
 
 import functools
+import logging
+import math
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -23,7 +25,7 @@ from buffer.codec import (
     encode_scores,
 )
 from buffer.connection import check_connection, connect, masked, translated
-from buffer.errors import CodecError, ReplayError
+from buffer.errors import CodecError, ReplayError, ReplayUnavailable
 from buffer.keys import NAMES, key
 from buffer.records import (
     MAX_REASON_BYTES,
@@ -31,6 +33,7 @@ from buffer.records import (
     MAX_VERSION,
     Counters,
     LogEntry,
+    Quarantined,
     Record,
     Scores,
     Ticket,
@@ -38,8 +41,14 @@ from buffer.records import (
     parse_record_id,
 )
 
+log = logging.getLogger(__name__)
+Remover = Literal["oldest", "lowest_priority"]
+T = TypeVar("T")
+
 _GROUP = "scorers"
 _LUA = Path(__file__).parent / "lua"
+_CHUNK = 1000
+"""Records in one command: a longer one would keep others waiting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,23 +56,30 @@ class ReplaySettings:
     """All that another process needs to use the same replay.
 
     Attributes:
-        capacity_records: committed records above this number are evicted, oldest first.
+        capacity_records: committed records above this number are evicted.
+        capacity_bytes: and those above this size of all of them; 0 for no such limit.
+        remover: which are evicted: those of the smallest tickets, or of the lowest priority.
         max_attempts: a record is handed out this often before it is quarantined.
         timeout_s: longest wait for one answer of the server.
+        outage_s: a server that does not answer is asked again for so long.
     """
 
     url: str = field(repr=False)
     run: str
     capacity_records: int
+    capacity_bytes: int = 0
+    remover: Remover = "oldest"
     max_attempts: int = 3
     timeout_s: float = 10.0
+    outage_s: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.capacity_records < 1 or self.max_attempts < 1 or self.timeout_s <= 0:
-            raise ValueError(
-                "capacity_records and max_attempts must be at least 1 and timeout_s above 0; got "
-                f"{self.capacity_records}, {self.max_attempts}, {self.timeout_s}"
-            )
+        lowest = {"capacity_records": 1, "max_attempts": 1, "capacity_bytes": 0, "outage_s": 0}
+        for name, least in lowest.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}")
+        if self.timeout_s <= 0:
+            raise ValueError(f"timeout_s must be above 0; got {self.timeout_s}")
 
 
 class RedisReplay:
@@ -83,24 +99,9 @@ class RedisReplay:
         self._claims: dict[str, bytes] = {}
 
     @classmethod
-    def connect(
-        cls,
-        url: str,
-        *,
-        run: str,
-        capacity_records: int,
-        max_attempts: int = 3,
-        timeout_s: float = 10.0,
-    ) -> "RedisReplay":
+    def connect(cls, settings: ReplaySettings) -> "RedisReplay":
         """A replay on a server that was checked, with the run's queue made if it is not there."""
-        check_connection(url, timeout_s)
-        settings = ReplaySettings(
-            url=url,
-            run=run,
-            capacity_records=capacity_records,
-            max_attempts=max_attempts,
-            timeout_s=timeout_s,
-        )
+        check_connection(settings.url, settings.timeout_s)
         replay = cls(settings)
         replay._make_queue()
         return replay
@@ -158,13 +159,24 @@ class RedisReplay:
             if records or time.monotonic() >= deadline:
                 return records
 
+    def renew_claims(self, owner: str, record_ids: Sequence[str]) -> int:
+        entries = [self._claims[name] for name in record_ids if name in self._claims]
+        return int(self._run("renew", owner, *entries)) if entries else 0
+
+    def unclaim(self, record_ids: Sequence[str]) -> int:
+        held = [(name, self._claims[name]) for name in record_ids if name in self._claims]
+        queued = int(self._run("unclaim", *[word for pair in held for word in pair])) if held else 0
+        for name, _ in held:
+            self._claims.pop(name, None)
+        return queued
+
     def commit(self, scored: Sequence[tuple[str, Scores]], owner: str = "") -> int:
         words: list[str | int | bytes] = []
         for record_id, scores in scored:
             parse_record_id(record_id)
             words += [record_id, scores.num_scored, encode_scores(scores)]
         try:
-            new = self._run("commit", self.settings.capacity_records, *words)
+            new = self._run("commit", *self._capacity, *words)
         except ReplayError as error:
             if "BADSCORES" not in str(error):
                 raise
@@ -185,21 +197,47 @@ class RedisReplay:
         deadline = time.monotonic() + block_s
         while True:
             remaining_s = max(0.0, deadline - time.monotonic())
-            with translated(self.settings.url):
-                answer = self._client.xread(
-                    {self._key("log"): after}, count=max_entries, block=self._block_ms(remaining_s)
-                )
-            entries = _stream_entries(answer)
+            entries = _stream_entries(self._read_log(after, max_entries, remaining_s))
             if entries or time.monotonic() >= deadline:
                 return [decode_entry(position, fields) for position, fields in entries]
 
     def read_latents(self, wanted: Sequence[tuple[str, int]]) -> list[np.ndarray | None]:
-        pipe = self._client.pipeline(transaction=False)
-        for record_id, slot in wanted:
-            pipe.hget(self._record_prefix + record_id, str(slot))
-        with translated(self.settings.url):
-            answers = pipe.execute()
-        return [None if data is None else decode_latent(data) for data in answers]
+        names = [(self._record_prefix + record_id, str(slot)) for record_id, slot in wanted]
+
+        def ask() -> list[bytes | None]:
+            pipe = self._client.pipeline(transaction=False)
+            for name, slot in names:
+                pipe.hget(name, slot)
+            return pipe.execute()
+
+        return [None if data is None else decode_latent(data) for data in self._answer_to(ask)]
+
+    def set_priorities(self, priority_of: Mapping[str, float], *, generation: int) -> int:
+        if not 0 <= generation <= MAX_VERSION:
+            raise ValueError(f"generation {generation} is out of range")
+        for name, priority in priority_of.items():
+            parse_record_id(name)
+            if not (math.isfinite(priority) and priority >= 0):
+                raise ValueError(f"the priority of {name} must be at least 0; got {priority}")
+        words = [(name, repr(float(value))) for name, value in priority_of.items()]
+        return sum(
+            int(self._run("prioritise", generation, *[word for pair in some for word in pair]))
+            for some in _chunks(words)
+        )
+
+    def priorities(self) -> dict[str, float]:
+        found = self._answer_to(
+            lambda: list(self._client.zscan_iter(self._key("priorities"), count=_CHUNK))
+        )
+        return {name.decode(): priority for name, priority in found}
+
+    def consume(self, below_ticket: int) -> int:
+        if not 0 <= below_ticket <= MAX_TICKET:
+            raise ValueError(f"ticket {below_ticket} is out of range")
+        total = 0
+        while gone := int(self._run("consume", below_ticket, _CHUNK)):
+            total += gone
+        return total
 
     def counters(self) -> Counters:
         found = [int(number) for number in self._run("counters")]
@@ -208,17 +246,37 @@ class RedisReplay:
             admitted, issued, leased, open_tickets, issued - leased - open_tickets, *records
         )
 
-    def quarantined(self, max_records: int) -> list[tuple[str, str]]:
-        with translated(self.settings.url):
-            answer: Any = self._client.xrevrange(self._key("quarantine"), count=max_records)
-        return [(fields[b"id"].decode(), fields[b"reason"].decode()) for _, fields in answer]
+    def quarantined(self, max_records: int) -> list[Quarantined]:
+        def ask() -> list[Any]:
+            found: Any = self._client.zrevrange(
+                self._key("quarantine"), 0, max_records - 1, withscores=True
+            )
+            names = [name for name, _ in found]
+            reasons = self._client.hmget(self._key("reasons"), names) if names else []
+            sizes = self._client.hmget(self._key("sizes"), names) if names else []
+            return list(zip(found, reasons, sizes, strict=True))  # pyright: ignore
+
+        return [
+            Quarantined(
+                record_id=name.decode(),
+                reason=(reason or b"").decode("utf-8", "replace"),
+                failed_at=at_ms / 1000,
+                size_bytes=int(size or 0),
+            )
+            for (name, at_ms), reason, size in self._answer_to(ask)
+        ]
+
+    def release(self, record_ids: Sequence[str]) -> int:
+        for name in record_ids:
+            parse_record_id(name)
+        return sum(int(self._run("release", *some)) for some in _chunks(record_ids))
 
     def erase(self) -> int:
         """Delete every key of the run; returns how many. Nobody may use the run any more."""
         with translated(self.settings.url):
-            found = list(self._client.scan_iter(key(self.settings.run, "*"), count=1000))
-            for start in range(0, len(found), 1000):
-                self._client.unlink(*found[start : start + 1000])
+            found = list(self._client.scan_iter(key(self.settings.run, "*"), count=_CHUNK))
+            for some in _chunks(found):
+                self._client.unlink(*some)
         return len(found)
 
     def close(self) -> None:
@@ -229,9 +287,29 @@ class RedisReplay:
     def _key(self, name: str) -> str:
         return self._keys[NAMES.index(name)]
 
+    @property
+    def _capacity(self) -> tuple[int, int, str]:
+        settings = self.settings
+        return settings.capacity_records, settings.capacity_bytes, settings.remover
+
     def _run(self, script: str, *args: str | int | bytes) -> Any:
-        with translated(self.settings.url):
-            return self._scripts[script](keys=self._keys, args=[self._record_prefix, *args])
+        words = [self._record_prefix, *args]
+        return self._answer_to(lambda: self._scripts[script](keys=self._keys, args=words))
+
+    def _answer_to(self, ask: Callable[[], T]) -> T:
+        """What the server answers, who is asked again during an outage: `ask` is idempotent."""
+        begun, attempt = time.monotonic(), 0
+        while True:
+            try:
+                with translated(self.settings.url):
+                    return ask()
+            except ReplayUnavailable as error:
+                left_s = begun + self.settings.outage_s - time.monotonic()
+                if left_s <= 0:
+                    raise
+                attempt += 1
+                log.warning("the replay does not answer; %.0f s are left: %s", left_s, error)
+                time.sleep(min(left_s, 0.1 * 2 ** min(attempt, 5)))
 
     def _make_queue(self) -> None:
         try:
@@ -250,27 +328,32 @@ class RedisReplay:
         found = self._run("takeover", owner, lease_ms, max_records, attempts)
         return list(zip(found[::2], found[1::2], strict=True))
 
+    def _read_log(self, after: str, max_entries: int, block_s: float) -> Any:
+        where, block_ms = {self._key("log"): after}, self._block_ms(block_s)
+        return self._answer_to(
+            lambda: self._client.xread(where, count=max_entries, block=block_ms)  # pyright: ignore
+        )
+
     def _take_new(self, owner: str, max_records: int, block_s: float) -> list[tuple[bytes, bytes]]:
-        with translated(self.settings.url):
-            answer = self._client.xreadgroup(
-                _GROUP,
-                owner,
-                {self._key("pending"): ">"},
-                count=max_records,
-                block=self._block_ms(block_s),
-            )
+        where, block_ms = {self._key("pending"): ">"}, self._block_ms(block_s)
+        answer = self._answer_to(
+            lambda: self._client.xreadgroup(_GROUP, owner, where, count=max_records, block=block_ms)
+        )
         return [(entry, fields[b"id"]) for entry, fields in _stream_entries(answer)]
 
     def _load(self, found: Sequence[tuple[bytes, bytes]]) -> list[Record]:
         if not found:
             return []
-        pipe = self._client.pipeline(transaction=False)
-        for _, name in found:
-            pipe.hgetall(self._record_prefix + name.decode())
-        with translated(self.settings.url):
-            answers = pipe.execute()
+        keys = [self._record_prefix + name.decode() for _, name in found]
+
+        def ask() -> list[Any]:
+            pipe = self._client.pipeline(transaction=False)
+            for each in keys:
+                pipe.hgetall(each)
+            return pipe.execute()
+
         records: list[Record] = []
-        for (entry, name), fields in zip(found, answers, strict=True):
+        for (entry, name), fields in zip(found, self._answer_to(ask), strict=True):
             try:
                 records.append(decode_record(fields))
             except CodecError as error:
@@ -291,6 +374,10 @@ def _script_texts() -> dict[str, str]:
     prelude = (_LUA / "prelude.lua").read_text("utf-8")
     names = sorted(path.stem for path in _LUA.glob("*.lua") if path.stem != "prelude")
     return {name: prelude + (_LUA / f"{name}.lua").read_text("utf-8") for name in names}
+
+
+def _chunks(items: Sequence[T]) -> Iterable[Sequence[T]]:
+    return (items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK))
 
 
 def _milliseconds(seconds: float) -> int:

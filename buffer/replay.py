@@ -3,6 +3,7 @@
     ticket   admit ─► lease ─► put                       controller, samplers
     record            put ─► claim ─► commit | fail      samplers, reward servers
     log                       commit, fail, evict ─► tail ─► read_latents        learner
+    failed                    quarantined ─► release ─► claim ...                a person
 
 Delivery is at least once, effect exactly once: any process may die at any moment and any call may
 be sent twice, and still each record ends in exactly one of *committed* and *failed*.
@@ -11,12 +12,12 @@ No method knows what a latent means, and none samples: rules over the index are 
 Every method may raise `ReplayUnavailable`, `ReplayAccessDenied` or `ReplayFull`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
-from buffer.records import Counters, LogEntry, Record, Scores, Ticket
+from buffer.records import Counters, LogEntry, Quarantined, Record, Scores, Ticket
 
 
 class Replay(Protocol):
@@ -61,7 +62,8 @@ class Replay(Protocol):
         """Store a ticket's whole group and queue it for scoring. Atomic, idempotent by ticket.
 
         False: the group was there already and this one is dropped (a late duplicate, or this very
-        call sent twice), or the ticket was never issued.
+        call sent twice), or the ticket was never issued. `ReplayFull` is raised when nine tenths
+        of the server's memory are used: commits, which make room, still go through.
         """
         ...
 
@@ -73,6 +75,20 @@ class Replay(Protocol):
         Empty: none came within `block_s`. A record stays queued until `commit` or `fail`, so a
         crash loses nothing. An expired claim counts as a failed attempt; damaged records are
         quarantined here.
+        """
+        ...
+
+    def renew_claims(self, owner: str, record_ids: Sequence[str]) -> int:
+        """Begin the leases of claimed records anew. Atomic, idempotent.
+
+        Returns how many the owner still held: the others are another's already, or terminal.
+        """
+        ...
+
+    def unclaim(self, record_ids: Sequence[str]) -> int:
+        """Queue records that this client has claimed again, without counting an attempt.
+
+        Atomic, idempotent. Returns how many were queued.
         """
         ...
 
@@ -108,12 +124,35 @@ class Replay(Protocol):
         """
         ...
 
+    def set_priorities(self, priority_of: Mapping[str, float], *, generation: int) -> int:
+        """New priorities of live records, by id; returns how many were changed. Atomic, idempotent.
+
+        A record keeps the priority of the highest generation (the learner's step, say): a call
+        that comes late, or twice, changes nothing, and a record that is gone stays gone.
+        """
+        ...
+
+    def priorities(self) -> dict[str, float]:
+        """Of all live records: 1 where none was set. For a learner that starts again."""
+        ...
+
+    def consume(self, below_ticket: int) -> int:
+        """Evict all live records of smaller tickets; returns how many. Idempotent.
+
+        On-policy methods call it once a checkpoint no longer needs them.
+        """
+        ...
+
     def counters(self) -> Counters:
         """All counts at one instant."""
         ...
 
-    def quarantined(self, max_records: int) -> list[tuple[str, str]]:
-        """(record id, reason) of failed records, newest first. The newest 10,000 or so are kept."""
+    def quarantined(self, max_records: int) -> list[Quarantined]:
+        """Failed records, newest first. The newest 1,000 are kept, with their latents."""
+        ...
+
+    def release(self, record_ids: Sequence[str]) -> int:
+        """Queue quarantined records again with all their attempts; returns how many. Idempotent."""
         ...
 
     def close(self) -> None:

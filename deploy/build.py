@@ -6,6 +6,7 @@ reward server loads no UNet, a sampler no VAE, the controller no torch.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,7 +111,10 @@ def sampler(plan: Plan, board: Any, owner: str) -> SamplerWorker:
         policy,
         owner=owner,
         settings=WorkerSettings(
-            groups_per_batch=config.actors.groups_per_batch, lease_s=config.actors.lease_s
+            groups_per_batch=config.actors.groups_per_batch,
+            lease_s=config.actors.lease_s,
+            hold_s=2 * config.limits.stall_s,
+            version_timeout_s=config.limits.stall_s,
         ),
         loaded_version=0,
     )
@@ -133,9 +137,11 @@ def reward_server(plan: Plan, owner: str) -> RewardServer:
         {name: build_reward(r.kind, r.args) for name, r in config.rewards.items()},
         owner=owner,
         settings=ServerSettings(
-            max_batch=config.scoring.max_batch,
+            max_batch=config.images_per_decode,
             timeout_s=config.scoring.timeout_s,
             lease_s=config.scoring.lease_s,
+            hold_s=2 * config.limits.stall_s,
+            outage_s=config.scoring.outage_s,
         ),
     )
 
@@ -149,7 +155,7 @@ class LearnerRank:
         self._plan = plan
         self._rank = rank
         self._board = board
-        self._rewound = False
+        self._published: tuple[int, list[Any]] | None = None
         self._stopping = threading.Event()
         self._trainer: Any = None
         self._method: Any = None
@@ -182,6 +188,7 @@ class LearnerRank:
                 rewards={name: reward.weight for name, reward in config.rewards.items()},
                 group_size=config.actors.group_size,
                 max_open=config.replay.max_pending_records // config.actors.group_size,
+                max_staleness=config.replay.max_staleness,
                 capacity_groups=config.replay.capacity_groups,
                 stall_s=config.limits.stall_s,
                 seed=config.seed,
@@ -205,11 +212,18 @@ class LearnerRank:
     def _publish(self, version: int, weights: dict[str, np.ndarray]) -> None:
         import ray
 
-        if not self._rewound:
+        if self._published is None:
             # References of an earlier life of this rank died with it.
             ray.get(self._board.rewind.remote(version))
-            self._rewound = True
-        ray.get(self._board.publish.remote(version, [ray.put(weights)]))
+        self._published = version, [ray.put(weights)]
+        ray.get(self._board.publish.remote(*self._published))
+
+    def republish(self) -> None:
+        """Tells a board that has lost its memory the newest version again."""
+        import ray
+
+        if self._published is not None:
+            ray.get(self._board.publish.remote(*self._published))
 
     def stop(self) -> None:
         """Ends `run` after the cycle in hand, with a checkpoint."""
@@ -231,23 +245,54 @@ class LearnerRank:
 
 
 class ReplayServerHost:
-    """The embedded server inside its actor."""
+    """The embedded server inside its actor, started again whenever it ends by itself.
 
-    def __init__(self) -> None:
-        self._server: Any = None
+    An actor that is restarted on the same URL brings the server back with all that it held.
 
-    def start(self, folder: Path, *, append_only: bool) -> str:
-        """Starts the server; its URL."""
+    Args:
+        url: where to listen, so that nobody has to be told of a restart.
+    """
+
+    def __init__(self, folder: Path, url: str, *, append_only: bool) -> None:
+        import threading
+
         from buffer.embedded import EmbeddedServer
 
-        self._server = EmbeddedServer(folder, append_only=append_only)
-        self._server.start()
-        return self._server.url
+        self._server = EmbeddedServer(folder, append_only=append_only, url=url)
+        self._stopping = threading.Event()
+        self._running = threading.Event()
+        self._error: Exception | None = None
+        # The kernel ends the server with the thread that started it: this one, and no other.
+        self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
+        self._keeper.start()
+
+    def wait_until_running(self, timeout_s: float) -> None:
+        """Returns when the server answers; raises why it does not."""
+        if not self._running.wait(timeout_s):
+            raise TimeoutError(f"the embedded server did not start within {timeout_s:g} s")
+        if self._error is not None:
+            raise self._error
 
     def stop(self) -> None:
         """Ends the server, its data written."""
-        if self._server is not None:
-            self._server.stop()
+        self._stopping.set()
+        self._keeper.join()
+
+    def _keep(self) -> None:
+        from buffer.errors import ReplayError
+
+        try:
+            self._server.start()
+        except ReplayError as error:
+            self._error = error
+        self._running.set()
+        while self._error is None and not self._stopping.wait(0.1):
+            try:
+                self._server.revive()
+            except ReplayError as error:
+                logging.getLogger(__name__).warning("%s", error)
+                self._stopping.wait(1.0)
+        self._server.stop()
 
 
 class EvaluatorHost:

@@ -57,8 +57,9 @@ class Actors(Section):
     """Groups that a sampler runs in one forward pass."""
     fixed_initial_noise: bool = False
     """One initial noise for a whole group: the on-policy ablation."""
-    lease_s: Seconds = 120.0
-    """Time after which a ticket of a silent sampler is given to another."""
+    lease_s: Seconds = 15.0
+    """Time after which the tickets of a dead sampler are given to another; a living one renews
+    them, however long a forward pass takes."""
     num_cpus: NonNegative = 1.0
     """Ray CPUs of one sampler."""
     num_gpus: NonNegative = 0.0
@@ -87,8 +88,12 @@ class Scoring(Section):
     """Most images decoded and scored in one call."""
     timeout_s: Seconds = 60.0
     """Time one call of a reward may take before its images count as failed."""
-    lease_s: Seconds = 180.0
-    """Time after which records claimed by a silent server are given to another."""
+    lease_s: Seconds = 15.0
+    """Time after which records claimed by a dead server are given to another; a living one renews
+    its claims."""
+    outage_s: Seconds = 300.0
+    """How long a reward that used to work may fail on everything before its server gives up.
+    Until then records wait, and one now and then is tried."""
     num_cpus: NonNegative = 1.0
     """Ray CPUs of one server."""
     num_gpus: NonNegative = 0.0
@@ -105,6 +110,14 @@ class Replay(Section):
     or an error; or a URL without a password."""
     capacity_groups: Count = 512
     """Scored groups that are kept; the oldest make room."""
+    capacity_mb: Annotated[float, Field(gt=0)] | None = None
+    """Size of their latents above which the oldest make room too; null: no such limit."""
+    max_staleness: Whole = 0
+    """Cycles that samplers may be ahead of the learner with `pace: free`: samples of a cycle are
+    then made by a policy that is at most so many versions old."""
+    outage_s: Seconds = 120.0
+    """How long Redis may not answer before the run ends. Until then everybody waits and asks
+    again."""
     max_pending_records: Count = 512
     """Records that may wait for their reward before samplers pause."""
     append_only: bool = True

@@ -10,7 +10,9 @@ import contextlib
 import logging
 import signal
 import threading
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,8 +20,9 @@ import ray
 from ray.exceptions import RayError
 
 from actors.fleet import Fleet, FleetGaveUpError
+from buffer.embedded import new_socket_url
 from buffer.errors import ReplayError
-from buffer.redis_replay import RedisReplay
+from buffer.redis_replay import RedisReplay, ReplaySettings
 from deploy.build import Plan, ReplayServerHost, reward_server, sampler
 from deploy.curves import Curves
 from deploy.job_log import quieten
@@ -33,6 +36,12 @@ log = logging.getLogger(__name__)
 # Longer than the learner's own grace, so that a stopped cycle can be saved.
 _STOP_TIMEOUT_S = 25.0
 _SERVER_TIMEOUT_S = 90.0
+# Ray notices a killed driver, or a lost machine, and ends its actors within that.
+_TAKE_OVER_TIMEOUT_S = 60.0
+
+
+class Presence:
+    """An actor that lives as long as the controller: while it is there, the run is taken."""
 
 
 class Controller:
@@ -49,6 +58,7 @@ class Controller:
         self._resume = resume
         self._folder = RunFolder(config.run_folder(environ))
         self._stopping = threading.Event()
+        self._presence: Any = None
 
     def run(self) -> int:
         """Runs to the end; the exit status of the job."""
@@ -57,6 +67,7 @@ class Controller:
             self._join_ray()
             # After it, because Ray installs handlers of its own, which end the process.
             self._heed_signals()
+            self._take_namespace()
             self._folder.open(self._config, resume=self._resume)
         except ValueError as error:
             log.error("%s", error)
@@ -80,18 +91,25 @@ class Controller:
         stack.callback(ray.shutdown)
         replay = self._replay(stack)
         plan = Plan(config, replay, self._folder.path)
-        board = ray.remote(PolicyBoard).options(name="policy-board", num_cpus=0).remote()
+        board = (
+            ray.remote(PolicyBoard)
+            .options(name="policy-board", num_cpus=0, max_restarts=-1, max_task_retries=-1)
+            .remote()
+        )
         evaluator = EvaluatorHandle(config, board, self._folder.path)
         first = FirstEvaluation(evaluator, self._folder)
         fleets = self._start_fleets(stack, plan, board)
         ranks = Ranks(plan, board)
         stack.push(partial(_end_ranks, ranks))
         ranks.start(resume=self._resume)
+        # Who watches must not wait with the others when Redis does not answer.
+        watcher = RedisReplay(replace(replay.settings, outage_s=0.0, timeout_s=5.0))
+        stack.callback(watcher.close)
         supervisor = Supervisor(
             config,
             ranks=ranks,
             fleets=fleets,
-            replay=replay,
+            replay=watcher,
             look=first.look,
             stopping=self._stopping,
         )
@@ -103,7 +121,7 @@ class Controller:
         finally:
             outcome.before = first.metrics
             outcome.peak_rss_mb = supervisor.peak_mb
-            _note(outcome, ranks, fleets, replay)
+            _note(outcome, ranks, fleets, watcher)
         if finished:
             version = ranks.last["published"]
             outcome.after = evaluator.result(evaluator.measure("after", version=version))
@@ -129,6 +147,22 @@ class Controller:
                 "deploy.local --run NAME -- CONFIG`, and on a cluster by `ray job submit "
                 "--working-dir . -- python -m deploy.launch CONFIG`"
             ) from error
+
+    def _take_namespace(self) -> None:
+        """Waits until nothing of an earlier driver of this run is left, and takes its place.
+
+        Raises:
+            ValueError: another driver of this run is at work.
+        """
+        deadline = time.monotonic() + _TAKE_OVER_TIMEOUT_S
+        while names := ray.util.list_named_actors():
+            if time.monotonic() > deadline:
+                raise ValueError(
+                    f"a run named {self._config.name!r} is under way on this cluster: stop it "
+                    f"first, or give this one another name (its actors: {', '.join(names)})"
+                )
+            time.sleep(0.5)
+        self._presence = ray.remote(Presence).options(name="controller", num_cpus=0).remote()
 
     def _start_fleets(self, stack: contextlib.ExitStack, plan: Plan, board: Any) -> list[Fleet]:
         """Reward servers and samplers; they are ended in reverse, when the stack closes."""
@@ -156,16 +190,23 @@ class Controller:
         if url is None:
             # In an actor, because `ray job stop` ends all children of the driver at once, and the
             # learner still has a checkpoint to write.
-            host = ray.remote(ReplayServerHost).options(name="replay-server", num_cpus=0).remote()
-            folder = self._folder.path / "redis"
-            started = host.start.remote(folder, append_only=config.replay.append_only)
-            url = str(ray.get(started, timeout=_SERVER_TIMEOUT_S))
+            url = new_socket_url()
+            host = (
+                ray.remote(ReplayServerHost)
+                .options(name="replay-server", num_cpus=0, max_restarts=-1, max_task_retries=3)
+                .remote(self._folder.path / "redis", url, append_only=config.replay.append_only)
+            )
+            ray.get(host.wait_until_running.remote(_SERVER_TIMEOUT_S))
             stack.callback(lambda: ray.get(host.stop.remote(), timeout=_SERVER_TIMEOUT_S))
         replay = RedisReplay.connect(
-            url,
-            run=config.name,
-            capacity_records=config.replay.capacity_groups * config.actors.group_size,
-            max_attempts=config.replay.max_attempts,
+            ReplaySettings(
+                url=url,
+                run=config.name,
+                capacity_records=config.replay.capacity_groups * config.actors.group_size,
+                capacity_bytes=config.capacity_bytes,
+                max_attempts=config.replay.max_attempts,
+                outage_s=config.replay.outage_s,
+            )
         )
         stack.callback(replay.close)
         if not self._resume and replay.counters().issued:

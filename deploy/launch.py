@@ -2,6 +2,7 @@
 
     --check    validate everything, print the plan, start nothing
     --resume   continue the run of this name from its newest checkpoint
+    --or-resume  begin the run, or continue it if it has begun: for schedulers that submit again
     --schema   print the table of settings
 
 Heavy imports come after the config has been found good. Exit status: 0 trained to the end, 1 the
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 
 from deploy.config_problems import ConfigError
 from deploy.job_log import quieten
-from deploy.plan import check_environment, describe, schema_table
+from deploy.plan import check_environment, describe, has_begun, schema_table
 from deploy.run_config import load_config
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return _USAGE_ERROR
-    if problems := check_environment(config, os.environ, resume=options.resume):
+    resume = options.resume or (options.or_resume and has_begun(config, os.environ))
+    if problems := check_environment(config, os.environ, resume=resume):
         sys.stderr.write("\n".join(problems) + "\n")
         return _USAGE_ERROR
     if options.check:
@@ -42,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     from deploy.controller import Controller
 
-    return Controller(config, os.environ, resume=options.resume).run()
+    return Controller(config, os.environ, resume=resume).run()
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -55,6 +57,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="replaces one setting")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--or-resume", action="store_true")
     parser.add_argument("--schema", action="store_true")
     options = parser.parse_args(arguments)
     if options.config is None and not options.schema:

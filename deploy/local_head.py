@@ -81,6 +81,12 @@ class LocalHead:
         return f"http://127.0.0.1:{self._dashboard_port}"
 
     @property
+    def pid(self) -> int:
+        """Of the process that all others of the head descend from."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def logs(self) -> Path:
         """Folder of Ray's logs, while the head lives."""
         assert self._folder is not None

@@ -34,6 +34,13 @@ def check_environment(
     ]
 
 
+def has_begun(config: RunConfig, environ: Mapping[str, str]) -> bool:
+    """Whether a run of this name has been started before."""
+    from deploy.report_data import CONFIG_FILE
+
+    return (config.run_folder(environ) / CONFIG_FILE).exists()
+
+
 def _unusable_folder(
     config: RunConfig, environ: Mapping[str, str], *, resume: bool
 ) -> Iterator[str]:

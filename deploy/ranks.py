@@ -40,6 +40,9 @@ class Ranks:
         self._actors: list[Any] = []
         self._running: list[Any] = []
         self._restarts = 0
+        self._restarts_in_a_row = 0
+        self._restarted_at_cycle = -1
+        self._asked_board: Any = None
         self._stop_asked = False
         self._rows: list[dict[str, Any]] = []
         self.last: dict[str, Any] = {}
@@ -100,6 +103,23 @@ class Ranks:
             ray.wait(self._running, num_returns=len(self._running), timeout=timeout_s)
         self._kill()
 
+    def ensure_published(self) -> None:
+        """Has the newest version published again where the board was lost; waits for nobody."""
+        if self._asked_board is None:
+            self._asked_board = self._board.latest_version.remote()
+            return
+        if not ray.wait([self._asked_board], timeout=0)[0]:
+            return
+        try:
+            known = ray.get(self._asked_board)
+        except RayError as error:
+            log.debug("the board does not answer: %s", error)
+        else:
+            if known < self.last.get("published", -1):
+                log.warning("the policy board was lost; version %d is published again", known)
+                self._actors[0].republish.remote()
+        self._asked_board = None
+
     def _read_report(self) -> None:
         try:
             self.last = ray.get(self._actors[0].report.remote(), timeout=_ANSWER_TIMEOUT_S)
@@ -110,11 +130,18 @@ class Ranks:
 
     def _restart(self, error: RayActorError) -> None:
         self._restarts += 1
+        cycle = self.last.get("cycle", 0)
+        self._restarts_in_a_row = (
+            1 if cycle > self._restarted_at_cycle else self._restarts_in_a_row + 1
+        )
+        self._restarted_at_cycle = cycle
         log.warning("a learner rank died (%d): %s", self._restarts, error)
         self._kill()
-        if self._restarts > _MAX_RESTARTS or self._stop_asked:
-            raise RunFailedError(f"a learner rank died {self._restarts} times: {error}")
-        time.sleep(_BACKOFF_S * self._restarts)
+        if self._restarts_in_a_row > _MAX_RESTARTS or self._stop_asked:
+            raise RunFailedError(
+                f"a learner rank died {self._restarts_in_a_row} times in cycle {cycle}: {error}"
+            )
+        time.sleep(_BACKOFF_S * self._restarts_in_a_row)
         self.start(resume=True)
 
     def _kill(self) -> None:
@@ -142,7 +169,13 @@ class EvaluatorHandle:
         options = config.evaluation
         self._actor = (
             ray.remote(EvaluatorHost)
-            .options(name="evaluator", num_cpus=options.num_cpus, num_gpus=options.num_gpus)
+            .options(
+                name="evaluator",
+                num_cpus=options.num_cpus,
+                num_gpus=options.num_gpus,
+                max_restarts=_MAX_RESTARTS,
+                max_task_retries=_MAX_RESTARTS,
+            )
             .remote(config)
         )
 

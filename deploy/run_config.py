@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -47,6 +47,10 @@ class RunConfig(Section):
     """Folder that holds the runs' folders."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of prompts, noise and initial weights."""
+    pace: Literal["free", "lockstep"] = "free"
+    """`lockstep`: the same seed gives the same policy bit by bit on CPUs, whatever dies meanwhile;
+    every forward pass of a sampler is one group, every decode one record. `free`: passes are as
+    large as their settings say, and samplers may run ahead of the learner."""
     model: Model
     """The policy."""
     prompts: Prompts
@@ -95,6 +99,16 @@ class RunConfig(Section):
         if problems:
             raise ConfigError(problems)
         return self
+
+    @property
+    def images_per_decode(self) -> int:
+        """Most images that a reward server decodes at once."""
+        return self.rewarded_steps if self.pace == "lockstep" else self.scoring.max_batch
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Of the replay; 0 without such a limit."""
+        return round((self.replay.capacity_mb or 0) * 2**20)
 
     @property
     def records_per_cycle(self) -> int:
@@ -157,6 +171,7 @@ def config_from_json(text: str) -> RunConfig:
 def cross_problems(config: RunConfig) -> Iterator[Problem]:
     """What is impossible between two settings, and the wait without end that it would cause."""
     yield from _method_problems(config)
+    yield from _pace_problems(config)
     yield from _buffer_problems(config)
     yield from _rank_problems(config)
     yield from _wait_problems(config)
@@ -197,6 +212,23 @@ def _method_problems(config: RunConfig) -> Iterator[Problem]:
         )
     if all(reward.weight == 0 for reward in config.rewards.values()):
         yield Problem("rewards", "every weight is 0, so there is nothing to train on")
+
+
+def _pace_problems(config: RunConfig) -> Iterator[Problem]:
+    if config.pace == "free":
+        return
+    if config.actors.groups_per_batch != 1:
+        yield Problem(
+            "actors.groups_per_batch",
+            f"must be 1 with pace: lockstep, given {config.actors.groups_per_batch}: which groups "
+            "share a forward pass changes their last bits",
+        )
+    if config.replay.max_staleness:
+        yield Problem(
+            "replay.max_staleness",
+            f"must be 0 with pace: lockstep, given {config.replay.max_staleness}: which policy "
+            "version a sampler finds would depend on its speed",
+        )
 
 
 def _buffer_problems(config: RunConfig) -> Iterator[Problem]:
@@ -256,24 +288,20 @@ def _rank_problems(config: RunConfig) -> Iterator[Problem]:
 
 def _wait_problems(config: RunConfig) -> Iterator[Problem]:
     stall_s = config.limits.stall_s
-    leases = {
-        "actors.lease_s": config.actors.lease_s,
-        "scoring.lease_s": config.scoring.lease_s,
+    shorter = {
+        "actors.lease_s": (config.actors.lease_s, "the work of a dead actor is handed on"),
+        "scoring.lease_s": (config.scoring.lease_s, "the work of a dead actor is handed on"),
+        "scoring.timeout_s": (config.scoring.timeout_s, "a reward that stalls is given up"),
+        "scoring.outage_s": (config.scoring.outage_s, "a reward that is down is given up"),
+        "replay.outage_s": (config.replay.outage_s, "a Redis that is down is given up"),
     }
-    for name, lease_s in leases.items():
-        if lease_s >= stall_s:
+    for name, (seconds, first) in shorter.items():
+        if seconds >= stall_s:
             yield Problem(
                 "limits.stall_s",
-                f"must be above {name} = {lease_s:g}, given {stall_s:g}: the run would give up "
-                "before the work of a dead actor is handed on",
+                f"must be above {name} = {seconds:g}, given {stall_s:g}: the run would end before "
+                f"{first}",
             )
-    scoring = config.scoring
-    if scoring.timeout_s >= scoring.lease_s:
-        yield Problem(
-            "scoring.timeout_s",
-            f"must be below scoring.lease_s = {scoring.lease_s:g}, given {scoring.timeout_s:g}: a "
-            "slow server would lose its records to another, which scores them again",
-        )
 
 
 def _measure_problems(config: RunConfig) -> Iterator[Problem]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from actors.fleet import Fleet
+from buffer.errors import ReplayUnavailable
 from buffer.records import Counters
 from buffer.redis_replay import RedisReplay
 from deploy.curves import Curves
@@ -53,6 +54,7 @@ class Supervisor:
         self._look = look
         self._stopping = stopping
         self._asked_at: float | None = None
+        self._silent_since: float | None = None
         self.peak_mb = 0.0
 
     def watch(self, curves: Curves) -> bool:
@@ -64,14 +66,16 @@ class Supervisor:
         """
         begun, measured_at = time.monotonic(), 0.0
         at_first = self._replay.counters()
+        counters = at_first
         with Progress(total_cycles=self._config.method.cycles) as progress:
             while (finished := self._poll(at_first)) is None:
                 self._write_rows(curves)
-                counters = self._replay.counters()
+                counters = self._counters() or counters
                 check_failures(self._config, self._replay, at_first, counters)
                 progress.show(snapshot(self._ranks.last, counters))
                 for fleet in self._fleets:
                     fleet.ensure_alive()
+                self._ranks.ensure_published()
                 self._look()
                 now = time.monotonic()
                 if now - measured_at > _MEMORY_EVERY_S:
@@ -81,6 +85,24 @@ class Supervisor:
                 time.sleep(_LOOK_EVERY_S)
             self._write_rows(curves)
         return finished
+
+    def _counters(self) -> Counters | None:
+        """What the replay counts; None during an outage that the run still bears.
+
+        Raises:
+            ReplayUnavailable: the outage lasts for longer than `replay.outage_s`.
+        """
+        try:
+            counters = self._replay.counters()
+        except ReplayUnavailable as error:
+            now = time.monotonic()
+            self._silent_since = self._silent_since or now
+            if now - self._silent_since > self._config.replay.outage_s:
+                raise
+            log.warning("the run waits for Redis: %s", error)
+            return None
+        self._silent_since = None
+        return counters
 
     def _poll(self, at_first: Counters) -> bool | None:
         """`Ranks.poll`; a learner that failed for want of rewards fails with their reasons."""
@@ -132,7 +154,7 @@ def check_failures(config: RunConfig, replay: RedisReplay, before: Counters, now
 
 def failure_reasons(replay: RedisReplay, *, at_most: int) -> dict[str, int]:
     """How often each reason stands among the newest quarantined records; most frequent first."""
-    reasons = Counter(reason for _, reason in replay.quarantined(1000))
+    reasons = Counter(record.reason for record in replay.quarantined(1000))
     return dict(reasons.most_common(at_most))
 
 

@@ -2,26 +2,35 @@
 
     checkpoints/00000012/           written as 00000012.partial, renamed when whole
         policy/  surrogate/         DeepSpeed's own files: weights, optimizer
-        state.json                  counters, scales, ticket limit, log position
+        state.json                  counters, scales, ticket limit, log position; size and
+                                    checksum of every other file
 
-The newest complete folder is the one to resume from; nobody needs to be told which.
+The newest whole folder is the one to resume from; nobody needs to be told which. One that a full
+disk or a lost machine has damaged is passed over for the one before it.
 """
 
 import json
 import logging
+import os
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2
+_CHUNK = 2**22
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest complete checkpoint in a run's folder."""
-    whole = [path for path in (folder / "checkpoints").glob("*") if path.name.isdigit()]
-    return max(whole, key=lambda path: int(path.name), default=None)
+    """The newest undamaged checkpoint in a run's folder."""
+    for path in reversed(_complete(folder / "checkpoints")):
+        damage = _damage(path)
+        if damage is None:
+            return path
+        log.warning("checkpoint %s is passed over: %s", path, damage)
+    return None
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -68,11 +77,59 @@ def write(
     save_parts(partial)
     barrier()
     if rank == 0:
-        (partial / "state.json").write_text(json.dumps({"format": FORMAT, **state}, indent=1))
+        state = {"format": FORMAT, **state, "files": _files(partial)}
+        (partial / "state.json").write_text(json.dumps(state, indent=1))
+        _flush(partial)
         _replace(partial, final)
         _forget_old(final.parent, keep)
         log.info("checkpoint %s", final)
     barrier()
+
+
+def _complete(folder: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    return sorted((path for path in folder.glob("*") if path.name.isdigit()), key=lambda p: p.name)
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's files; a state of another format is not damage."""
+    try:
+        state = json.loads((path / "state.json").read_text())
+    except (OSError, ValueError) as error:
+        return f"state.json cannot be read: {error}"
+    if state.get("format") != FORMAT:
+        return None
+    found = _files(path)
+    odd = [name for name, told in state["files"].items() if found.get(name) != told]
+    return f"missing or damaged: {', '.join(odd)}" if odd else None
+
+
+def _files(folder: Path) -> dict[str, list[int]]:
+    """Size and CRC-32 of every file but `state.json`, by its path in the folder."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): [path.stat().st_size, _checksum(path)]
+        for path in paths
+        if path.name != "state.json"
+    }
+
+
+def _checksum(path: Path) -> int:
+    total = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            total = zlib.crc32(chunk, total)
+    return total
+
+
+def _flush(folder: Path) -> None:
+    """To the disk: a rename must not become true before what it names."""
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _replace(partial: Path, final: Path) -> None:
@@ -86,6 +143,5 @@ def _replace(partial: Path, final: Path) -> None:
 
 
 def _forget_old(folder: Path, keep: int) -> None:
-    whole = sorted((path for path in folder.glob("*") if path.name.isdigit()), key=lambda p: p.name)
-    for path in whole[:-keep]:
+    for path in _complete(folder)[:-keep]:
         shutil.rmtree(path, ignore_errors=True)

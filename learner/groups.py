@@ -41,6 +41,8 @@ class ScoredGroups:
         rewards: weight of every reward in the sum that is trained on, by name.
         steps: positions among a record's scored latents that are trained on.
         max_open: groups that may be under way at once; None on ranks that do not admit.
+        ahead: groups beyond those asked for that may be issued already.
+        num_tickets: of the whole run; None: no end is known.
         stall_s: a wait without any new log entry for so long raises StallError.
     """
 
@@ -52,6 +54,8 @@ class ScoredGroups:
         group_size: int,
         steps: Sequence[int],
         max_open: int | None,
+        ahead: int = 0,
+        num_tickets: int | None = None,
         stall_s: float,
         stopping: threading.Event,
     ) -> None:
@@ -60,6 +64,8 @@ class ScoredGroups:
         self._group_size = group_size
         self.steps = tuple(steps)
         self._max_open = max_open
+        self._ahead = ahead
+        self._num_tickets = num_tickets
         self._stall_s = stall_s
         self._stopping = stopping
         self.index = LogIndex(group_size=group_size)
@@ -78,9 +84,25 @@ class ScoredGroups:
         A replay that has lost it has lost its groups too: those that were trained on are not
         sampled again, `next_ticket` is the first to be issued.
         """
+        self.index.finish_below(next_ticket)
         self.catch_up()
+        counters = self._replay.counters()
+        log.info(
+            "the replay holds %d committed records, %d live and %d waiting; the checkpoint is at "
+            "ticket %d",
+            counters.committed,
+            counters.live,
+            counters.pending,
+            next_ticket,
+        )
         if parse_position(self.index.position) < parse_position(position):
-            log.warning("the replay has lost its log: going on at ticket %d", next_ticket)
+            log.warning(
+                "the replay has lost what came before %s of its log, it ends at %s: going on at "
+                "ticket %d",
+                position,
+                self.index.position,
+                next_ticket,
+            )
             self._replay.skip_to(next_ticket)
 
     def collect(self, tickets: range, policy_version: int) -> None:
@@ -120,7 +142,10 @@ class ScoredGroups:
             return
         finished = self._replay.counters().progress
         window = limit_by_window(num_finished=finished, max_open=self._max_open)
-        self._replay.admit(limit=min(limit, window), policy_version=policy_version)
+        end = limit + self._ahead
+        if self._num_tickets is not None:
+            end = max(limit, min(end, self._num_tickets))
+        self._replay.admit(limit=min(end, window), policy_version=policy_version)
 
     def complete(self, tickets: range) -> list[int]:
         """Those of the tickets whose whole group is live, in ascending order."""

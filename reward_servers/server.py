@@ -4,7 +4,8 @@
 
 A record is claimed under a lease and committed by its id, so every step may be repeated: a
 server that dies at any point loses nothing, and a record scored twice counts once. A record
-with one failed value is failed as a whole; a failure never becomes a number.
+with one failed value is failed as a whole; a failure never becomes a number. When a reward that
+used to work fails on everything, records stay in the queue until it is back (`Breaker`).
 
 A plain class with `run` and `stop`; knows nothing of Ray, Redis, torch or where records go.
 
@@ -21,9 +22,13 @@ from typing import Protocol
 
 import numpy as np
 
+from buffer.backoff import Backoff
+from buffer.errors import ReplayFull
+from buffer.heartbeat import Heartbeat
 from buffer.records import Record, Scores, check_rewards
 from reward_servers.base import Failure, Outcome, RewardModel, reason_of
-from reward_servers.timed import TimedReward
+from reward_servers.breaker import Breaker, RewardDownError
+from reward_servers.timed import StalledError, TimedReward
 
 log = logging.getLogger(__name__)
 _COUNTS = ("scored", "failed", "retried", "duplicates", "images", "failures")
@@ -50,9 +55,13 @@ class PendingRecords(Protocol):
         """Give a record up for another attempt, or for good (True) when none is left."""
         ...
 
+    def renew_claims(self, owner: str, record_ids: Sequence[str]) -> int:
+        """Hold claims for another lease; how many are still the owner's."""
+        ...
 
-class GaveUpError(RuntimeError):
-    """A reward server failed too often in a row."""
+    def unclaim(self, record_ids: Sequence[str]) -> int:
+        """Give claims back without counting an attempt; how many were."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -63,9 +72,12 @@ class ServerSettings:
         max_batch: images that are decoded and scored together.
         batch_wait_s: longest wait of a batch that has a record for more of them.
         timeout_s: of one batch in one reward; what misses it is failed.
-        lease_s: above the time of a batch with a stalled reward; otherwise another server
-            takes the records over while they are being scored, and the work is done twice.
+        lease_s: of a claim; it is renewed every third of it while the server works. A dead
+            server's records go to another after it.
+        hold_s: a batch that takes longer loses its claims: the server hangs.
+        outage_s: how long a reward that had worked may fail on everything.
         block_s: longest wait for a first record, and so for `stop`.
+        full_s: between attempts to commit to a full replay.
         backoff_s: after the first failure; doubles up to `max_backoff_s`.
         max_failures: in a row; one more and the server gives up.
     """
@@ -73,8 +85,11 @@ class ServerSettings:
     max_batch: int = 64
     batch_wait_s: float = 0.05
     timeout_s: float = 60.0
-    lease_s: float = 180.0
+    lease_s: float = 15.0
+    hold_s: float = 1800.0
+    outage_s: float = 600.0
     block_s: float = 1.0
+    full_s: float = 1.0
     backoff_s: float = 0.5
     max_backoff_s: float = 30.0
     max_failures: int = 8
@@ -82,10 +97,10 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if self.max_batch < 1:
             raise ValueError(f"max_batch is {self.max_batch}; it must be at least 1")
-        if not 0 < self.timeout_s < self.lease_s:
+        if not 0 < self.timeout_s < self.hold_s or not 0 < self.lease_s < self.hold_s:
             raise ValueError(
-                f"timeout_s is {self.timeout_s} and lease_s {self.lease_s}; the timeout must be "
-                "above 0 and below the lease, else a record is taken over while it is scored"
+                f"timeout_s is {self.timeout_s}, lease_s {self.lease_s} and hold_s {self.hold_s}; "
+                "timeout and lease must be above 0 and below hold_s, else every batch is given up"
             )
 
 
@@ -118,7 +133,13 @@ class RewardServer:
         ]
         self._owner = owner
         self._stopping = threading.Event()
-        self._failures_in_a_row = 0
+        self._backoff = Backoff(
+            owner,
+            first_s=self._settings.backoff_s,
+            longest_s=self._settings.max_backoff_s,
+            max_failures=self._settings.max_failures,
+        )
+        self._breaker = Breaker(patience_s=self._settings.outage_s)
         self._images_per_record = 1
         self._counts: dict[str, int] = dict.fromkeys(_COUNTS, 0)
         self._busy_s: dict[str, float] = dict.fromkeys(_STAGES, 0.0)
@@ -128,6 +149,8 @@ class RewardServer:
 
         Raises:
             GaveUpError: after too many failures in a row; its cause is the last of them.
+            StalledError: calls of a reward hang for good.
+            RewardDownError: a reward that had worked failed on everything for `outage_s`.
         """
         try:
             while not self._stopping.is_set():
@@ -145,39 +168,55 @@ class RewardServer:
 
         `scored`, `failed`, `retried` and `duplicates` count records: committed, given up for
         good, queued again, committed before by another; `images` counts decoded pictures,
-        `failures` batches that broke; `wait_s`, `decode_s`, `score_s` and `commit_s` are
-        seconds by stage.
+        `failures` batches that broke; `down` is why nothing is scored now, if so;
+        `wait_s`, `decode_s`, `score_s` and `commit_s` are seconds by stage.
         """
         seconds = {f"{stage}_s": round(value, 3) for stage, value in self._busy_s.items()}
-        return {"owner": self._owner, **self._counts, **seconds}
+        return {"owner": self._owner, **self._counts, **seconds, "down": self._breaker.reason}
 
     def _guarded_batch(self) -> None:
         try:
             self._batch()
-            self._failures_in_a_row = 0
+            self._backoff.succeed()
+        except (StalledError, RewardDownError):
+            raise
         except Exception as error:  # noqa: BLE001  the outermost loop
             self._count_failure(error)
 
     def _count_failure(self, error: Exception) -> None:
         self._counts["failures"] += 1
-        self._failures_in_a_row += 1
-        log.exception("%s: batch failed, %d in a row", self._owner, self._failures_in_a_row)
-        if self._failures_in_a_row > self._settings.max_failures:
-            raise GaveUpError(
-                f"{self._owner} failed {self._failures_in_a_row} times in a row, last with "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        backoff_s = self._settings.backoff_s * 2 ** (self._failures_in_a_row - 1)
+        log.exception("%s: batch failed, %d before it", self._owner, self._backoff.failures)
+        wait_s = self._backoff.fail(error)
         with self._timed("wait"):
-            self._stopping.wait(min(backoff_s, self._settings.max_backoff_s))
+            self._stopping.wait(wait_s)
 
     def _batch(self) -> None:
         for reward in self._rewards:
             reward.check()
+        is_trial = self._breaker.is_open
         with self._timed("wait"):
-            claimed = self._claim()
-        for records in _cut(claimed, self._settings.max_batch):
-            self._score(records)
+            claimed = self._claim_trial() if is_trial else self._claim()
+        if not claimed:
+            return
+        left = [record.record_id for record in claimed]
+        with Heartbeat(
+            lambda: self._replay.renew_claims(self._owner, tuple(left)),
+            every_s=self._settings.lease_s / 3,
+            longest_s=self._settings.hold_s,
+            name=self._owner,
+        ):
+            for records in _cut(claimed, self._settings.max_batch):
+                if self._breaker.is_open and not is_trial:
+                    self._replay.unclaim(left)
+                    break
+                self._score(records)
+                del left[: len(records)]
+
+    def _claim_trial(self) -> list[Record]:
+        """One record, after a while."""
+        if self._stopping.wait(self._breaker.wait_s()):
+            return []
+        return self._claim_for(1, self._settings.block_s)
 
     def _claim(self) -> list[Record]:
         """What is there up to a full batch; once there is some, more for `batch_wait_s`."""
@@ -264,6 +303,9 @@ class RewardServer:
         ]
 
     def _settle(self, records: list[Record], outcomes: list[Scores | Failure]) -> None:
+        if self._is_outage(outcomes):
+            self._replay.unclaim([record.record_id for record in records])
+            return
         scored = []
         for record, outcome in zip(records, outcomes, strict=True):
             if isinstance(outcome, Failure):
@@ -273,9 +315,29 @@ class RewardServer:
             else:
                 scored.append((record.record_id, outcome))
         if scored:
-            new = self._replay.commit(scored, self._owner)
+            new = self._commit(scored)
             self._counts["scored"] += new
             self._counts["duplicates"] += len(scored) - new
+
+    def _commit(self, scored: list[tuple[str, Scores]]) -> int:
+        """Waits while the replay has no room, unless stopped: scores are dear."""
+        while True:
+            try:
+                return self._replay.commit(scored, self._owner)
+            except ReplayFull as error:
+                log.warning("%s: waits with %d scores: %s", self._owner, len(scored), error)
+                if self._stopping.wait(self._settings.full_s):
+                    raise
+
+    def _is_outage(self, outcomes: list[Scores | Failure]) -> bool:
+        """A reward is down, and that is what made these outcomes; a trial's are its own."""
+        was_open = self._breaker.is_open
+        failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+        self._breaker.note(failures[0].reason if len(failures) == len(outcomes) else None)
+        if self._breaker.is_open and not was_open:
+            log.warning("%s: a reward is down: %s", self._owner, self._breaker.reason)
+            return True
+        return False
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

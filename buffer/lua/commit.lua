@@ -1,13 +1,17 @@
--- Give records their rewards and evict the oldest above the capacity.
--- ARGV     2 capacity in records; then for each: id, number of scored latents, scores frame
+-- Give records their rewards, and evict what is above the capacity.
+-- ARGV     2 capacity in records, 3 capacity in bytes or 0, 4 'oldest' or 'lowest_priority';
+--          then for each: id, number of scored latents, scores frame
 -- Returns  how many records were new; an error BADSCORES, with nothing applied, if a number differs
 -- Invariant: a record enters the log once, with its rewards, in the step that takes it off the
---            queue; `live` holds the newest `capacity` committed records.
+--            queue. Afterwards `live` is within both capacities: what was removed came first by
+--            ticket, or by priority and then by ticket.
+local NEW_PRIORITY = '1'
+
 local function is_open(id)
   return redis.call('HEXISTS', ENTRIES, id) == 1
 end
 
-for at = 3, #ARGV, 3 do
+for at = 5, #ARGV, 3 do
   local expected = redis.call('HGET', payload(ARGV[at]), 'n')
   if is_open(ARGV[at]) and expected ~= ARGV[at + 1] then
     return redis.error_reply('BADSCORES ' .. ARGV[at] .. ' has ' .. tostring(expected)
@@ -16,12 +20,15 @@ for at = 3, #ARGV, 3 do
 end
 
 local new = 0
-for at = 3, #ARGV, 3 do
+for at = 5, #ARGV, 3 do
   local id = ARGV[at]
   if is_open(id) then
     local header = redis.call('HGET', payload(id), 'h')
-    local position = redis.call('XADD', LOG, '*', 'k', 'c', 'h', header, 's', ARGV[at + 2])
-    redis.call('RPUSH', LIVE, id .. ' ' .. position)
+    local place = redis.call('XADD', LOG, '*', 'k', 'c', 'id', id, 'h', header, 's', ARGV[at + 2])
+    redis.call('ZADD', LIVE, order_of(id), id)
+    redis.call('ZADD', PRIORITIES, NEW_PRIORITY, id)
+    redis.call('HSET', PLACES, id, place)
+    redis.call('HINCRBY', COUNTS, 'live_bytes', redis.call('HGET', SIZES, id) or '0')
     finish(id)
     new = new + 1
   end
@@ -31,21 +38,28 @@ if new == 0 then
 end
 redis.call('HINCRBY', COUNTS, 'committed', new)
 
-local surplus = redis.call('LLEN', LIVE) - tonumber(ARGV[2])
-local upto
-for _ = 1, surplus do
-  local id, position = string.match(redis.call('LPOP', LIVE), '^(%S+) (%S+)$')
-  redis.call('UNLINK', payload(id))
-  upto = position
+local records, bytes = redis.call('ZCARD', LIVE), tonumber(redis.call('HGET', COUNTS, 'live_bytes'))
+local most_records, most_bytes = tonumber(ARGV[2]), tonumber(ARGV[3])
+local removed = {}
+while records > most_records or (most_bytes > 0 and bytes > most_bytes and records > 0) do
+  local order = ARGV[4] == 'oldest' and LIVE or PRIORITIES
+  local id = redis.call('ZRANGE', order, #removed, #removed)[1]
+  bytes = bytes - tonumber(redis.call('HGET', SIZES, id) or '0')
+  records = records - 1
+  removed[#removed + 1] = id
 end
-if upto then
-  redis.call('XADD', LOG, '*', 'k', 'e', 'upto', upto)
-  redis.call('HINCRBY', COUNTS, 'evicted', surplus)
-  -- Keep the log bounded, but leave a slow reader room to see what was evicted meanwhile.
-  local live = redis.call('LLEN', LIVE)
-  if redis.call('XLEN', LOG) > 4 * live + 4096 then
-    local floor = string.match(redis.call('LINDEX', LIVE, 0), ' (%S+)$')
-    redis.call('XTRIM', LOG, 'MINID', floor)
+evict(removed)
+
+-- Keep the log bounded, but leave a slow reader room to see what happened meanwhile. The first
+-- entries go; those of records that are still live are written again at its end.
+local surplus = math.min(redis.call('XLEN', LOG) - 4 * records - 4096, 2 * new + #removed)
+if surplus > 0 then
+  for _, entry in ipairs(redis.call('XRANGE', LOG, '-', '+', 'COUNT', surplus)) do
+    local fields = entry[2]
+    if fields[2] == 'c' and redis.call('HGET', PLACES, fields[4]) == entry[1] then
+      redis.call('HSET', PLACES, fields[4], redis.call('XADD', LOG, '*', unpack(fields)))
+    end
   end
+  redis.call('XTRIM', LOG, 'MAXLEN', redis.call('XLEN', LOG) - surplus)
 end
 return new

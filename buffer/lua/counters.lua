@@ -1,9 +1,10 @@
 -- All counts at one instant.
 -- ARGV     none
 -- Returns  admitted, issued, leased, open tickets, issued records, pending, claimed, committed,
---          failed, retried, evicted, live
+--          failed, retried, evicted, live, bytes of the live ones
 local tickets = redis.call('HMGET', TICKETS, 'limit', 'next')
-local counts = redis.call('HMGET', COUNTS, 'issued', 'committed', 'failed', 'retried', 'evicted')
+local counts = redis.call('HMGET', COUNTS, 'issued', 'committed', 'failed', 'retried', 'evicted',
+  'live_bytes')
 local function number(value)
   return tonumber(value or '0')
 end
@@ -13,5 +14,5 @@ return {
   number(counts[1]), redis.call('HLEN', ENTRIES),
   redis.call('XPENDING', PENDING, GROUP)[1],
   number(counts[2]), number(counts[3]), number(counts[4]), number(counts[5]),
-  redis.call('LLEN', LIVE),
+  redis.call('ZCARD', LIVE), number(counts[6]),
 }

@@ -6,9 +6,12 @@
 -- Rule for all scripts: the first write is one that a full server refuses (XADD, HSET, ZADD,
 -- HINCRBY). Redis refuses only before the first write, so a refused script has changed nothing.
 local TICKETS, VERSIONS, LEASES, HOLDERS, OPEN = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local PENDING, ENTRIES, ATTEMPTS = KEYS[6], KEYS[7], KEYS[8]
-local LOG, LIVE, COUNTS, QUARANTINE = KEYS[9], KEYS[10], KEYS[11], KEYS[12]
+local PENDING, ENTRIES, ATTEMPTS, LOG = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local LIVE, PLACES, PRIORITIES, GENERATIONS = KEYS[10], KEYS[11], KEYS[12], KEYS[13]
+local SIZES, COUNTS, QUARANTINE, REASONS = KEYS[14], KEYS[15], KEYS[16], KEYS[17]
 local GROUP = 'scorers'
+-- Failed records beyond this number are forgotten, oldest first; their latents cost memory.
+local MOST_QUARANTINED = 1000
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -22,6 +25,11 @@ end
 -- 123 of '0000000123.004', as text.
 local function ticket_of(id)
   return string.format('%d', tonumber(string.sub(id, 1, 10)))
+end
+
+-- 123004 of '0000000123.004': sorts like the ids.
+local function order_of(id)
+  return string.sub(id, 1, 10) .. string.sub(id, 12)
 end
 
 local function dequeue(entry)
@@ -40,10 +48,37 @@ local function finish(id)
   end
 end
 
+local function drop_payload(id)
+  redis.call('UNLINK', payload(id))
+  redis.call('HDEL', SIZES, id)
+end
+
 local function quarantine(id, reason)
   redis.call('XADD', LOG, '*', 'k', 'f', 'id', id, 'reason', reason)
-  redis.call('XADD', QUARANTINE, 'MAXLEN', '~', 10000, '*', 'id', id, 'reason', reason)
+  redis.call('ZADD', QUARANTINE, string.format('%d', now_ms()), id)
+  redis.call('HSET', REASONS, id, reason)
   redis.call('HINCRBY', COUNTS, 'failed', 1)
   finish(id)
-  redis.call('UNLINK', payload(id))
+  for _ = MOST_QUARANTINED + 1, redis.call('ZCARD', QUARANTINE) do
+    local oldest = redis.call('ZPOPMIN', QUARANTINE)[1]
+    redis.call('HDEL', REASONS, oldest)
+    drop_payload(oldest)
+  end
+end
+
+-- The latents of live records go. One log entry tells of all of them.
+local function evict(ids)
+  if #ids == 0 then
+    return
+  end
+  redis.call('XADD', LOG, '*', 'k', 'e', 'ids', table.concat(ids, ' '))
+  redis.call('HINCRBY', COUNTS, 'evicted', #ids)
+  for _, id in ipairs(ids) do
+    redis.call('HINCRBY', COUNTS, 'live_bytes', -tonumber(redis.call('HGET', SIZES, id) or '0'))
+    redis.call('ZREM', LIVE, id)
+    redis.call('ZREM', PRIORITIES, id)
+    redis.call('HDEL', PLACES, id)
+    redis.call('HDEL', GENERATIONS, id)
+    drop_payload(id)
+  end
 end

@@ -14,7 +14,7 @@ import numpy as np
 
 from buffer.embedded import EmbeddedServer
 from buffer.records import Record, Scores, record_id
-from buffer.redis_replay import RedisReplay
+from buffer.redis_replay import RedisReplay, ReplaySettings
 from deploy.bench.timing import Row, spread
 from deploy.run_config import RunConfig, load_config
 from learner.engine import join_ranks, leave_ranks
@@ -33,7 +33,9 @@ def steps(path: Path, teacher: Path, *, repeats: int, few: bool) -> list[Row]:
     """
     config = _config(path, teacher, repeats=repeats, few=few)
     with EmbeddedServer() as server, _alone():
-        replay = RedisReplay.connect(server.url, run=config.name, capacity_records=10**6)
+        replay = RedisReplay.connect(
+            ReplaySettings(url=server.url, run=config.name, capacity_records=10**6)
+        )
         _fill(replay, config)
         method = _method(config, replay)
         method.prepare()

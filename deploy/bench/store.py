@@ -16,7 +16,7 @@ from buffer.connection import Client, connect
 from buffer.embedded import EmbeddedServer
 from buffer.index import LogIndex
 from buffer.records import IndexEntry, Record, record_id
-from buffer.redis_replay import RedisReplay
+from buffer.redis_replay import RedisReplay, ReplaySettings
 from deploy.bench.timing import Way, Work, again_and_again
 
 SHAPES = ((4, 8, 8), (4, 64, 64), (4, 128, 128))
@@ -114,7 +114,9 @@ def _insert_work(url: str, client: Client, shape: tuple[int, int, int]) -> Work:
 
     def ours(calls: int) -> Callable[[], object]:
         client.flushall()
-        store = RedisReplay.connect(url, run=f"bench-{next(_RUNS)}", capacity_records=10**6)
+        store = RedisReplay.connect(
+            ReplaySettings(url=url, run=f"bench-{next(_RUNS)}", capacity_records=10**6)
+        )
         store.admit(limit=calls, policy_version=0)
         groups = [new_group(ticket, shape) for ticket in range(calls)]
 
@@ -151,7 +153,9 @@ def _read_work(url: str, client: Client, shape: tuple[int, int, int]) -> Work:
     """One slice of every record of 16 groups, in an order that no two repeats need to share."""
     client.flushall()
     groups = [new_group(ticket, shape) for ticket in range(16)]
-    store = RedisReplay.connect(url, run=f"bench-{next(_RUNS)}", capacity_records=10**6)
+    store = RedisReplay.connect(
+        ReplaySettings(url=url, run=f"bench-{next(_RUNS)}", capacity_records=10**6)
+    )
     store.admit(limit=len(groups), policy_version=0)
     for group in groups:
         ticket = store.lease_ticket("bench", lease_s=60.0)

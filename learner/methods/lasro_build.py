@@ -27,6 +27,7 @@ def build_lasro(
     rewards: Mapping[str, float],
     group_size: int,
     max_open: int,
+    max_staleness: int = 0,
     capacity_groups: int,
     stall_s: float,
     seed: int,
@@ -38,6 +39,7 @@ def build_lasro(
     Args:
         rewards: weight of every reward by name.
         max_open: groups that may be under way at once.
+        max_staleness: cycles whose groups may be issued before their turn.
         stall_s: deadline of every wait.
     """
     torch.set_num_threads(learner.threads)
@@ -83,6 +85,8 @@ def build_lasro(
         group_size=group_size,
         steps=steps,
         max_open=max_open if rank == 0 else None,
+        ahead=max_staleness * settings.groups_per_cycle,
+        num_tickets=settings.pretrain.groups + settings.cycles * settings.groups_per_cycle,
         stall_s=stall_s,
         stopping=stopping,
     )

@@ -11,6 +11,7 @@ References die with the process that put the weights.
 """
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,7 +41,8 @@ class PolicyBoard:
             raise ValueError(f"keep is {keep}; the board must keep at least 1 version")
         self._keep = keep
         self._refs_of_version: dict[int, list[Any]] = {}
-        self._edition = 0
+        # From the clock, so that a board that starts again repeats none of its former life.
+        self._edition = time.time_ns()
 
     def publish(self, version: int, refs: Sequence[Any]) -> None:
         """Make a version the newest. Publishing the same references again changes nothing.

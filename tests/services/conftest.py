@@ -2,13 +2,14 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
 from buffer.embedded import EmbeddedServer
 from buffer.records import Record, Scores, record_id
-from buffer.redis_replay import RedisReplay
+from buffer.redis_replay import RedisReplay, ReplaySettings
 
 _RUNS = itertools.count()
 
@@ -24,10 +25,12 @@ def new_replay(server: EmbeddedServer) -> Iterator[Callable[..., RedisReplay]]:
     """Makes clients of one fresh run, all alike but for the settings that are given."""
     run, made = f"test-{next(_RUNS)}", []
 
-    def make(capacity_records: int = 1000, timeout_s: float = 10.0) -> RedisReplay:
+    def make(*, capacity_records: int = 1000, **settings: Any) -> RedisReplay:
         made.append(
             RedisReplay.connect(
-                server.url, run=run, capacity_records=capacity_records, timeout_s=timeout_s
+                ReplaySettings(
+                    url=server.url, run=run, capacity_records=capacity_records, **settings
+                )
             )
         )
         return made[-1]

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from buffer.embedded import EmbeddedServer
 from buffer.errors import ReplayAccessDenied, ReplayFull, ReplayUnavailable
 from buffer.index import LogIndex
 from buffer.records import START, EvictedEntry, FailedEntry, IndexEntry, Record, Scores
-from buffer.redis_replay import RedisReplay
+from buffer.redis_replay import RedisReplay, ReplaySettings
 
 pytestmark = pytest.mark.redis
 
@@ -239,9 +240,77 @@ def test_a_record_that_kills_every_server_is_quarantined(
     for _ in range(4):
         replay.claim("dies", max_records=1, block_s=0, lease_s=SHORT_S)
         time.sleep(2 * SHORT_S)
-    [(name, reason)] = replay.quarantined(10)
-    assert name == "0000000000.000"
-    assert "expired without an answer" in reason
+    [failed] = replay.quarantined(10)
+    assert failed.record_id == "0000000000.000"
+    assert "expired without an answer" in failed.reason
+    assert_balanced(replay)
+
+
+def test_a_claim_that_is_renewed_is_not_taken_over(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    put(replay, [make_group(0)])
+    names = [record.record_id for record in claim(replay, owner="slow")]
+    for _ in range(4):
+        time.sleep(SHORT_S)
+        assert replay.renew_claims("slow", names) == 2
+        assert replay.claim("quick", max_records=9, block_s=0, lease_s=2 * SHORT_S) == []
+
+
+def test_a_claim_that_another_took_over_is_not_renewed(
+    replay: RedisReplay, new_replay: NewReplay, make_group: MakeGroup
+) -> None:
+    put(replay, [make_group(0)])
+    names = [record.record_id for record in claim(replay, owner="slow")]
+    time.sleep(2 * SHORT_S)
+    new_replay().claim("quick", max_records=1, block_s=0, lease_s=SHORT_S)
+    assert replay.renew_claims("slow", names) == 1
+
+
+def test_records_given_back_are_handed_out_again_without_an_attempt(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    put(replay, [make_group(0)])
+    for _ in range(10):
+        names = [record.record_id for record in claim(replay)]
+        assert replay.unclaim(names) == 2
+        assert replay.unclaim(names) == 0
+    assert replay.counters().failed == 0
+    assert replay.counters().retried == 0
+    assert_balanced(replay)
+
+
+def test_a_released_record_is_scored_like_any_other(
+    replay: RedisReplay, make_group: MakeGroup, scores: MakeScores
+) -> None:
+    put(replay, [make_group(0)])
+    bad, good = (record.record_id for record in claim(replay))
+    replay.fail(bad, "boom", retry=False)
+    replay.commit([(good, scores())])
+    index = LogIndex(group_size=2)
+    index.extend(replay.tail(START, max_entries=9))
+    assert replay.release([bad, good]) == 1
+    assert replay.release([bad]) == 0
+    assert replay.quarantined(9) == []
+    assert_balanced(replay)
+    [again] = claim(replay)
+    replay.commit([(again.record_id, scores())])
+    index.extend(replay.tail(index.position, max_entries=9))
+    assert index.groups().tolist() == [[0, 1]]
+    assert replay.counters().failed == 0
+    assert_balanced(replay)
+
+
+def test_a_released_record_that_is_damaged_is_quarantined_again(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    put(replay, [make_group(0, size=1)])
+    replay._client.hset(replay._record_prefix + "0000000000.000", "h", b"junk")
+    assert claim(replay) == []
+    assert replay.quarantined(9)[0].size_bytes > 0
+    assert replay.release(["0000000000.000"]) == 1
+    assert claim(replay) == []
+    assert replay.counters().failed == 1
     assert_balanced(replay)
 
 
@@ -319,7 +388,7 @@ def test_a_record_is_handed_out_as_often_as_allowed_and_then_quarantined(
     outcomes = [replay.fail(claim(replay)[0].record_id, "boom", retry=True) for _ in range(3)]
     assert outcomes == [False, False, True]
     assert claim(replay) == []
-    assert replay.quarantined(10) == [("0000000000.000", "boom")]
+    assert [(q.record_id, q.reason) for q in replay.quarantined(10)] == [("0000000000.000", "boom")]
 
 
 def test_a_quarantined_record_is_in_the_log_without_a_number(
@@ -371,7 +440,7 @@ def test_a_damaged_record_is_quarantined_and_its_neighbour_served(
     for field, data in damage.items():
         replay._client.hset(replay._record_prefix + "0000000000.000", field, data)
     assert [record.member for record in claim(replay)] == [1]
-    assert replay.quarantined(1)[0][1].startswith("unreadable record")
+    assert replay.quarantined(1)[0].reason.startswith("unreadable record")
 
 
 def test_a_record_whose_payload_vanished_is_quarantined(
@@ -418,7 +487,99 @@ def test_the_log_tells_what_was_evicted(
     replay.commit([(record.record_id, scores()) for record in claim(replay)])
     entries = replay.tail(START, max_entries=10)
     assert isinstance(entries[-1], EvictedEntry)
-    assert entries[-1].upto == entries[0].position
+    assert entries[-1].record_ids == ("0000000000.000",)
+
+
+def test_the_bytes_of_live_records_stay_within_their_budget(
+    new_replay: NewReplay, make_group: MakeGroup, scores: MakeScores
+) -> None:
+    probe = new_replay()
+    put(probe, [make_group(0)])
+    probe.commit([(record.record_id, scores()) for record in claim(probe)])
+    per_record = probe.counters().live_bytes // 2
+    assert 2 * 4 * 8 * 8 * 2 < per_record < 2 * 4 * 8 * 8 * 2 + 200
+
+    replay = new_replay(capacity_bytes=3 * per_record + per_record // 2)
+    issue(replay, 2)
+    for ticket in (1, 2):
+        replay.put_group(ticket, make_group(ticket))
+        replay.commit([(record.record_id, scores()) for record in claim(replay)])
+    now = replay.counters()
+    assert (now.live, now.live_bytes) == (3, 3 * per_record)
+    assert_balanced(replay)
+
+
+def test_a_record_committed_late_is_removed_before_those_of_younger_tickets(
+    new_replay: NewReplay, make_group: MakeGroup, scores: MakeScores
+) -> None:
+    replay = new_replay(capacity_records=2)
+    put(replay, [make_group(ticket, size=1) for ticket in range(3)])
+    first, second, third = (record.record_id for record in claim(replay))
+    for name in (third, second, first):
+        replay.commit([(name, scores())])
+    found = replay.read_latents([(name, 0) for name in (first, second, third)])
+    assert [latent is not None for latent in found] == [False, True, True]
+
+
+def test_the_records_of_lowest_priority_are_removed_first_and_of_equals_the_oldest(
+    new_replay: NewReplay, make_group: MakeGroup, scores: MakeScores
+) -> None:
+    replay = new_replay(capacity_records=3, remover="lowest_priority")
+    put(replay, [make_group(ticket, size=1) for ticket in range(5)])
+    names = [record.record_id for record in claim(replay)]
+    replay.commit([(name, scores()) for name in names[:3]])
+    replay.set_priorities({names[0]: 2.5, names[2]: 0.5}, generation=1)
+    replay.commit([(name, scores()) for name in names[3:]])
+    entries = replay.tail(START, max_entries=10)
+    gone = [name for e in entries if isinstance(e, EvictedEntry) for name in e.record_ids]
+    assert gone == [names[2], names[1]]
+    assert_balanced(replay)
+
+
+def test_a_priority_of_an_older_generation_changes_nothing(
+    replay: RedisReplay, make_group: MakeGroup, scores: MakeScores
+) -> None:
+    put(replay, [make_group(0, size=1)])
+    name = claim(replay)[0].record_id
+    replay.commit([(name, scores())])
+    assert replay.set_priorities({name: 3.0}, generation=7) == 1
+    assert replay.set_priorities({name: 9.0}, generation=7) == 0
+    assert replay.set_priorities({name: 9.0}, generation=6) == 0
+    assert replay.priorities() == {name: 3.0}
+
+
+def test_a_priority_does_not_bring_an_evicted_record_back(
+    replay: RedisReplay, make_group: MakeGroup, scores: MakeScores
+) -> None:
+    put(replay, [make_group(0, size=1)])
+    name = claim(replay)[0].record_id
+    replay.commit([(name, scores())])
+    replay.consume(1)
+    assert replay.set_priorities({name: 3.0}, generation=1) == 0
+    assert replay.priorities() == {}
+
+
+@pytest.mark.parametrize("priority", [-1.0, float("nan"), float("inf")])
+def test_a_priority_that_cannot_be_drawn_by_is_an_error(
+    priority: float, replay: RedisReplay
+) -> None:
+    with pytest.raises(ValueError, match="priority"):
+        replay.set_priorities({"0000000000.000": priority}, generation=1)
+
+
+def test_consumed_records_are_gone_and_the_others_stay(
+    replay: RedisReplay, make_group: MakeGroup, scores: MakeScores
+) -> None:
+    put(replay, [make_group(ticket) for ticket in range(3)])
+    replay.commit([(record.record_id, scores()) for record in claim(replay)])
+    assert replay.consume(2) == 4
+    assert replay.consume(2) == 0
+    index = LogIndex(group_size=2)
+    index.extend(replay.tail(START, max_entries=100))
+    assert index.ticket.tolist() == [2, 2]
+    assert index.finished(0, 3)
+    assert replay.counters().live_bytes > 0
+    assert_balanced(replay)
 
 
 def test_pending_records_are_never_evicted(
@@ -442,6 +603,28 @@ def test_the_log_is_trimmed_but_never_of_live_records(
     index.extend(entries)
     assert len(entries) < 4400
     assert [e.member for e in index.entries(range(10))] == list(range(190, 200))
+
+
+def test_the_entry_of_a_record_that_outlives_the_log_is_written_again(
+    new_replay: NewReplay, make_group: MakeGroup, scores: MakeScores
+) -> None:
+    replay = new_replay(capacity_records=10, remover="lowest_priority")
+    put(replay, [make_group(ticket, size=200) for ticket in range(20)])
+    follower, kept = LogIndex(group_size=200), "0000000000.003"
+    while records := claim(replay, 1):
+        replay.commit([(records[0].record_id, scores())])
+        replay.set_priorities({kept: 5.0}, generation=1)
+        if records[0].member % 50 == 0:
+            follower.extend(replay.tail(follower.position, max_entries=1000))
+    follower.extend(replay.tail(follower.position, max_entries=1000))
+    entries = replay.tail(START, max_entries=10_000)
+    rebuilt = LogIndex(group_size=200)
+    rebuilt.extend(entries)
+    assert len(entries) < 4400
+    assert rebuilt.entry(0).record_id == kept
+    assert [e.record_id for e in rebuilt.entries(range(len(rebuilt)))] == [
+        e.record_id for e in follower.entries(range(len(follower)))
+    ]
 
 
 def test_a_tail_continues_where_it_stopped(
@@ -507,7 +690,7 @@ def test_runs_do_not_see_each_other(
     server: EmbeddedServer, replay: RedisReplay, make_group: MakeGroup
 ) -> None:
     put(replay, [make_group(0)])
-    other = RedisReplay.connect(server.url, run="other", capacity_records=9)
+    other = RedisReplay.connect(ReplaySettings(url=server.url, run="other", capacity_records=9))
     assert claim(other) == []
     other.erase()
     other.close()
@@ -517,7 +700,7 @@ def test_runs_do_not_see_each_other(
 def test_erasing_a_run_leaves_no_key(
     server: EmbeddedServer, make_group: MakeGroup, scores: MakeScores
 ) -> None:
-    replay = RedisReplay.connect(server.url, run="gone", capacity_records=9)
+    replay = RedisReplay.connect(ReplaySettings(url=server.url, run="gone", capacity_records=9))
     put(replay, [make_group(0)])
     replay.commit([(claim(replay, 1)[0].record_id, scores())])
     assert replay.erase() > 5
@@ -568,6 +751,58 @@ def test_records_survive_crashes_of_everybody_and_count_once(
     assert sorted(names) == [r.record_id for t in range(tickets) for r in make_group(t, size=size)]
 
 
+# Outages
+
+
+def test_an_outage_is_ridden_out(tmp_path: Path, make_group: MakeGroup, scores: MakeScores) -> None:
+    with EmbeddedServer(tmp_path) as server:
+        settings = ReplaySettings(url=server.url, run="out", capacity_records=9, outage_s=20)
+        replay = RedisReplay.connect(settings)
+        put(replay, [make_group(0)])
+        names = [record.record_id for record in claim(replay)]
+        os.kill(server.pid, signal.SIGKILL)
+        committing = threading.Thread(
+            target=lambda: replay.commit([(name, scores()) for name in names])
+        )
+        committing.start()
+        time.sleep(0.5)
+        assert server.revive()
+        committing.join()
+        assert len(replay.tail(START, max_entries=9)) == 2
+        assert_balanced(replay)
+        replay.close()
+
+
+def test_an_outage_that_lasts_longer_is_an_error(tmp_path: Path) -> None:
+    with EmbeddedServer(tmp_path) as server:
+        settings = ReplaySettings(url=server.url, run="out", capacity_records=9, outage_s=0.5)
+        replay = RedisReplay.connect(settings)
+        os.kill(server.pid, signal.SIGKILL)
+        begun = time.monotonic()
+        with pytest.raises(ReplayUnavailable):
+            replay.counters()
+        assert 0.5 < time.monotonic() - begun < 10
+        replay.close()
+
+
+def test_a_nearly_full_server_takes_commits_but_no_new_groups(
+    make_group: MakeGroup, scores: MakeScores
+) -> None:
+    with EmbeddedServer() as server:
+        settings = ReplaySettings(url=server.url, run="full", capacity_records=2)
+        replay = RedisReplay.connect(settings)
+        put(replay, [make_group(0)])
+        issue(replay, 1)
+        used = replay._client.info("memory")["used_memory"]
+        replay._client.config_set("maxmemory", int(used / 0.95))
+        with pytest.raises(ReplayFull, match="maxmemory"):
+            replay.put_group(1, make_group(1))
+        assert replay.commit([(record.record_id, scores()) for record in claim(replay)]) == 2
+        replay._client.config_set("maxmemory", 2 * used)
+        assert replay.put_group(1, make_group(1))
+        replay.close()
+
+
 # Errors
 
 
@@ -581,7 +816,7 @@ def test_a_full_server_refuses_a_step_and_nothing_of_it_happens(
     step: str, make_group: MakeGroup, scores: MakeScores
 ) -> None:
     with EmbeddedServer() as server:
-        replay = RedisReplay.connect(server.url, run="full", capacity_records=2)
+        replay = RedisReplay.connect(ReplaySettings(url=server.url, run="full", capacity_records=2))
         put(replay, [make_group(0)])
         name = claim(replay)[0].record_id
         replay.admit(limit=3, policy_version=0)

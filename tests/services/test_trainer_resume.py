@@ -23,7 +23,7 @@ from actors.prompts import PromptSource
 from actors.rollout import FewStepPolicy
 from actors.worker import SamplerWorker
 from buffer.embedded import EmbeddedServer
-from buffer.redis_replay import RedisReplay
+from buffer.redis_replay import RedisReplay, ReplaySettings
 from deploy.shapes.models import (
     consistency_pipeline,
     new_text_encoder,
@@ -133,7 +133,9 @@ class World:
     reward: Brightness = field(default_factory=Brightness)
 
     def replay(self) -> RedisReplay:
-        return RedisReplay.connect(self.url, run=self.run, capacity_records=1000)
+        return RedisReplay.connect(
+            ReplaySettings(url=self.url, run=self.run, capacity_records=1000)
+        )
 
     @property
     def model(self) -> Model:

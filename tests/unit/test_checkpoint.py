@@ -102,7 +102,7 @@ def test_another_rank_saves_its_part_and_nothing_more(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ('{"format": 99}', "has format 99; this version reads 1"),
+        ('{"format": 99}', "has format 99; this version reads 2"),
         ("{}", "has format None"),
         ("[]", "has format None"),
         ('{"format": 1', "cannot be read"),
@@ -124,3 +124,34 @@ def test_a_state_that_is_not_text_is_told_as_such(tmp_path: Path) -> None:
 def test_a_checkpoint_without_state_is_told_as_such(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read"):
         checkpoint.read_state(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "state"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path, 3)
+    write(tmp_path, 4)
+    weights = tmp_path / "checkpoints" / "00000004" / "weights"
+    if damage == "truncate":
+        weights.write_text("who")
+    elif damage == "flip":
+        weights.write_text("whale")
+    elif damage == "remove":
+        weights.unlink()
+    else:
+        weights.with_name("state.json").write_text("{")
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found.name == "00000003"
+    assert "00000004 is passed over" in caplog.text
+
+
+def test_a_checkpoint_of_another_format_is_not_taken_for_damaged(tmp_path: Path) -> None:
+    write(tmp_path, 3)
+    write(tmp_path, 4)
+    (tmp_path / "checkpoints" / "00000004" / "state.json").write_text('{"format": 99}')
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    with pytest.raises(ValueError, match="99"):
+        checkpoint.read_state(found)

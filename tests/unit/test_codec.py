@@ -81,6 +81,12 @@ FRAMES: list[tuple[bytes, Callable[[bytes], Any]]] = [
     (encode_scores(SCORES), decode_scores),
 ]
 frames = pytest.mark.parametrize(("frame", "decode"), FRAMES, ids=["header", "latent", "scores"])
+COMMITTED = {
+    b"k": b"c",
+    b"id": RECORD.record_id.encode(),
+    b"h": encode_header(RECORD),
+    b"s": encode_scores(SCORES),
+}
 
 
 def sealed(magic: bytes, body: bytes) -> bytes:
@@ -298,8 +304,7 @@ def test_latents_of_different_shapes_are_refused() -> None:
 
 
 def test_a_committed_entry_joins_header_and_rewards() -> None:
-    fields = {b"k": b"c", b"h": encode_header(RECORD), b"s": encode_scores(SCORES)}
-    entry = decode_entry(b"17-2", fields)
+    entry = decode_entry(b"17-2", COMMITTED)
     assert isinstance(entry, IndexEntry)
     assert (entry.position, entry.record_id, entry.rewards) == (
         "17-2",
@@ -316,9 +321,10 @@ def test_a_failed_entry_has_its_reason() -> None:
     )
 
 
-def test_an_evicted_entry_has_its_end() -> None:
-    entry = decode_entry(b"17-2", {b"k": b"e", b"upto": b"16-0"})
-    assert entry == EvictedEntry(position="17-2", upto="16-0")
+def test_an_evicted_entry_names_its_records() -> None:
+    entry = decode_entry(b"17-2", {b"k": b"e", b"ids": b"0000000007.001 0000000008.000"})
+    names = ("0000000007.001", "0000000008.000")
+    assert entry == EvictedEntry(position="17-2", record_ids=names)
 
 
 @pytest.mark.parametrize(
@@ -327,12 +333,15 @@ def test_an_evicted_entry_has_its_end() -> None:
         {},
         {b"k": b"x"},
         {b"k": b"e"},
-        {b"k": b"e", b"upto": b"18-0"},
-        {b"k": b"e", b"upto": b"-1"},
-        {b"k": b"e", b"upto": b"16-0", b"more": b""},
+        {b"k": b"e", b"ids": b""},
+        {b"k": b"e", b"ids": b"0000000007.001  0000000008.000"},
+        {b"k": b"e", b"ids": b"7.1"},
+        {b"k": b"e", b"ids": b"0000000007.001", b"more": b""},
         {b"k": b"f", b"id": b"7.1", b"reason": b""},
         {b"k": b"f", b"id": b"0000000007.001", b"reason": b"\xff"},
-        {b"k": b"c", b"h": encode_header(RECORD), b"s": encode_scores(Scores({"a": (1.0,)}))},
+        {**COMMITTED, b"s": encode_scores(Scores({"a": (1.0,)}))},
+        {**COMMITTED, b"id": b"0000000099.000"},
+        {name: data for name, data in COMMITTED.items() if name != b"id"},
     ],
 )
 def test_a_malformed_log_entry_is_refused(fields: dict[bytes, bytes]) -> None:
@@ -342,7 +351,7 @@ def test_a_malformed_log_entry_is_refused(fields: dict[bytes, bytes]) -> None:
 
 def test_a_malformed_position_is_refused() -> None:
     with pytest.raises(CodecError):
-        decode_entry(b"17", {b"k": b"e", b"upto": b"16-0"})
+        decode_entry(b"17", {b"k": b"e", b"ids": b"0000000007.001"})
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,9 @@ def failed(place: int, ticket: int, member: int) -> FailedEntry:
     )
 
 
-def evicted(place: int, upto: int) -> EvictedEntry:
-    return EvictedEntry(position=f"{place}-0", upto=f"{upto}-0")
+def evicted(place: int, *members: tuple[int, int]) -> EvictedEntry:
+    names = tuple(record_id(ticket, member) for ticket, member in members)
+    return EvictedEntry(position=f"{place}-0", record_ids=names)
 
 
 def folded(entries: list[LogEntry], group_size: int = 2) -> LogIndex:
@@ -90,7 +91,8 @@ def test_an_empty_index_has_no_rows_and_no_groups() -> None:
 def test_pages_of_any_size_give_the_same_index() -> None:
     rng = random.Random(0)
     log: list[LogEntry] = [committed(n + 1, n // 2, n % 2, n) for n in range(40)]
-    log += [evicted(41, 7), failed(42, 20, 0), committed(43, 20, 1), evicted(44, 19)]
+    log += [evicted(41, (0, 1), (1, 0)), failed(42, 20, 0), committed(43, 20, 1)]
+    log += [committed(44, 3, 0, 6), evicted(45, (3, 1), (20, 1)), committed(46, 2, 0, 4)]
     whole, paged = folded(log), LogIndex(group_size=2)
     start = 0
     while start < len(log):
@@ -108,21 +110,22 @@ def test_entries_seen_before_change_nothing() -> None:
 
 
 def test_positions_compare_as_numbers() -> None:
-    index = folded([committed(9, 0, 0), committed(10, 0, 1), evicted(11, 9)])
-    assert ids(index) == ["0000000000.001"]
+    index = folded([committed(9, 0, 0)])
+    index.extend([committed(10, 0, 1)])
+    assert len(index) == 2
 
 
 def test_evicted_records_leave_the_table() -> None:
-    index = folded([*LOG, evicted(5, 2)])
+    index = folded([*LOG, evicted(5, (1, 1), (0, 1))])
     assert ids(index) == ["0000000001.000"]
 
 
 def test_a_record_committed_after_an_eviction_stays() -> None:
-    assert len(folded([committed(1, 0, 0), evicted(2, 1), committed(3, 0, 1)])) == 1
+    assert len(folded([committed(1, 0, 0), evicted(2, (0, 0)), committed(3, 0, 1)])) == 1
 
 
 def test_an_index_that_became_empty_fills_again() -> None:
-    index = folded([committed(1, 0, 0), evicted(2, 1)])
+    index = folded([committed(1, 0, 0), evicted(2, (0, 0))])
     assert len(index) == 0
     index.extend([committed(3, 0, 1)])
     assert index.reward_names == ("a", "b")
@@ -145,13 +148,43 @@ def test_committed_and_failed_records_finish_a_ticket() -> None:
 
 
 def test_a_ticket_stays_finished_when_its_records_are_evicted() -> None:
-    assert folded([*LOG, evicted(5, 3)]).finished(0, 2)
+    assert folded([*LOG, evicted(5, (1, 0), (1, 1))]).finished(0, 2)
 
 
 def test_tickets_finish_in_any_order() -> None:
     index = folded([committed(1, 3, 0), committed(2, 3, 1)])
     assert index.finished(3, 4)
     assert not index.finished(2, 4)
+
+
+def test_a_record_written_again_changes_nothing() -> None:
+    index = folded([committed(1, 0, 0, 2.0), committed(2, 0, 0, 2.0)])
+    assert len(index) == 1
+    index.extend([committed(3, 0, 0, 2.0)])
+    assert len(index) == 1
+    assert not index.finished(0, 1)
+
+
+def test_a_failed_record_that_is_committed_later_counts_once() -> None:
+    index = folded([failed(1, 0, 0), committed(2, 0, 0)])
+    assert not index.finished(0, 1)
+    index.extend([committed(3, 0, 1)])
+    assert index.finished(0, 1)
+
+
+def test_tickets_may_be_declared_finished() -> None:
+    index = folded([committed(1, 0, 0), *LOG[:1]])
+    index.finish_below(3)
+    assert index.finished(0, 3)
+    assert not index.finished(3, 4)
+
+
+def test_priorities_follow_their_records() -> None:
+    index = folded([committed(1, 1, 0), committed(2, 0, 1)])
+    assert index.priority.tolist() == [1.0, 1.0]
+    index.set_priorities({record_id(1, 0): 0.5, record_id(9, 0): 7.0, record_id(0, 0): 3.0})
+    index.extend([committed(3, 0, 0)])
+    assert index.priority.tolist() == [1.0, 1.0, 0.5]
 
 
 def test_no_tickets_are_always_finished() -> None:

@@ -9,9 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from buffer.backoff import GaveUpError
+from buffer.errors import ReplayFull
 from buffer.records import Record, Scores, record_id
 from reward_servers.base import RewardModel, Scored
-from reward_servers.server import GaveUpError, RewardServer, ServerSettings
+from reward_servers.breaker import RewardDownError
+from reward_servers.server import RewardServer, ServerSettings
+from reward_servers.timed import StalledError
 
 FAST = ServerSettings(
     max_batch=8, batch_wait_s=0.01, timeout_s=5, lease_s=20, block_s=0.02, backoff_s=0.001
@@ -27,6 +31,8 @@ class FakeReplay:
         self.attempts = dict.fromkeys(self.by_id, attempts)
         self.committed: dict[str, Scores] = {}
         self.failed: dict[str, str] = {}
+        self.renewed: list[str] = []
+        self.returned: list[str] = []
         self.settled = threading.Event()
 
     def claim(
@@ -51,6 +57,15 @@ class FakeReplay:
         self.failed[record_id] = reason
         self._look()
         return True
+
+    def renew_claims(self, owner: str, record_ids: Sequence[str]) -> int:
+        self.renewed += record_ids
+        return len(record_ids)
+
+    def unclaim(self, record_ids: Sequence[str]) -> int:
+        self.returned += record_ids
+        self.waiting += [self.by_id[name] for name in record_ids]
+        return len(record_ids)
 
     def _look(self) -> None:
         if len(self.committed) + len(self.failed) == len(self.by_id):
@@ -238,19 +253,107 @@ def test_a_reward_is_used_again_after_one_stall() -> None:
     assert list(replay.committed) == ids([0])
 
 
-def test_a_server_whose_reward_stalls_again_and_again_gives_up() -> None:
+def test_a_server_whose_reward_stalls_again_and_again_ends_for_a_new_process() -> None:
     release = threading.Event()
 
     def stall(images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         release.wait(20)
         return Brightness().score(images, prompts)
 
-    settings = replace(FAST, timeout_s=0.02, max_batch=1, max_failures=2)
+    settings = replace(FAST, timeout_s=0.02, max_batch=1)
     replay = FakeReplay([record(i, scored=(0,)) for i in range(9)])
     server = RewardServer(replay, decode, {"slow": Doing(stall)}, owner="r-0", settings=settings)
-    with pytest.raises(GaveUpError, match="3 calls of reward 'slow' have not returned"):
+    with pytest.raises(StalledError, match="3 calls of reward 'slow' have not returned"):
         server.run()
     release.set()
+
+
+def test_claims_are_renewed_while_a_reward_takes_its_time() -> None:
+    def slow(images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        time.sleep(0.3)
+        return Brightness().score(images, prompts)
+
+    replay = FakeReplay([record(0), record(1)])
+    serve(replay, {"slow": Doing(slow)}, replace(FAST, lease_s=0.15))
+    assert replay.renewed.count(ids([1])[0]) >= 3
+
+
+class Service:
+    """A reward that is up or down, and counts what it is asked while it is down."""
+
+    def __init__(self) -> None:
+        self.up = True
+        self.asked_in_vain = 0
+
+    def score(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        if not self.up:
+            self.asked_in_vain += 1
+            raise ConnectionError("service is down")
+        return Brightness().score(images_BHWC, prompts)
+
+
+class DownAfterOne(FakeReplay):
+    """The service goes down when the first record is committed; comes back after `trials`."""
+
+    def __init__(self, records: Sequence[Record], service: Service, *, comes_back: bool) -> None:
+        super().__init__(records, attempts=5)
+        self.service = service
+        self.comes_back = comes_back
+
+    def commit(self, scored: Sequence[tuple[str, Scores]], owner: str) -> int:
+        if not self.committed:
+            self.service.up = False
+        return super().commit(scored, owner)
+
+    def unclaim(self, record_ids: Sequence[str]) -> int:
+        if self.comes_back:
+            self.service.up = True
+        return super().unclaim(record_ids)
+
+
+def test_records_wait_for_a_reward_that_went_down_and_none_is_worn_out() -> None:
+    service = Service()
+    records = [record(i, scored=(0,)) for i in range(9)]
+    replay = DownAfterOne(records, service, comes_back=True)
+    stats = serve(replay, {"service": service}, replace(FAST, max_batch=1)).stats()
+    assert sorted(replay.committed) == ids(range(9))
+    assert replay.failed == {}
+    assert (stats["down"], len(replay.returned)) == ("", 1)
+
+
+def test_a_reward_that_stays_down_ends_the_server_with_its_reason() -> None:
+    service = Service()
+    records = [record(i, scored=(0,)) for i in range(9)]
+    replay = DownAfterOne(records, service, comes_back=False)
+    settings = replace(FAST, max_batch=1, outage_s=0.2)
+    server = RewardServer(replay, decode, {"service": service}, owner="r-0", settings=settings)
+    with pytest.raises(RewardDownError, match="service is down"):
+        server.run()
+    assert replay.failed == {}
+    assert service.asked_in_vain < 9
+
+
+def test_a_reward_that_never_worked_is_not_waited_for() -> None:
+    service = Service()
+    service.up = False
+    replay = FakeReplay([record(i, scored=(0,)) for i in range(9)])
+    serve(replay, {"service": service}, replace(FAST, max_batch=1))
+    assert len(replay.failed) == 9
+
+
+def test_scores_wait_for_room_in_a_full_replay() -> None:
+    class Full(FakeReplay):
+        refusals = 3
+
+        def commit(self, scored: Sequence[tuple[str, Scores]], owner: str) -> int:
+            if self.refusals:
+                self.refusals -= 1
+                raise ReplayFull("no room")
+            return super().commit(scored, owner)
+
+    model, replay = Brightness(), Full([record(0)])
+    stats = serve(replay, {"light": model}, replace(FAST, full_s=0.001)).stats()
+    assert (stats["failures"], model.batches) == (0, [2])
 
 
 def test_a_replay_that_fails_a_while_loses_nothing() -> None:
@@ -308,6 +411,7 @@ def test_reward_names_are_checked_at_once(rewards: dict[str, RewardModel]) -> No
         RewardServer(FakeReplay([]), decode, rewards, owner="r-0")
 
 
-def test_a_lease_that_a_timeout_outlives_is_refused() -> None:
-    with pytest.raises(ValueError, match="taken over while it is scored"):
-        ServerSettings(timeout_s=60, lease_s=30)
+@pytest.mark.parametrize("wrong", [{"timeout_s": 60}, {"lease_s": 60}, {"timeout_s": 0}])
+def test_times_that_give_every_batch_up_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="every batch is given up"):
+        ServerSettings(**{"timeout_s": 5, "lease_s": 5, "hold_s": 30, **wrong})  # pyright: ignore

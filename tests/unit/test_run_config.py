@@ -211,7 +211,15 @@ def test_an_override_does_not_leak_through_a_yaml_alias(tmp_path: Path) -> None:
         (["method.pretrain.groups=4"], "method.pretrain.groups", "fewer than one batch"),
         (["learner.ranks=2", "method.policy_batch=3"], "method.policy_batch", "divisible"),
         (["actors.lease_s=600"], "limits.stall_s", "dead actor"),
-        (["scoring.timeout_s=180"], "scoring.timeout_s", "scores them again"),
+        (["scoring.timeout_s=600"], "limits.stall_s", "a reward that stalls"),
+        (["scoring.outage_s=600"], "limits.stall_s", "a reward that is down"),
+        (["replay.outage_s=900"], "limits.stall_s", "a Redis that is down"),
+        (["pace=lockstep"], "actors.groups_per_batch", "last bits"),
+        (
+            ["pace=lockstep", "actors.groups_per_batch=1", "replay.max_staleness=1"],
+            "replay.max_staleness",
+            "depend on its speed",
+        ),
         (["evaluation.prompts.held_out=false"], "evaluation.prompts", "the training prompts"),
         (["evaluation.samples=1"], "evaluation.samples", "diversity.prompts = 2"),
         (

@@ -3,13 +3,16 @@
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from actors.prompts import PromptSource
 from actors.rollout import Group, Rollout
-from actors.worker import GaveUpError, SamplerWorker, WorkerSettings
+from actors.worker import SamplerWorker, WorkerSettings
+from buffer.backoff import GaveUpError
+from buffer.errors import ReplayFull
 from buffer.records import Record, Ticket
 
 FAST = WorkerSettings(idle_s=0.001, backoff_s=0.001, max_backoff_s=0.002, max_failures=3)
@@ -24,6 +27,7 @@ class FakeTickets:
         self.groups: dict[int, list[Record]] = {}
         self.renewals = 0
         self.failing_puts = 0
+        self.full_puts = 0
         self.on_empty: Callable[[], None] = lambda: None
 
     def lease_ticket(self, owner: str, *, lease_s: float) -> Ticket | None:
@@ -45,6 +49,9 @@ class FakeTickets:
         if self.failing_puts:
             self.failing_puts -= 1
             raise ConnectionError("the server is away")
+        if self.full_puts:
+            self.full_puts -= 1
+            raise ReplayFull("no room")
         self.leased.pop(ticket, None)
         new = ticket not in self.groups
         self.groups.setdefault(ticket, list(records))
@@ -360,11 +367,35 @@ def test_stats_count_groups_images_and_seconds_by_stage() -> None:
     assert float(stats["sample_s"]) >= 0.04
 
 
-def test_a_batch_that_outlasts_its_lease_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    scene = Scene(0, settings=WorkerSettings(idle_s=0.001, lease_s=0.001))
-    scene.policy.before_sampling = lambda: time.sleep(0.01)
+def test_leases_are_renewed_while_a_batch_takes_its_time() -> None:
+    scene = Scene(0, settings=WorkerSettings(idle_s=0.001, lease_s=0.1))
+    scene.policy.before_sampling = lambda: time.sleep(0.3)
     scene.run_until_empty()
-    assert "raise lease_s" in caplog.text
+    assert scene.tickets.renewals >= 3
+
+
+def test_a_sampler_that_hangs_loses_its_leases(caplog: pytest.LogCaptureFixture) -> None:
+    scene = Scene(0, settings=WorkerSettings(idle_s=0.001, lease_s=0.03, hold_s=0.1))
+    scene.policy.before_sampling = lambda: time.sleep(0.5)
+    scene.run_until_empty()
+    assert scene.tickets.renewals < 20
+    assert "sampler-0: at work for more than" in caplog.text
+
+
+def test_a_group_waits_for_room_in_a_full_replay() -> None:
+    scene = Scene(0, settings=replace(FAST, full_s=0.001, max_failures=0))
+    scene.tickets.full_puts = 20
+    scene.run_until_empty()
+    stats = scene.worker.stats()
+    assert (stats["full"], stats["failures"], scene.policy.batches) == (20, 0, [[0]])
+
+
+def test_a_worker_that_is_stopped_while_the_replay_is_full_returns_its_ticket() -> None:
+    scene = Scene(0, settings=replace(FAST, full_s=30))
+    scene.tickets.full_puts = 1000
+    threading.Timer(0.1, scene.worker.stop).start()
+    scene.worker.run()
+    assert [ticket.number for ticket in scene.tickets.waiting] == [0]
 
 
 @pytest.mark.parametrize("name", ["groups_per_batch", "put_attempts"])

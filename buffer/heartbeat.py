@@ -1,0 +1,66 @@
+"""Keeping what a worker holds while it works on it: leases that are renewed beside the work.
+
+    with Heartbeat(renew, every_s=lease_s / 3, longest_s=600):
+        ...  # work that may take longer than a lease
+
+Leases can then be short, so that the work of a dead worker soon goes to another. The beat ends
+after `longest_s`: a worker that hangs must lose its leases too.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+log = logging.getLogger(__name__)
+
+
+class Heartbeat:
+    """Calls `renew` every `every_s` while the block runs, for `longest_s` at most.
+
+    Args:
+        renew: called on another thread. An error is logged, and the next beat tries again.
+    """
+
+    def __init__(
+        self, renew: Callable[[], object], *, every_s: float, longest_s: float, name: str = ""
+    ) -> None:
+        if not 0 < every_s < longest_s:
+            raise ValueError(
+                f"every_s is {every_s} and longest_s {longest_s}: a heart must beat, and stop later"
+            )
+        self._renew = renew
+        self._every_s = every_s
+        self._longest_s = longest_s
+        self._name = name
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> "Heartbeat":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        deadline = time.monotonic() + self._longest_s
+        while not self._done.wait(self._every_s):
+            if time.monotonic() > deadline:
+                log.warning(
+                    "%s: at work for more than %.0f s; its leases are left to run out",
+                    self._name,
+                    self._longest_s,
+                )
+                return
+            try:
+                self._renew()
+            except Exception:
+                log.warning("%s: leases not renewed", self._name, exc_info=True)

@@ -1,0 +1,14 @@
+-- Queue claimed records again, for whoever asks next. No attempt is counted.
+-- ARGV     2... id, entry that was claimed, ...
+-- Returns  how many were queued
+-- Invariant: a record has one entry in the queue.
+local queued = 0
+for at = 2, #ARGV, 2 do
+  local id, entry = ARGV[at], ARGV[at + 1]
+  if redis.call('HGET', ENTRIES, id) == entry then
+    redis.call('HSET', ENTRIES, id, redis.call('XADD', PENDING, '*', 'id', id))
+    dequeue(entry)
+    queued = queued + 1
+  end
+end
+return queued

@@ -1,0 +1,1 @@
+"""Drills: what a run survives, shown by doing it."""
