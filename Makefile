@@ -1,5 +1,7 @@
 # make train    set up, then fine-tune the shapes model on this machine
 # make test     set up, then run the tests
+# make faults   kill processes of a run and see that nothing is lost (KILLS=50 SEED=0)
+# make fuzz     decode damaged frames and work with damaged keys (N=1000000 STATES=10000)
 # See the README for a cluster.
 
 VENV   ?= .venv
@@ -8,6 +10,9 @@ SEED   ?= 0
 METHOD ?= lasro
 RUN    ?= shapes-$(METHOD)-seed$(SEED)
 ARGS   ?=
+KILLS  ?= 50
+N      ?= 1000000
+STATES ?= 10000
 # For the runner itself, such as --resume or --check.
 FLAGS  ?=
 # What chooses torch's build, such as --index-url <PyTorch's index for your CUDA>.
@@ -18,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow check bench clean
+.PHONY: help setup train test test-slow check bench faults fuzz clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -49,6 +54,12 @@ check: setup
 	@$(BIN)/ruff check -q .
 	@$(BIN)/ruff format -q --check .
 	@$(BIN)/pyright
+
+faults: setup
+	@$(BIN)/python -W ignore -m deploy.drills.faults --kills $(KILLS) --seed $(SEED) $(ARGS)
+
+fuzz: setup
+	@$(BIN)/python -W ignore -m deploy.drills.fuzz --frames $(N) --states $(STATES) --seed $(SEED)
 
 bench: setup
 	@$(BIN)/python -m deploy.bench $(ARGS)

@@ -8,7 +8,8 @@ instead of a slightly different latent.
     latent  b"FTL"  dtype code (1), zero (1), C H W (2 each, little endian), raw fp16
     scores  b"FTS"  msgpack list of [name, [float, ...]]
 
-A latent carries its own shape, so a learner reads one slice and nothing else of a trajectory.
+A latent carries its own shape, so a learner reads one slice and nothing else of a trajectory. Its
+checksum covers its place too (record id and slot): read from elsewhere, it is refused.
 Nothing is unpickled, and no length is believed before it is checked.
 """
 
@@ -61,13 +62,15 @@ def decode_header(data: bytes) -> dict[str, Any]:
 
     Their types are checked here, their values by the dataclass that is made of them.
     """
-    fields = _unpack(_open(_HEADER, data, MAX_META_BYTES))
+    body = _open(_HEADER, data, MAX_META_BYTES)
+    fields = _unpack(body)
     if not isinstance(fields, list) or len(fields) != 6:
         raise CodecError("a header needs exactly six fields")
     identity, prompt, policy_version, seed, steps, scored = fields
     if type(identity) is not str or type(steps) is not list or type(scored) is not list:
         raise CodecError("a header field has the wrong type")
     ticket, member = _parsed_id(identity)
+    _check_packed_alike(fields, body)
     return {
         "record_id": identity,
         "ticket": ticket,
@@ -80,16 +83,16 @@ def decode_header(data: bytes) -> dict[str, Any]:
     }
 
 
-def encode_latent(latent: np.ndarray) -> bytes:
-    """One finite fp16 array [C, H, W] as a frame."""
+def encode_latent(latent: np.ndarray, place: tuple[str, int] = ("", 0)) -> bytes:
+    """One finite fp16 array [C, H, W] as a frame that belongs to (record id, slot)."""
     check_latent(latent)
     raw = np.ascontiguousarray(latent, dtype="<f2").tobytes()
-    return _seal(_LATENT, _SHAPE.pack(1, 0, *latent.shape) + raw)
+    return _seal(_LATENT, _SHAPE.pack(1, 0, *latent.shape) + raw, place)
 
 
-def decode_latent(data: bytes) -> np.ndarray:
-    """The array of a frame: a read-only view on `data`."""
-    body = _open(_LATENT, data, MAX_LATENT_BYTES)
+def decode_latent(data: bytes, place: tuple[str, int] = ("", 0)) -> np.ndarray:
+    """The array of a frame of (record id, slot): a read-only view on `data`."""
+    body = _open(_LATENT, data, MAX_LATENT_BYTES, place)
     if len(body) < _SHAPE.size:
         raise CodecError("a latent ends within its shape")
     code, zero, *shape = _SHAPE.unpack_from(body)
@@ -108,7 +111,10 @@ def decode_latent(data: bytes) -> np.ndarray:
 
 def encode_record(record: Record) -> dict[bytes, bytes]:
     """The fields of a record's hash: header, number of scored latents, one field per latent."""
-    latents = {str(slot).encode(): encode_latent(z) for slot, z in enumerate(record.latents)}
+    latents = {
+        str(slot).encode(): encode_latent(latent, (record.record_id, slot))
+        for slot, latent in enumerate(record.latents)
+    }
     count = str(len(record.scored)).encode()
     return {HEADER_FIELD: encode_header(record), NUM_SCORED_FIELD: count, **latents}
 
@@ -123,7 +129,11 @@ def decode_record(fields: Mapping[bytes, bytes]) -> Record:
         raise CodecError(f"{header['record_id']}: fields are missing or unknown")
     if fields[NUM_SCORED_FIELD] != str(len(header["scored"])).encode():
         raise CodecError(f"{header['record_id']}: wrong number of scored latents")
-    return _made(Record, latents=tuple(decode_latent(fields[slot]) for slot in slots), **header)
+    latents = tuple(
+        decode_latent(fields[slot], (header["record_id"], number))
+        for number, slot in enumerate(slots)
+    )
+    return _made(Record, latents=latents, **header)
 
 
 def encode_scores(scores: Scores) -> bytes:
@@ -134,7 +144,8 @@ def encode_scores(scores: Scores) -> bytes:
 
 def decode_scores(data: bytes) -> Scores:
     """The rewards of a frame."""
-    pairs = _unpack(_open(_SCORES, data, MAX_META_BYTES))
+    body = _open(_SCORES, data, MAX_META_BYTES)
+    pairs = _unpack(body)
     if not isinstance(pairs, list):
         raise CodecError("scores must be a list")
     rewards: dict[str, tuple[float, ...]] = {}
@@ -144,6 +155,7 @@ def decode_scores(data: bytes) -> Scores:
         if pair[0] in rewards:
             raise CodecError("a reward is named twice")
         rewards[pair[0]] = tuple(pair[1])
+    _check_packed_alike(sorted(pairs), body)
     return _made(Scores, rewards=rewards)
 
 
@@ -169,11 +181,18 @@ def decode_entry(position: bytes, fields: Mapping[bytes, bytes]) -> LogEntry:
     raise CodecError(f"log entry {place} is of no known kind")
 
 
-def _seal(magic: bytes, body: bytes) -> bytes:
-    return _PREFIX.pack(magic, FORMAT_VERSION, zlib.crc32(body)) + body
+def _seal(magic: bytes, body: bytes, place: tuple[str, int] = ("", 0)) -> bytes:
+    return _PREFIX.pack(magic, FORMAT_VERSION, _checksum(body, place)) + body
 
 
-def _open(magic: bytes, data: bytes, max_bytes: int) -> memoryview:
+def _checksum(body: bytes | memoryview, place: tuple[str, int]) -> int:
+    where = f"{place[0]}/{place[1]}".encode() if place[0] else b""
+    return zlib.crc32(body, zlib.crc32(where))
+
+
+def _open(
+    magic: bytes, data: bytes, max_bytes: int, place: tuple[str, int] = ("", 0)
+) -> memoryview:
     """The body of a sound frame."""
     if not _PREFIX.size <= len(data) <= max_bytes:
         raise CodecError(f"a frame of {len(data)} bytes; {_PREFIX.size} to {max_bytes} expected")
@@ -183,8 +202,8 @@ def _open(magic: bytes, data: bytes, max_bytes: int) -> memoryview:
     if version != FORMAT_VERSION:
         raise CodecError(f"frame version {version}; this program reads {FORMAT_VERSION}")
     body = memoryview(data)[_PREFIX.size :]
-    if zlib.crc32(body) != checksum:
-        raise CodecError(f"a frame {magic.decode()} is damaged: its checksum differs")
+    if _checksum(body, place) != checksum:
+        raise CodecError(f"a frame {magic.decode()} is damaged or misplaced: its checksum differs")
     return body
 
 
@@ -199,6 +218,16 @@ def _unpack(body: memoryview) -> Any:
         return msgpack.unpackb(body, raw=False, ext_hook=_refuse_extension)
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
         raise CodecError(f"not msgpack: {error}") from error
+
+
+def _check_packed_alike(value: Any, body: memoryview) -> None:
+    """One value has one form in bytes: another is not what we wrote."""
+    try:
+        packed = _pack(value)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise CodecError(f"a value that is never packed: {error}") from error
+    if packed != body:
+        raise CodecError("a value is packed in another way than ours")
 
 
 def _refuse_extension(code: int, data: bytes) -> Any:

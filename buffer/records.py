@@ -91,7 +91,6 @@ class Record:
 
     def __post_init__(self) -> None:
         _check_identity(self)
-        _check_range("seed", self.seed, 2**64 - 1)
         _check_latents(self.latents, len(self.steps))
 
 
@@ -235,6 +234,7 @@ def check_rewards(rewards: Mapping[str, tuple[float, ...]]) -> None:
 def _check_identity(entry: Record | IndexEntry) -> None:
     _check_name(entry)
     _check_range("policy_version", entry.policy_version, MAX_VERSION)
+    _check_range("seed", entry.seed, 2**64 - 1)
     _check_text("prompt", entry.prompt, MAX_PROMPT_BYTES)
     _check_increasing("steps", entry.steps, 2**31 - 1)
     _check_increasing("scored", entry.scored, len(entry.steps) - 1)

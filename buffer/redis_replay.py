@@ -32,6 +32,7 @@ from buffer.records import (
     MAX_TICKET,
     MAX_VERSION,
     Counters,
+    FailedEntry,
     LogEntry,
     Quarantined,
     Record,
@@ -199,7 +200,7 @@ class RedisReplay:
             remaining_s = max(0.0, deadline - time.monotonic())
             entries = _stream_entries(self._read_log(after, max_entries, remaining_s))
             if entries or time.monotonic() >= deadline:
-                return [decode_entry(position, fields) for position, fields in entries]
+                return [_entry_or_failed(position, fields) for position, fields in entries]
 
     def read_latents(self, wanted: Sequence[tuple[str, int]]) -> list[np.ndarray | None]:
         names = [(self._record_prefix + record_id, str(slot)) for record_id, slot in wanted]
@@ -208,9 +209,12 @@ class RedisReplay:
             pipe = self._client.pipeline(transaction=False)
             for name, slot in names:
                 pipe.hget(name, slot)
-            return pipe.execute()
+            return self._each(pipe)
 
-        return [None if data is None else decode_latent(data) for data in self._answer_to(ask)]
+        return [
+            _latent_or_none(data, place)
+            for place, data in zip(wanted, self._answer_to(ask), strict=True)
+        ]
 
     def set_priorities(self, priority_of: Mapping[str, float], *, generation: int) -> int:
         if not 0 <= generation <= MAX_VERSION:
@@ -241,6 +245,8 @@ class RedisReplay:
 
     def counters(self) -> Counters:
         found = [int(number) for number in self._run("counters")]
+        if not all(0 <= number <= MAX_VERSION for number in found):
+            raise CodecError(f"the counts of run {self.settings.run!r} are damaged: {found}")
         admitted, issued, leased, open_tickets, *records = found
         return Counters(
             admitted, issued, leased, open_tickets, issued - leased - open_tickets, *records
@@ -339,28 +345,48 @@ class RedisReplay:
         answer = self._answer_to(
             lambda: self._client.xreadgroup(_GROUP, owner, where, count=max_records, block=block_ms)
         )
-        return [(entry, fields[b"id"]) for entry, fields in _stream_entries(answer)]
+        return [(entry, fields.get(b"id", b"")) for entry, fields in _stream_entries(answer)]
 
     def _load(self, found: Sequence[tuple[bytes, bytes]]) -> list[Record]:
-        if not found:
+        named = [(entry, _record_name(name)) for entry, name in found]
+        self._drop_entries([entry for entry, name in named if name is None])
+        known = [(entry, name) for entry, name in named if name is not None]
+        if not known:
             return []
-        keys = [self._record_prefix + name.decode() for _, name in found]
 
         def ask() -> list[Any]:
             pipe = self._client.pipeline(transaction=False)
-            for each in keys:
-                pipe.hgetall(each)
-            return pipe.execute()
+            for _, name in known:
+                pipe.hgetall(self._record_prefix + name)
+            return self._each(pipe)
 
         records: list[Record] = []
-        for (entry, name), fields in zip(found, self._answer_to(ask), strict=True):
+        for (entry, name), fields in zip(known, self._answer_to(ask), strict=True):
             try:
-                records.append(decode_record(fields))
+                records.append(_record_named(name, fields))
             except CodecError as error:
-                self._fail(name.decode(), f"unreadable record: {error}", retry=False, entry=entry)
+                self._fail(name, f"unreadable record: {error}", retry=False, entry=entry)
             else:
-                self._claims[name.decode()] = entry
+                self._claims[name] = entry
         return records
+
+    def _each(self, pipe: Any) -> list[Any]:
+        """Every answer of a pipeline; where a key is of another type, what the server says of it.
+
+        One odd key must not hide the answers for all others.
+        """
+        answers = pipe.execute(raise_on_error=False)
+        for answer in answers:
+            if isinstance(answer, Exception) and "WRONGTYPE" not in str(answer):
+                raise answer
+        return answers
+
+    def _drop_entries(self, entries: Sequence[bytes]) -> None:
+        """Takes entries that name no record off the queue: nobody could ever finish them."""
+        if entries:
+            log.warning("%d entries of the queue name no record and are dropped", len(entries))
+            self._answer_to(lambda: self._client.xack(self._key("pending"), _GROUP, *entries))
+            self._answer_to(lambda: self._client.xdel(self._key("pending"), *entries))
 
     def _fail(self, record_id: str, reason: str, *, retry: bool, entry: bytes) -> bool:
         short = reason.encode("utf-8", "replace")[:MAX_REASON_BYTES].decode("utf-8", "ignore")
@@ -374,6 +400,57 @@ def _script_texts() -> dict[str, str]:
     prelude = (_LUA / "prelude.lua").read_text("utf-8")
     names = sorted(path.stem for path in _LUA.glob("*.lua") if path.stem != "prelude")
     return {name: prelude + (_LUA / f"{name}.lua").read_text("utf-8") for name in names}
+
+
+def _record_name(name: bytes) -> str | None:
+    """The id as text; None if it is none."""
+    text = name.decode("ascii", "replace")
+    try:
+        parse_record_id(text)
+    except ValueError:
+        return None
+    return text
+
+
+def _entry_or_failed(position: bytes, fields: Mapping[bytes, bytes]) -> LogEntry:
+    """A log entry. A damaged one counts as a failed record, so that nobody waits for it."""
+    try:
+        return decode_entry(position, fields)
+    except CodecError as error:
+        name = _record_name(fields.get(b"id", b""))
+        if name is None:
+            raise
+        log.warning("the log entry of %s is unreadable: %s", name, error)
+        ticket, member = parse_record_id(name)
+        return FailedEntry(
+            position=position.decode(),
+            record_id=name,
+            ticket=ticket,
+            member=member,
+            reason=f"unreadable log entry: {error}",
+        )
+
+
+def _latent_or_none(data: Any, place: tuple[str, int]) -> np.ndarray | None:
+    """A damaged latent is as good as evicted."""
+    if data is None:
+        return None
+    try:
+        if isinstance(data, Exception):
+            raise CodecError(str(data))
+        return decode_latent(data, place)
+    except CodecError as error:
+        log.warning("latent %d of %s is unreadable: %s", place[1], place[0], error)
+        return None
+
+
+def _record_named(name: str, fields: Any) -> Record:
+    if isinstance(fields, Exception):
+        raise CodecError(str(fields))
+    record = decode_record(fields)
+    if record.record_id != name:
+        raise CodecError(f"it is record {record.record_id}, put in the place of {name}")
+    return record
 
 
 def _chunks(items: Sequence[T]) -> Iterable[Sequence[T]]:

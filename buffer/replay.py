@@ -112,6 +112,8 @@ class Replay(Protocol):
     def tail(self, after: str, *, max_entries: int, block_s: float = 0.0) -> list[LogEntry]:
         """Log entries after a position (`records.START` for all), in order.
 
+        The entry of a committed record that is damaged comes as that of a failed one.
+
         Empty: none came within `block_s`. Survives restarts. Entries of live records are always
         there; a reader that is several capacities behind misses some of those evicted long ago.
         """
@@ -120,7 +122,7 @@ class Replay(Protocol):
     def read_latents(self, wanted: Sequence[tuple[str, int]]) -> list[np.ndarray | None]:
         """The latent of each (record id, slot in `steps`): fp16 [C, H, W], read-only.
 
-        None: evicted, failed or unknown. One round trip, and only the wanted slices travel.
+        None: evicted, failed, unknown or damaged. Only the wanted slices travel.
         """
         ...
 

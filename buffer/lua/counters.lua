@@ -6,7 +6,8 @@ local tickets = redis.call('HMGET', TICKETS, 'limit', 'next')
 local counts = redis.call('HMGET', COUNTS, 'issued', 'committed', 'failed', 'retried', 'evicted',
   'live_bytes')
 local function number(value)
-  return tonumber(value or '0')
+  -- A nil would end the answer here: -1 says that a count is damaged.
+  return tonumber(value or '0') or -1
 end
 return {
   number(tickets[1]), number(tickets[2]),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, LCMScheduler
 from diffusers.models.attention_processor import AttnProcessor
 
 from deploy.shapes.world import draw_scene
@@ -27,10 +27,15 @@ def draw_prompts(count: int, seed: int, *, three: float, held_out: bool = True) 
 
 
 def load_pipeline(folder: Path, lora: Path | None = None) -> DiffusionPipeline:
-    """A pipeline in float32, quiet, with the attention that is quick on a CPU."""
+    """A pipeline in float32, quiet, with the attention that is quick on a CPU.
+
+    Args:
+        lora: an adapter that makes a model of few steps of it.
+    """
     pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     if lora is not None:
         pipeline.load_lora_weights(lora)
+        pipeline.scheduler = LCMScheduler.from_config(pipeline.scheduler.config)
     pipeline.unet.set_attn_processor(AttnProcessor())
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -63,7 +68,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--lora", type=Path, help="an adapter to load over the pipeline")
+    parser.add_argument("--lora", type=Path, help="a few-step adapter to load over the pipeline")
     parser.add_argument("--steps", type=int, nargs="+", default=[50])
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--samples", type=int, default=512)

@@ -10,18 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
 
+from deploy.drills.tiny import save_tiny_pipelines
 from deploy.local_head import LocalHead
-from deploy.shapes.pretrain import (
-    consistency_pipeline,
-    new_text_encoder,
-    new_tokenizer,
-    new_unet,
-    new_vae,
-    save_half,
-)
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ROOT / "deploy" / "configs" / "smoke.yaml"
@@ -65,30 +56,7 @@ class Ended:
 
 @pytest.fixture(scope="session")
 def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Pipelines:
-    folder = tmp_path_factory.mktemp("pipelines")
-    torch.manual_seed(0)
-    tokenizer = new_tokenizer(folder / "tokenizer")
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-    base = StableDiffusionPipeline(
-        vae=new_vae(),
-        text_encoder=new_text_encoder(tokenizer),
-        tokenizer=tokenizer,
-        unet=new_unet(),
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    save_half(base, folder / "base")
-    student = consistency_pipeline(base, new_unet(time_cond_proj_dim=64))
-    save_half(student, folder / "lcm")
+    folder = save_tiny_pipelines(tmp_path_factory.mktemp("pipelines"))
     return Pipelines(folder / "lcm", folder / "base")
 
 

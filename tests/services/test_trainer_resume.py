@@ -12,25 +12,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from actors.prompts import PromptSource
 from actors.rollout import FewStepPolicy
 from actors.worker import SamplerWorker
 from buffer.embedded import EmbeddedServer
 from buffer.redis_replay import RedisReplay, ReplaySettings
-from deploy.shapes.models import (
-    consistency_pipeline,
-    new_text_encoder,
-    new_tokenizer,
-    new_unet,
-    new_vae,
-)
+from deploy.drills.tiny import save_tiny_pipelines
 from learner.engine import join_ranks, leave_ranks
 from learner.groups import ScoredGroups
 from learner.methods.lasro_build import build_lasro
@@ -276,28 +268,7 @@ def one_rank() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained model family: a many-step pipeline and a two-step one."""
-    folder = tmp_path_factory.mktemp("pipelines")
-    torch.manual_seed(0)
-    tokenizer = new_tokenizer(folder / "tokenizer")
-    parts: dict[str, Any] = {
-        "vae": new_vae(),
-        "text_encoder": new_text_encoder(tokenizer),
-        "tokenizer": tokenizer,
-        "unet": new_unet(),
-        "scheduler": DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            steps_offset=1,
-        ),
-        "safety_checker": None,
-        "feature_extractor": None,
-    }
-    base = StableDiffusionPipeline(**parts, requires_safety_checker=False)
-    base.save_pretrained(folder / "base")
-    consistency_pipeline(base, new_unet(time_cond_proj_dim=8)).save_pretrained(folder / "lcm")
-    return folder
+    return save_tiny_pipelines(tmp_path_factory.mktemp("pipelines"))
 
 
 @pytest.fixture(scope="module")

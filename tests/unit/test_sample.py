@@ -2,28 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers import (
-    DDIMScheduler,
-    LCMScheduler,
-    StableDiffusionPipeline,
     UNet2DConditionModel,
 )
 from PIL import Image
 
 from deploy import sample
+from deploy.drills.tiny import save_tiny_pipelines
 from deploy.run_config import config_from_json, load_config
-from deploy.shapes.models import (
-    consistency_pipeline,
-    new_text_encoder,
-    new_tokenizer,
-    new_unet,
-    new_vae,
-)
 from learner.policy.components import PipelineFolder
 from learner.policy.trainable import save_for_diffusers, trainable_unet
 from learner.settings import Model
@@ -38,24 +28,7 @@ pytestmark = pytest.mark.filterwarnings("default")
 @pytest.fixture(scope="module")
 def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders `base` and `lcm` with random weights."""
-    folder = tmp_path_factory.mktemp("pipelines")
-    torch.manual_seed(0)
-    tokenizer = new_tokenizer(folder / "tokenizer")
-    parts: dict[str, Any] = {
-        "vae": new_vae(),
-        "text_encoder": new_text_encoder(tokenizer),
-        "tokenizer": tokenizer,
-        "unet": new_unet(),
-        "scheduler": DDIMScheduler(clip_sample=False, steps_offset=1),
-        "safety_checker": None,
-        "feature_extractor": None,
-    }
-    base = StableDiffusionPipeline(**parts, requires_safety_checker=False)
-    base.save_pretrained(folder / "base")
-    lcm = consistency_pipeline(base, new_unet(time_cond_proj_dim=64))
-    assert isinstance(lcm.scheduler, LCMScheduler)
-    lcm.save_pretrained(folder / "lcm")
-    return folder
+    return save_tiny_pipelines(tmp_path_factory.mktemp("pipelines"))
 
 
 @pytest.fixture(scope="module")
