@@ -23,6 +23,7 @@ MAX_REASON_BYTES = 2000
 MAX_REWARDS = 64
 MAX_LATENT_SIDE = 65535
 
+_SMALL = 2048
 _RECORD_ID = re.compile(r"([0-9]{10})\.([0-9]{3})", re.ASCII)
 _REWARD_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}", re.ASCII)
 _POSITION = re.compile(r"(0|[1-9][0-9]{0,17})-(0|[1-9][0-9]{0,17})", re.ASCII)
@@ -274,6 +275,16 @@ def _check_latents(latents: tuple[np.ndarray, ...], count: int) -> None:
             raise ValueError(f"latents of one record differ: {latent.shape}, {latents[0].shape}")
 
 
+_EXPONENT = np.uint16(0x7C00)
+
+
+def _all_finite(latent: np.ndarray) -> bool:
+    """`np.isfinite(latent).all()`, at a third of the time: fp16 is slow, its bits are not."""
+    if latent.size < _SMALL or not latent.flags.c_contiguous:
+        return bool(np.isfinite(latent).all())
+    return not ((latent.view(np.uint16) & _EXPONENT) == _EXPONENT).any()
+
+
 def check_latent(latent: np.ndarray) -> None:
     """ValueError unless `latent` is a finite fp16 array [C, H, W]."""
     if not isinstance(latent, np.ndarray) or latent.dtype != np.float16:
@@ -282,7 +293,7 @@ def check_latent(latent: np.ndarray) -> None:
         )
     if latent.ndim != 3 or not all(1 <= side <= MAX_LATENT_SIDE for side in latent.shape):
         raise ValueError(f"a latent must have shape [C, H, W]; got {list(latent.shape)}")
-    if not np.isfinite(latent).all():
+    if not _all_finite(latent):
         raise ValueError(
             "a latent holds NaN or infinity: the policy has diverged, or fp16 overflowed"
         )

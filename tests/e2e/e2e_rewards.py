@@ -1,5 +1,6 @@
 """Rewards that misbehave, as a user's might; found by the workers through PYTHONPATH."""
 
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,3 +20,49 @@ class AlwaysRaises:
 
     def score(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         raise RuntimeError("the model is gone")
+
+
+def _brightness(images_BHWC: np.ndarray) -> np.ndarray:
+    return images_BHWC.mean(axis=(1, 2, 3), dtype=np.float64).astype(np.float32) / 255
+
+
+class StallsOnce:
+    """The first call of every process never returns; all others work."""
+
+    def __init__(self) -> None:
+        self._calls = 0
+
+    def score(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        self._calls += 1
+        if self._calls == 1:
+            threading.Event().wait()
+        return _brightness(images_BHWC)
+
+
+class SleepsForever:
+    """No call ever returns."""
+
+    def score(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        threading.Event().wait()
+        return _brightness(images_BHWC)
+
+
+class ReturnsNaN:
+    """Numbers that are none."""
+
+    def score(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        return np.full(len(prompts), np.nan, np.float32)
+
+
+class WrongShape:
+    """A column instead of a row."""
+
+    def score(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        return _brightness(images_BHWC)[:, None]
+
+
+class ShortBatch:
+    """One value too few."""
+
+    def score(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        return _brightness(images_BHWC)[1:]

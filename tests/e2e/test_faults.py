@@ -1,4 +1,4 @@
-"""A run whose processes are killed, beside one that is left alone; `make faults` is the long one."""
+"""Killed processes of a run, beside a run that is left alone; `make faults` is the long one."""
 
 from pathlib import Path
 from typing import Any

@@ -63,6 +63,14 @@ rewards = st.integers(1, 4).flatmap(
     )
 )
 
+
+def large_with(odd: float) -> np.ndarray:
+    """A latent large enough to be checked by its bits."""
+    latent = np.full((4, 32, 32), -65504, np.float16)
+    latent[3, 31, 7] = odd
+    return latent
+
+
 RECORD = Record(
     record_id="0000000007.001",
     ticket=7,
@@ -360,8 +368,15 @@ def test_a_malformed_position_is_refused() -> None:
         np.zeros((1, 2, 2), np.float32),
         np.zeros((2, 2), np.float16),
         np.full((1, 2, 2), np.nan, np.float16),
+        large_with(np.nan),
+        large_with(-np.inf),
     ],
 )
 def test_a_wrong_latent_is_not_encoded(latent: np.ndarray) -> None:
     with pytest.raises(ValueError, match="latent"):
         encode_latent(latent)
+
+
+def test_a_large_latent_of_the_largest_numbers_is_encoded() -> None:
+    latent = large_with(65504)
+    assert np.array_equal(decode_latent(encode_latent(latent)), latent)
