@@ -28,8 +28,6 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (240, 240, 240),
 }
 SHAPES = ("circle", "square", "triangle", "cross", "bar", "ring")
-TURNS = {"bar": 2}
-"""How many quarter turns of a shape are drawn; the others always stand alike."""
 RELATIONS = ("left of", "right of", "above", "below")
 # The unit vector from the second thing to the first.
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}
@@ -114,18 +112,11 @@ def parse(prompt: str) -> Scene:
     return Scene(things, relation, side)
 
 
-def silhouette(
-    shape: str, dx: np.ndarray, dy: np.ndarray, radius: np.ndarray, turn: int = 0
-) -> np.ndarray:
+def silhouette(shape: str, dx: np.ndarray, dy: np.ndarray, radius: np.ndarray) -> np.ndarray:
     """Antialiased coverage in [0, 1] of a shape at offsets (dx, dy) from its centre, in pixels.
 
-    Shapes of one radius cover about the same area. Arrays broadcast.
-
-    Args:
-        turn: quarter turns of the shape, clockwise as one sees it.
+    Shapes of one radius cover about the same area. Arguments broadcast.
     """
-    for _ in range(turn):
-        dx, dy = dy, -dx
     if shape == "circle":
         outside = np.hypot(dx, dy) - radius
     elif shape == "square":

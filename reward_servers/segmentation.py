@@ -18,7 +18,7 @@ from itertools import product
 import numpy as np
 from scipy import ndimage
 
-from reward_servers.scene import BACKGROUND, COLOURS, IMAGE_SIZE, SHAPES, TURNS, silhouette
+from reward_servers.scene import BACKGROUND, COLOURS, IMAGE_SIZE, SHAPES, silhouette
 
 _PALETTE = np.array(list(COLOURS.values()), dtype=np.float32)
 _GROUND = np.array(BACKGROUND, dtype=np.float32)
@@ -168,7 +168,7 @@ def _fits(
     windows_KP = _windows(owner_BHW, coverage_BHW, picture_K, anchor_K2)
     common_KN = windows_KP @ bank.templates
     overlap_KN = common_KN / (squares_K[:, None] + bank.squares - common_KN)
-    overlaps_KS = np.maximum.reduceat(overlap_KN, bank.starts, axis=1)
+    overlaps_KS = overlap_KN.reshape(len(rgb_K3), len(SHAPES), -1).max(axis=2)
     best_K = overlap_KN.argmax(axis=1)
     return overlaps_KS, anchor_K2 + bank.centres[best_K]
 
@@ -204,27 +204,25 @@ def _windows(
 
 @dataclass(frozen=True)
 class _Bank:
-    """Silhouettes over shape, radius, turn, sub-pixel place and blur; shapes outermost."""
+    """Silhouettes over shape, radius, sub-pixel place and blur; shapes outermost."""
 
     templates: np.ndarray  # [P, N]
     squares: np.ndarray  # [N], the templates' sums of squares
     centres: np.ndarray  # [N, 2], x and y relative to the middle pixel
-    starts: list[int]  # [S], the first template of every shape
 
 
 @lru_cache(maxsize=1)
 def _bank() -> _Bank:
     y, x = np.mgrid[-_HALF : _HALF + 1, -_HALF : _HALF + 1].astype(np.float64)
     phases = (-0.375, -0.125, 0.125, 0.375)
-    templates, centres, starts = [], [], []
+    templates, centres = [], []
     for shape in SHAPES:
-        starts.append(len(templates))
         for radius in _RADII:
             # Anchors are centroids; a triangle's lies below its centre.
             low = 0.33 * radius if shape == "triangle" else 0.0
-            for turn, py, px in product(range(TURNS.get(shape, 1)), phases, phases):
-                sharp = silhouette(shape, x - px, y - py + low, np.array(radius), turn)
+            for py, px in product(phases, phases):
+                sharp = silhouette(shape, x - px, y - py + low, np.array(radius))
                 templates += [sharp, ndimage.uniform_filter(sharp, 3)]
                 centres += [(px, py - low)] * 2
     flat = np.stack(templates).reshape(len(templates), -1)
-    return _Bank(np.ascontiguousarray(flat.T), (flat**2).sum(axis=1), np.array(centres), starts)
+    return _Bank(np.ascontiguousarray(flat.T), (flat**2).sum(axis=1), np.array(centres))

@@ -81,9 +81,11 @@ def new_tokenizer(folder: Path) -> CLIPTokenizer:
         trainers.BpeTrainer(vocab_size=1000, end_of_word_suffix="</w>", show_progress=False),
     )
     trained = json.loads(bpe.to_str())["model"]
-    vocab = {**trained["vocab"]}
-    for token in ("<|startoftext|>", "<|endoftext|>"):
-        vocab[token] = len(vocab)
+    joined = ["".join(pair) for pair in trained["merges"]]
+    # Ids of our own: the trainer numbers the letters differently in every run.
+    letters = sorted(set(trained["vocab"]) - set(joined))
+    tokens = [*letters, *joined, "<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: number for number, token in enumerate(tokens)}
     folder.mkdir(parents=True, exist_ok=True)
     merges = [" ".join(pair) for pair in trained["merges"]]
     (folder / "vocab.json").write_text(json.dumps(vocab))

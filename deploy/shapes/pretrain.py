@@ -396,7 +396,7 @@ def main() -> None:
         "vae": (train_vae, 3000),
         "text": (train_text, 2000),
         "base": (train_base, 3500),
-        "lcm": (train_lcm, 2000),
+        "lcm": (train_lcm, 500),
         "lcm-lora": (train_lcm_lora, 2000),
     }
     train, steps = stages[arguments.stage]

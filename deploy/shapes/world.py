@@ -13,7 +13,6 @@ from reward_servers.scene import (
     IMAGE_SIZE,
     RELATIONS,
     SHAPES,
-    TURNS,
     Scene,
     Thing,
     sides_across,
@@ -92,13 +91,12 @@ def cells(scene: Scene) -> list[int]:
 
 
 def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """A picture of the scene, uint8 [32, 32, 3]; colours vary a little, bars lie or stand."""
+    """A picture of the scene, uint8 [32, 32, 3]; colours vary a little."""
     y, x = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE].astype(np.float64)
     image = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3))
     image[:] = BACKGROUND
     for thing, (cx, cy, radius) in zip(scene.things, lay_out(scene, rng), strict=True):
         colour = np.clip(np.array(COLOURS[thing.colour]) + rng.uniform(-8, 8, size=3), 0, 255)
-        turn = int(rng.integers(TURNS.get(thing.shape, 1)))
-        alpha = silhouette(thing.shape, x - cx, y - cy, radius, turn)[:, :, None]
+        alpha = silhouette(thing.shape, x - cx, y - cy, radius)[:, :, None]
         image = alpha * colour + (1 - alpha) * image
     return np.round(image).astype(np.uint8)
