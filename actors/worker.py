@@ -12,7 +12,7 @@ A plain class with `run` and `stop`; knows nothing of Ray, Redis or where weight
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -105,6 +105,7 @@ class SamplerWorker:
     Args:
         owner: names the leases; unique among the samplers of a run.
         loaded_version: of the policy as it was built; −1 if it must be given weights first.
+        on_hang: called from another thread when a batch takes longer than `hold_s`.
     """
 
     def __init__(
@@ -117,12 +118,14 @@ class SamplerWorker:
         owner: str,
         settings: WorkerSettings | None = None,
         loaded_version: int = -1,
+        on_hang: Callable[[], object] = lambda: None,
     ) -> None:
         self._tickets = tickets
         self._prompts = prompts
         self._weights = weights
         self._policy = policy
         self._owner = owner
+        self._on_hang = on_hang
         self._settings = settings or WorkerSettings()
         self._version = loaded_version
         self._edition: int | None = None
@@ -191,6 +194,7 @@ class SamplerWorker:
             self._renew_held,
             every_s=settings.lease_s / 3,
             longest_s=settings.hold_s,
+            on_hang=self._on_hang,
             name=self._owner,
         ):
             self._fulfil(leased)

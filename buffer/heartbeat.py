@@ -21,10 +21,18 @@ class Heartbeat:
 
     Args:
         renew: called on another thread. An error is logged, and the next beat tries again.
+        on_hang: called once when `longest_s` are over, such as to end the process.
+        name: who works, for the log.
     """
 
     def __init__(
-        self, renew: Callable[[], object], *, every_s: float, longest_s: float, name: str = ""
+        self,
+        renew: Callable[[], object],
+        *,
+        every_s: float,
+        longest_s: float,
+        on_hang: Callable[[], object] = lambda: None,
+        name: str = "",
     ) -> None:
         if not 0 < every_s < longest_s:
             raise ValueError(
@@ -33,6 +41,7 @@ class Heartbeat:
         self._renew = renew
         self._every_s = every_s
         self._longest_s = longest_s
+        self._on_hang = on_hang
         self._name = name
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -59,6 +68,7 @@ class Heartbeat:
                     self._name,
                     self._longest_s,
                 )
+                self._on_hang()
                 return
             try:
                 self._renew()

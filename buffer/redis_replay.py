@@ -50,6 +50,9 @@ _GROUP = "scorers"
 _LUA = Path(__file__).parent / "lua"
 _CHUNK = 1000
 """Records in one command: a longer one would keep others waiting."""
+_FEW = 16
+_REPLY_BYTES = 4 * 2**20
+"""Of latents in one round trip: the server holds a whole reply until it is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,18 +206,21 @@ class RedisReplay:
                 return [_entry_or_failed(position, fields) for position, fields in entries]
 
     def read_latents(self, wanted: Sequence[tuple[str, int]]) -> list[np.ndarray | None]:
-        names = [(self._record_prefix + record_id, str(slot)) for record_id, slot in wanted]
+        latents: list[np.ndarray | None] = []
+        count = _FEW
+        while len(latents) < len(wanted):
+            some = wanted[len(latents) : len(latents) + count]
+            frames = self._answer_to(functools.partial(self._read_frames, some))
+            latents += map(_latent_or_none, frames, some)
+            largest = max((len(frame) for frame in frames if isinstance(frame, bytes)), default=1)
+            count = max(_FEW, _REPLY_BYTES // largest)
+        return latents
 
-        def ask() -> list[bytes | None]:
-            pipe = self._client.pipeline(transaction=False)
-            for name, slot in names:
-                pipe.hget(name, slot)
-            return self._each(pipe)
-
-        return [
-            _latent_or_none(data, place)
-            for place, data in zip(wanted, self._answer_to(ask), strict=True)
-        ]
+    def _read_frames(self, places: Sequence[tuple[str, int]]) -> list[Any]:
+        pipe = self._client.pipeline(transaction=False)
+        for record_id, slot in places:
+            pipe.hget(self._record_prefix + record_id, str(slot))
+        return self._each(pipe)
 
     def set_priorities(self, priority_of: Mapping[str, float], *, generation: int) -> int:
         if not 0 <= generation <= MAX_VERSION:

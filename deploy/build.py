@@ -7,6 +7,7 @@ reward server loads no UNet, a sampler no VAE, the controller no torch.
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,11 @@ def prompt_list(source: Prompts, seed: int) -> list[str]:
 def device_of(num_gpus: float) -> str:
     """Where a process that booked so many GPUs computes: Ray shows it no other."""
     return "cuda" if num_gpus > 0 else "cpu"
+
+
+def end_process() -> None:
+    """Ends an actor that hangs, from another thread; the fleet puts a new one in its place."""
+    os._exit(1)
 
 
 def few_step_policy(
@@ -117,6 +123,7 @@ def sampler(plan: Plan, board: Any, owner: str) -> SamplerWorker:
             version_timeout_s=config.limits.stall_s,
         ),
         loaded_version=0,
+        on_hang=end_process,
     )
 
 
@@ -143,6 +150,7 @@ def reward_server(plan: Plan, owner: str) -> RewardServer:
             hold_s=2 * config.limits.stall_s,
             outage_s=config.scoring.outage_s,
         ),
+        on_hang=end_process,
     )
 
 

@@ -75,7 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _USAGE_ERROR
     entrypoint = [sys.executable, "-m", "deploy.launch", *launch]
     try:
-        return run_job(entrypoint, run=options.run, runs=runs, num_cpus=options.cpus, stop=stop)
+        return run_job(
+            entrypoint,
+            run=options.run,
+            runs=runs,
+            num_cpus=options.cpus,
+            stop=stop,
+            token=secrets.token_urlsafe(24) if options.token else None,
+        )
     except HeadError as error:
         log.error("%s", error)
         return 1
@@ -115,13 +122,19 @@ def _runs_folder(options: argparse.Namespace) -> Path | None:
 
 
 def run_job(
-    entrypoint: Sequence[str], *, run: str, runs: Path, num_cpus: int | None, stop: StopRequest
+    entrypoint: Sequence[str],
+    *,
+    run: str,
+    runs: Path,
+    num_cpus: int | None,
+    stop: StopRequest,
+    token: str | None = None,
 ) -> int:
     """Runs an entrypoint as a Ray job on a head of its own; the job's exit status."""
-    with LocalHead(num_cpus=num_cpus, environ=os.environ) as head:
+    with LocalHead(num_cpus=num_cpus, environ=os.environ, token=token) as head:
         if not head.wait_ready(timeout_s=_READY_TIMEOUT_S, should_stop=stop.is_set):
             return _stopped_status(stop)
-        log.info("Ray dashboard: %s", head.url)
+        log.info("Ray dashboard: %s%s", head.url, f" (token {token})" if token else "")
         job = f"{run or 'run'}-{secrets.token_hex(3)}"
         command = head.submit_command(entrypoint, job=job, folder=ROOT, env_vars=_job_environ(runs))
         client = start_child(command, environ=head.client_environ(), stdout=subprocess.PIPE)
@@ -236,6 +249,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--run", default="", help="name of the run (default: from the time)")
     parser.add_argument("--resume", action="store_true", help="continue the run of that name")
     parser.add_argument("--check", action="store_true", help="check the config and print the plan")
+    parser.add_argument(
+        "--token", action="store_true", help="ask everybody who uses this Ray for a token"
+    )
     parser.add_argument("--cpus", type=int, help="CPUs that Ray may give out (default: all)")
     parser.add_argument("config", help="a preset, such as deploy/configs/shapes-lasro.yaml")
     parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="replaces one setting")

@@ -49,11 +49,19 @@ class HeadError(RuntimeError):
 
 
 class LocalHead:
-    """A `ray start --head` child process and the HTTP address of its dashboard."""
+    """A `ray start --head` child process and the HTTP address of its dashboard.
 
-    def __init__(self, *, num_cpus: int | None, environ: Mapping[str, str]) -> None:
+    Args:
+        token: without it nobody can use the head, not even another user of this machine who finds
+            its port; None: no token is asked for.
+    """
+
+    def __init__(
+        self, *, num_cpus: int | None, environ: Mapping[str, str], token: str | None = None
+    ) -> None:
         self._num_cpus = num_cpus
-        self._environ = _head_environ(environ)
+        self._environ = _head_environ(environ, token)
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
         self._lock: int | None = None
@@ -144,7 +152,7 @@ class LocalHead:
 
     def request(self, method: str, path: str, timeout_s: float = 10.0) -> dict[str, Any]:
         """A call of the dashboard's HTTP API; raises HeadError."""
-        request = urllib.request.Request(self.url + path, method=method)
+        request = urllib.request.Request(self.url + path, method=method, headers=self._headers)
         try:
             with self._opener.open(request, timeout=timeout_s) as response:
                 return json.loads(response.read())
@@ -241,15 +249,17 @@ def _death_signal() -> Callable[[], None] | None:
     return ask_for_signal
 
 
-def _head_environ(environ: Mapping[str, str]) -> dict[str, str]:
+def _head_environ(environ: Mapping[str, str], token: str | None) -> dict[str, str]:
     """Without settings that would lead to another cluster; REDIS_URL passes on by inheritance.
 
     It must not be part of the job's runtime environment, which the dashboard shows.
     """
     kept = {key: value for key, value in environ.items() if not key.startswith("RAY_")}
+    # Always one or the other: left to itself, Ray decides by what an earlier one wrote into HOME.
+    mode = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else None
     return {
         **kept,
-        "RAY_AUTH_MODE": "disabled",
+        **(mode or {"RAY_AUTH_MODE": "disabled"}),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_JOB_STOP_WAIT_TIME_S": str(JOB_STOP_WAIT_S),
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

@@ -115,8 +115,9 @@ class Ranks:
         except RayError as error:
             log.debug("the board does not answer: %s", error)
         else:
-            if known < self.last.get("published", -1):
-                log.warning("the policy board was lost; version %d is published again", known)
+            newest = self.last.get("published", -1)
+            if known < newest:
+                log.warning("the policy board was lost; version %d is published again", newest)
                 self._actors[0].republish.remote()
         self._asked_board = None
 

@@ -112,6 +112,7 @@ class RewardServer:
         rewards: name -> model; every scored latent of every record gets a value of each.
             At least one; names as `Scores` takes them.
         owner: names the claims; unique among the reward servers of a run.
+        on_hang: called from another thread when a batch takes longer than `hold_s`.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class RewardServer:
         *,
         owner: str,
         settings: ServerSettings | None = None,
+        on_hang: Callable[[], object] = lambda: None,
     ) -> None:
         check_rewards(dict.fromkeys(rewards, (0.0,)))
         self._settings = settings or ServerSettings()
@@ -132,6 +134,7 @@ class RewardServer:
             for name, model in rewards.items()
         ]
         self._owner = owner
+        self._on_hang = on_hang
         self._stopping = threading.Event()
         self._backoff = Backoff(
             owner,
@@ -203,6 +206,7 @@ class RewardServer:
             lambda: self._replay.renew_claims(self._owner, tuple(left)),
             every_s=self._settings.lease_s / 3,
             longest_s=self._settings.hold_s,
+            on_hang=self._on_hang,
             name=self._owner,
         ):
             for records in _cut(claimed, self._settings.max_batch):

@@ -38,10 +38,17 @@ def test_an_error_does_not_stop_it(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_work_that_hangs_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
-    beats: list[None] = []
-    with Heartbeat(lambda: beats.append(None), every_s=0.02, longest_s=0.1, name="sampler-3"):
+    beats: list[str] = []
+    with Heartbeat(
+        lambda: beats.append("beat"),
+        every_s=0.02,
+        longest_s=0.1,
+        on_hang=lambda: beats.append("hang"),
+        name="sampler-3",
+    ):
         time.sleep(0.5)
-    assert 1 <= len(beats) <= 5
+    assert 1 <= beats.count("beat") <= 5
+    assert (beats.count("hang"), beats[-1]) == (1, "hang")
     assert "sampler-3: at work for more than" in caplog.text
 
 
