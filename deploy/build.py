@@ -226,6 +226,10 @@ class LearnerRank:
         self._published = version, [ray.put(weights)]
         ray.get(self._board.publish.remote(*self._published))
 
+    def published(self) -> list[Any]:
+        """References to the newest version's weights."""
+        return [] if self._published is None else self._published[1]
+
     def republish(self) -> None:
         """Tells a board that has lost its memory the newest version again."""
         import ray

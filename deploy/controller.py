@@ -96,7 +96,7 @@ class Controller:
             .options(name="policy-board", num_cpus=0, max_restarts=-1, max_task_retries=-1)
             .remote()
         )
-        evaluator = EvaluatorHandle(config, board, self._folder.path)
+        evaluator = EvaluatorHandle(config, self._folder.path)
         first = FirstEvaluation(evaluator, self._folder)
         fleets = self._start_fleets(stack, plan, board)
         ranks = Ranks(plan, board)
@@ -123,9 +123,9 @@ class Controller:
             outcome.peak_rss_mb = supervisor.peak_mb
             _note(outcome, ranks, fleets, watcher)
         if finished:
-            version = ranks.last["published"]
-            outcome.after = evaluator.result(evaluator.measure("after", version=version))
-            outcome.exported = evaluator.result(evaluator.export(version))
+            final = ranks.published()
+            outcome.after = evaluator.result(evaluator.measure("after", final))
+            outcome.exported = evaluator.result(evaluator.export(final))
         outcome.status = "finished" if finished else "stopped"
 
     def _join_ray(self) -> None:

@@ -85,6 +85,13 @@ class Ranks:
         self._read_report()
         return all(results)
 
+    def published(self) -> list[Any]:
+        """References to the weights that were published last.
+
+        Not the board's: what a learner has made must not be lost with another actor.
+        """
+        return self._ask(self._actors[0].published.remote())
+
     def rows(self) -> list[dict[str, Any]]:
         """Metric rows since the last call."""
         rows, self._rows = self._rows, []
@@ -155,7 +162,7 @@ class Ranks:
             return ray.get(ref, timeout=_ANSWER_TIMEOUT_S)
         except GetTimeoutError as error:
             raise RunFailedError(
-                f"learner-0 did not start within {_ANSWER_TIMEOUT_S:.0f} s: the cluster may lack "
+                f"learner-0 did not answer within {_ANSWER_TIMEOUT_S:.0f} s: the cluster may lack "
                 f"{self._plan.config.learner.num_cpus:g} CPUs or "
                 f"{self._plan.config.learner.num_gpus:g} GPUs for it"
             ) from error
@@ -164,8 +171,7 @@ class Ranks:
 class EvaluatorHandle:
     """The evaluator actor, as the controller uses it."""
 
-    def __init__(self, config: RunConfig, board: Any, folder: Path) -> None:
-        self._board = board
+    def __init__(self, config: RunConfig, folder: Path) -> None:
         self._folder = folder
         options = config.evaluation
         self._actor = (
@@ -180,14 +186,14 @@ class EvaluatorHandle:
             .remote(config)
         )
 
-    def measure(self, moment: str, *, version: int | None) -> Any:
-        """Begins an evaluation of a published version, or of the untouched policy."""
+    def measure(self, moment: str, refs: list[Any]) -> Any:
+        """Begins an evaluation of the weights behind references; none: of the untouched policy."""
         pictures = self._folder / "pictures" / f"{moment}.npz"
-        return self._actor.evaluate.remote(self._refs(version), pictures)
+        return self._actor.evaluate.remote(refs, pictures)
 
-    def export(self, version: int) -> Any:
-        """Begins to write a version in the form that diffusers loads."""
-        return self._actor.export.remote(self._refs(version), self._folder)
+    def export(self, refs: list[Any]) -> Any:
+        """Begins to write weights in the form that diffusers loads."""
+        return self._actor.export.remote(refs, self._folder)
 
     def is_ready(self, ref: Any) -> bool:
         """Whether `result` would not wait."""
@@ -200,11 +206,6 @@ class EvaluatorHandle:
         except RayError as error:
             log.error("the evaluator ended with an error", exc_info=error)
             raise RunFailedError(f"the evaluation failed: {_reason(error)}") from error
-
-    def _refs(self, version: int | None) -> list[Any]:
-        if version is None:
-            return []
-        return ray.get(self._board.exactly.remote(version), timeout=_ANSWER_TIMEOUT_S)
 
 
 class FirstEvaluation:
@@ -220,7 +221,7 @@ class FirstEvaluation:
         self.metrics = folder.read_before()
         self._evaluator = evaluator
         self._folder = folder
-        self._measuring = None if self.metrics else evaluator.measure("before", version=None)
+        self._measuring = None if self.metrics else evaluator.measure("before", [])
 
     def look(self) -> None:
         """Keeps them as soon as they are there, whatever becomes of the run."""

@@ -29,8 +29,7 @@ class PolicyBoard:
     """The last few published policy versions.
 
     The learner calls `rewind` when it starts and `publish` after an update; samplers ask for the
-    `latest`, and for its `weights` when it is not what they have; the evaluator asks for
-    `exactly` one version.
+    `latest`, and for its `weights` when it is not what they have.
 
     Args:
         keep: how many versions stay. An older one is freed once its last reader lets go.
@@ -97,14 +96,3 @@ class PolicyBoard:
         if newest < max(at_least, 0):
             raise LookupError(f"policy version {at_least} is not published; newest is {newest}")
         return newest, list(self._refs_of_version[newest])
-
-    def exactly(self, version: int) -> list[Any]:
-        """The references of one version.
-
-        Raises:
-            LookupError: not published yet, or no longer kept.
-        """
-        if version not in self._refs_of_version:
-            kept = ", ".join(map(str, sorted(self._refs_of_version))) or "none"
-            raise LookupError(f"policy version {version} is not on the board; kept are {kept}")
-        return list(self._refs_of_version[version])
