@@ -37,7 +37,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
+from safetensors.numpy import load_file
 
 from buffer.records import START, IndexEntry
 from deploy.local_head import HeadError, LocalHead
@@ -112,7 +114,7 @@ def drill(folder: Path, *, kills: int, seed: int) -> dict[str, Any]:
         "kills": sum(killed.values()),
         "killed": dict(killed),
         "submitted": disturbed.submissions,
-        "same_policy": straight.adapter() == disturbed.adapter(),
+        "same_policy": are_same(straight.adapter(), disturbed.adapter()),
         "straight_s": round(straight_s, 1),
         "disturbed_s": round(time.monotonic() - begun - straight_s, 1),
     }
@@ -195,10 +197,10 @@ class Run:
         folder = self.path / "checkpoints"
         return max((int(p.name) for p in folder.glob("*") if p.name.isdigit()), default=-1)
 
-    def adapter(self) -> bytes:
+    def adapter(self) -> dict[str, np.ndarray]:
         """The weights that the run ended with."""
         [file] = (self.path / "adapter").glob("*.safetensors")
-        return file.read_bytes()
+        return load_file(file)
 
     def victims(self, kind: str) -> list[psutil.Process]:
         """Living processes of one kind."""
@@ -253,6 +255,13 @@ def disturb(run: Run, *, kills: int, rng: random.Random) -> Counter[str]:
             run.submit()
     run.wait(_END_S)
     return killed
+
+
+def are_same(weights: dict[str, np.ndarray], others: dict[str, np.ndarray]) -> bool:
+    """Bit by bit."""
+    return weights.keys() == others.keys() and all(
+        array.tobytes() == others[name].tobytes() for name, array in weights.items()
+    )
 
 
 def figures_of(run: Run, cycles: int) -> dict[str, int]:
