@@ -341,13 +341,13 @@ class RedisReplay:
         return list(zip(found[::2], found[1::2], strict=True))
 
     def _read_log(self, after: str, max_entries: int, block_s: float) -> Any:
-        where, block_ms = {self._key("log"): after}, self._block_ms(block_s)
-        return self._answer_to(
-            lambda: self._client.xread(where, count=max_entries, block=block_ms)  # pyright: ignore
-        )
+        where: Any = {self._key("log"): after}
+        block_ms = self._block_ms(block_s)
+        return self._answer_to(lambda: self._client.xread(where, count=max_entries, block=block_ms))
 
     def _take_new(self, owner: str, max_records: int, block_s: float) -> list[tuple[bytes, bytes]]:
-        where, block_ms = {self._key("pending"): ">"}, self._block_ms(block_s)
+        where: Any = {self._key("pending"): ">"}
+        block_ms = self._block_ms(block_s)
         answer = self._answer_to(
             lambda: self._client.xreadgroup(_GROUP, owner, where, count=max_records, block=block_ms)
         )

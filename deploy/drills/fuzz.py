@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     figures = fuzz_frames(options.frames, options.seed)
     figures.update(fuzz_states(options.states, options.seed))
     named = ("frames", "states", "refused", "crashes", "wrongly_accepted")
-    line = {name: figures[name] for name in named}
+    line: dict[str, float] = {name: figures[name] for name in named}
     line["wall_s"] = round(time.monotonic() - begun, 1)
     sys.stdout.write(json.dumps(line) + "\n")
     return 0 if not figures["crashes"] and not figures["wrongly_accepted"] else 1
@@ -147,7 +147,13 @@ def _entry_again(entry: Any) -> Fields:
 
 def _header_again(fields: dict[str, Any]) -> bytes:
     listed = [fields[name] for name in ("record_id", "prompt", "policy_version", "seed")]
-    return _sealed(b"FTR", msgpack.packb([*listed, list(fields["steps"]), list(fields["scored"])]))
+    return _sealed(b"FTR", _packed([*listed, list(fields["steps"]), list(fields["scored"])]))
+
+
+def _packed(value: Any) -> bytes:
+    packed = msgpack.packb(value)
+    assert packed is not None
+    return packed
 
 
 _CODECS: dict[str, tuple[Callable[[random.Random], Any], Callable[[Any], Any], Any]] = {
@@ -203,7 +209,7 @@ def _with_right_checksum(data: bytes, rng: random.Random) -> bytes:
     magic, body = data[:3], data[_PREFIX.size :]
     if rng.random() < 0.5 and magic in (b"FTR", b"FTS"):
         try:
-            body = msgpack.packb(_other_value(msgpack.unpackb(body), rng))
+            body = _packed(_other_value(msgpack.unpackb(body), rng))
         except (ValueError, TypeError, msgpack.UnpackException):
             body = rng.choice(_DAMAGES)(body, rng)
     else:
