@@ -41,7 +41,12 @@ def test_every_command_is_there(module: str) -> None:
 
 @pytest.mark.parametrize("path", [*LINKS, *PATHS])
 def test_every_file_is_there(path: str) -> None:
-    assert (ROOT / path).exists()
+    name, _, heading = path.partition("#")
+    assert (ROOT / name).exists()
+    if heading:
+        lines = (ROOT / name).read_text().splitlines()
+        headings = [line.lstrip("# ") for line in lines if line.startswith("#")]
+        assert heading in [each.lower().replace(" ", "-") for each in headings]
 
 
 def test_every_make_target_is_there() -> None:
