@@ -1,6 +1,7 @@
 -- Issue a ticket.
 -- ARGV     2 lease id, 3 lease in ms
--- Returns  {ticket, policy version}, or nil if none may be issued
+-- Returns  {ticket, policy version}, or nil if none may be issued; an error DAMAGED, with nothing
+--          applied, if the version is not there
 -- Invariant: a ticket has one holder; it leaves `leases` only by put.lua. The same lease id twice
 --            (a command sent again) gives the same ticket.
 local now = now_ms()
@@ -25,10 +26,14 @@ if not number then
   fresh = true
 end
 local name = string.format('%d', number)
+local step = redis.call('ZRANGEBYSCORE', VERSIONS, '(' .. name, '+inf', 'LIMIT', 0, 1)[1]
+local version = tonumber(string.match(step or '', ':(%d+)$'))
+if not version then
+  return redis.error_reply('DAMAGED ticket ' .. name .. ' has no policy version')
+end
 if fresh then
   redis.call('HINCRBY', TICKETS, 'next', 1)
 end
 redis.call('ZADD', LEASES, string.format('%d', now + tonumber(ARGV[3])), name)
 redis.call('HSET', HOLDERS, name, ARGV[2])
-local step = redis.call('ZRANGEBYSCORE', VERSIONS, '(' .. name, '+inf', 'LIMIT', 0, 1)[1]
-return {number, tonumber(string.match(step, ':(%d+)$'))}
+return {number, version}
