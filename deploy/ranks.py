@@ -42,7 +42,7 @@ class Ranks:
         self._restarts = 0
         self._restarts_in_a_row = 0
         self._restarted_at_cycle = -1
-        self._asked_board: Any = None
+        self._asked_board: tuple[Any, int] | None = None
         self._stop_asked = False
         self._rows: list[dict[str, Any]] = []
         self.last: dict[str, Any] = {}
@@ -113,18 +113,20 @@ class Ranks:
     def ensure_published(self) -> None:
         """Has the newest version published again where the board was lost; waits for nobody."""
         if self._asked_board is None:
-            self._asked_board = self._board.latest_version.remote()
+            # What is published after the question is no news that the board has lost.
+            published = self.last.get("published", -1)
+            self._asked_board = self._board.latest_version.remote(), published
             return
-        if not ray.wait([self._asked_board], timeout=0)[0]:
+        answer, published = self._asked_board
+        if not ray.wait([answer], timeout=0)[0]:
             return
         try:
-            known = ray.get(self._asked_board)
+            known = ray.get(answer)
         except RayError as error:
             log.debug("the board does not answer: %s", error)
         else:
-            newest = self.last.get("published", -1)
-            if known < newest:
-                log.warning("the policy board was lost; version %d is published again", newest)
+            if known < published:
+                log.warning("the policy board was lost; version %d is published again", published)
                 self._actors[0].republish.remote()
         self._asked_board = None
 
