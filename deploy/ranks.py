@@ -42,7 +42,7 @@ class Ranks:
         self._restarts = 0
         self._restarts_in_a_row = 0
         self._restarted_at_cycle = -1
-        self._asked_board: tuple[Any, int] | None = None
+        self._asked_board: tuple[ray.ObjectRef[int], int] | None = None
         self._stop_asked = False
         self._rows: list[dict[str, Any]] = []
         self.last: dict[str, Any] = {}
