@@ -87,7 +87,8 @@ class Scoring(Section):
     max_batch: Count = 96
     """Most images decoded and scored in one call."""
     timeout_s: Seconds = 60.0
-    """Time one call of a reward may take before its images count as failed."""
+    """Time one call of a reward may take before its images count as failed, in an evaluation as
+    well."""
     lease_s: Seconds = 15.0
     """Time after which records claimed by a dead server are given to another; a living one renews
     its claims."""

@@ -19,8 +19,9 @@ from deploy.build import device_of, few_step_policy, prompt_list
 from deploy.run_config import RunConfig
 from learner.policy.components import PipelineFolder, decode_latents
 from learner.policy.trainable import load_arrays, save_for_diffusers, trainable_unet
-from reward_servers.base import Failure, RewardModel, checked_scores
+from reward_servers.base import Failure
 from reward_servers.registry import build_reward
+from reward_servers.timed import TimedReward, score_all
 
 log = logging.getLogger(__name__)
 _BATCH = 128
@@ -39,15 +40,16 @@ class Evaluator:
         self._vae = pipeline.vae(device)
         self._singles = few_step_policy(config, pipeline, group_size=1, device=device)
         self._prompts = prompt_list(config.evaluation.prompts, config.evaluation.seed)
-        self._scores = {
-            name: build_reward(metric.kind, metric.args)
+        timeout_s = config.scoring.timeout_s
+        self._scores = [
+            TimedReward(name, build_reward(metric.kind, metric.args), timeout_s=timeout_s)
             for name, metric in config.evaluation.rewards.items()
-        }
-        self._rewards = {
-            name: build_reward(reward.kind, reward.args)
+        ]
+        self._rewards = [
+            TimedReward(name, build_reward(reward.kind, reward.args), timeout_s=timeout_s)
             for name, reward in config.rewards.items()
             if reward.weight != 0
-        }
+        ]
 
     def evaluate(
         self, weights: Mapping[str, np.ndarray] | None, pictures: Path | None
@@ -73,8 +75,9 @@ class Evaluator:
         for k in range(latents_BKCHW.shape[1]):
             images_BHWC = self._decode(latents_BKCHW[:, k])
             drawn[f"{k + 1}step"] = images_BHWC[:NUM_PICTURES]
-            for name, model in self._scores.items():
-                metrics[f"{name}_{k + 1}step"] = self._mean_score(name, model, images_BHWC, prompts)
+            for score in self._scores:
+                name = f"{score.name}_{k + 1}step"
+                metrics[name] = self._mean_score(score, images_BHWC, prompts)
             metrics[f"reward_{k + 1}step"] = self._mean_reward(images_BHWC, prompts)
         metrics["diversity"] = self._diversity()
         if pictures is not None:
@@ -103,23 +106,29 @@ class Evaluator:
 
     def _mean_reward(self, images_BHWC: np.ndarray, prompts: list[str]) -> float:
         """The weighted sum of the means of all rewards that are trained on."""
-        weights = {name: self._config.rewards[name].weight for name in self._rewards}
         return sum(
-            weights[name] * self._mean_score(name, model, images_BHWC, prompts)
-            for name, model in self._rewards.items()
+            self._config.rewards[reward.name].weight
+            * self._mean_score(reward, images_BHWC, prompts)
+            for reward in self._rewards
         )
 
     def _mean_score(
-        self, name: str, model: RewardModel, images_BHWC: np.ndarray, prompts: list[str]
+        self, reward: TimedReward, images_BHWC: np.ndarray, prompts: list[str]
     ) -> float:
         """Mean over the pictures that have a score; failures are said, never counted as 0."""
-        outcomes = checked_scores(model, images_BHWC, prompts)
+        outcomes = score_all(
+            reward,
+            images_BHWC,
+            prompts,
+            batch=self._config.scoring.max_batch,
+            attempts=self._config.replay.max_attempts,
+        )
         values = [outcome for outcome in outcomes if not isinstance(outcome, Failure)]
         failures = [outcome.reason for outcome in outcomes if isinstance(outcome, Failure)]
         if failures:
             log.warning(
                 "evaluation: %s failed on %d of %d pictures, first: %s",
-                name, len(failures), len(outcomes), failures[0],
+                reward.name, len(failures), len(outcomes), failures[0],
             )  # fmt: skip
         return float(np.mean(values)) if values else float("nan")
 

@@ -93,6 +93,39 @@ class TimedReward:
             self._thread = None
 
 
+def score_all(
+    reward: TimedReward,
+    images_BHWC: np.ndarray,
+    prompts: Sequence[str],
+    *,
+    batch: int,
+    attempts: int,
+) -> list[Outcome]:
+    """One outcome a row, however many rows: for whoever has no queue to give failures back to.
+
+    A batch that failed as a whole, such as by its deadline, is tried again. Never waits for longer
+    than a few deadlines: once too many calls are stuck, what is left fails at once.
+    """
+    outcomes: list[Outcome] = []
+    for start in range(0, len(prompts), batch):
+        rows = slice(start, start + batch)
+        found: list[Outcome] = []
+        for _ in range(attempts):
+            found = _attempt(reward, images_BHWC[rows], prompts[rows])
+            if not all(isinstance(outcome, Failure) for outcome in found):
+                break
+        outcomes += found
+    return outcomes
+
+
+def _attempt(reward: TimedReward, images_BHWC: np.ndarray, prompts: Sequence[str]) -> list[Outcome]:
+    try:
+        reward.check()
+    except StalledError as error:
+        return [Failure(str(error))] * len(prompts)
+    return reward.collect(reward.submit(images_BHWC, prompts))
+
+
 def _serve(model: RewardModel, inbox: "queue.SimpleQueue[PendingScores | None]") -> None:
     while (pending := inbox.get()) is not None:
         try:
