@@ -5,28 +5,20 @@ when its answer is lost. Leases run on the server's clock. Payloads travel outsi
 they are read. Keys: `buffer/keys.py`.
 """
 
-import functools
 import logging
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from buffer.codec import (
-    decode_entry,
-    decode_latent,
-    decode_record,
-    encode_record,
-    encode_scores,
-)
-from buffer.connection import check_connection, connect, masked, translated
-from buffer.errors import CodecError, ReplayError, ReplayUnavailable
-from buffer.keys import NAMES, key
+from buffer.codec import decode_entry, decode_record, encode_record, encode_scores
+from buffer.connection import check_connection, translated
+from buffer.errors import CodecError, ReplayError
+from buffer.latent_reader import LatentReader
 from buffer.records import (
     MAX_REASON_BYTES,
     MAX_TICKET,
@@ -41,18 +33,15 @@ from buffer.records import (
     parse_position,
     parse_record_id,
 )
+from buffer.redis_link import RedisLink, milliseconds, stream_entries
 
 log = logging.getLogger(__name__)
 Remover = Literal["oldest", "lowest_priority"]
 T = TypeVar("T")
 
 _GROUP = "scorers"
-_LUA = Path(__file__).parent / "lua"
 _CHUNK = 1000
 """Records in one command: a longer one would keep others waiting."""
-_FEW = 16
-_REPLY_BYTES = 4 * 2**20
-"""Of latents in one round trip: the server holds a whole reply until it is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +83,10 @@ class RedisReplay:
 
     def __init__(self, settings: ReplaySettings) -> None:
         self.settings = settings
-        self._keys = [key(settings.run, name) for name in NAMES]
-        self._record_prefix = key(settings.run, "record:")
-        self._client = connect(settings.url, timeout_s=settings.timeout_s)
-        self._scripts = {
-            name: self._client.register_script(text) for name, text in _script_texts().items()
-        }
+        self._link = RedisLink(
+            settings.url, settings.run, timeout_s=settings.timeout_s, outage_s=settings.outage_s
+        )
+        self._latents = LatentReader(self._link)
         self._claims: dict[str, bytes] = {}
 
     @classmethod
@@ -114,30 +101,30 @@ class RedisReplay:
         return RedisReplay, (self.settings,)
 
     def __repr__(self) -> str:
-        return f"RedisReplay({masked(self.settings.url)}, run={self.settings.run!r})"
+        return f"RedisReplay({self._link!r})"
 
     # Tickets
 
     def admit(self, *, limit: int, policy_version: int) -> None:
         if not 0 <= limit <= MAX_TICKET or not 0 <= policy_version <= MAX_VERSION:
             raise ValueError(f"limit {limit} or policy_version {policy_version} is out of range")
-        self._run("admit", limit, policy_version)
+        self._link.run("admit", limit, policy_version)
 
     def skip_to(self, ticket: int) -> None:
         if not 0 <= ticket <= MAX_TICKET:
             raise ValueError(f"ticket {ticket} is out of range")
-        self._run("skip", ticket)
+        self._link.run("skip", ticket)
 
     def lease_ticket(self, owner: str, *, lease_s: float) -> Ticket | None:
         lease_id = f"{owner}/{uuid.uuid4().hex}"
-        found = self._run("lease", lease_id, _milliseconds(lease_s))
+        found = self._link.run("lease", lease_id, milliseconds(lease_s))
         return Ticket(int(found[0]), int(found[1]), lease_id) if found else None
 
     def renew_ticket(self, ticket: Ticket, *, lease_s: float) -> bool:
-        return bool(self._run("extend", ticket.number, ticket.lease_id, _milliseconds(lease_s)))
+        return bool(self._link.run("extend", ticket.number, ticket.lease_id, milliseconds(lease_s)))
 
     def return_ticket(self, ticket: Ticket) -> None:
-        self._run("extend", ticket.number, ticket.lease_id, 0)
+        self._link.run("extend", ticket.number, ticket.lease_id, 0)
 
     def put_group(self, ticket: int, records: Sequence[Record]) -> bool:
         members = [record.member for record in records if record.ticket == ticket]
@@ -147,7 +134,7 @@ class RedisReplay:
         for record in records:
             fields = [part for pair in encode_record(record).items() for part in pair]
             words += [record.record_id, len(fields), *fields]
-        return bool(self._run("put", ticket, len(records), *words))
+        return bool(self._link.run("put", ticket, len(records), *words))
 
     # Scoring
 
@@ -165,11 +152,13 @@ class RedisReplay:
 
     def renew_claims(self, owner: str, record_ids: Sequence[str]) -> int:
         entries = [self._claims[name] for name in record_ids if name in self._claims]
-        return int(self._run("renew", owner, *entries)) if entries else 0
+        return int(self._link.run("renew", owner, *entries)) if entries else 0
 
     def unclaim(self, record_ids: Sequence[str]) -> int:
         held = [(name, self._claims[name]) for name in record_ids if name in self._claims]
-        queued = int(self._run("unclaim", *[word for pair in held for word in pair])) if held else 0
+        queued = (
+            int(self._link.run("unclaim", *[word for pair in held for word in pair])) if held else 0
+        )
         for name, _ in held:
             self._claims.pop(name, None)
         return queued
@@ -180,7 +169,7 @@ class RedisReplay:
             parse_record_id(record_id)
             words += [record_id, scores.num_scored, encode_scores(scores)]
         try:
-            new = self._run("commit", *self._capacity, *words)
+            new = self._link.run("commit", *self._capacity, *words)
         except ReplayError as error:
             if "BADSCORES" not in str(error):
                 raise
@@ -201,26 +190,12 @@ class RedisReplay:
         deadline = time.monotonic() + block_s
         while True:
             remaining_s = max(0.0, deadline - time.monotonic())
-            entries = _stream_entries(self._read_log(after, max_entries, remaining_s))
+            entries = stream_entries(self._read_log(after, max_entries, remaining_s))
             if entries or time.monotonic() >= deadline:
                 return [_entry_or_failed(position, fields) for position, fields in entries]
 
     def read_latents(self, wanted: Sequence[tuple[str, int]]) -> list[np.ndarray | None]:
-        latents: list[np.ndarray | None] = []
-        count = _FEW
-        while len(latents) < len(wanted):
-            some = wanted[len(latents) : len(latents) + count]
-            frames = self._answer_to(functools.partial(self._read_frames, some))
-            latents += map(_latent_or_none, frames, some)
-            largest = max((len(frame) for frame in frames if isinstance(frame, bytes)), default=1)
-            count = max(_FEW, _REPLY_BYTES // largest)
-        return latents
-
-    def _read_frames(self, places: Sequence[tuple[str, int]]) -> list[Any]:
-        pipe = self._client.pipeline(transaction=False)
-        for record_id, slot in places:
-            pipe.hget(self._record_prefix + record_id, str(slot))
-        return self._each(pipe)
+        return self._latents.read(wanted)
 
     def set_priorities(self, priority_of: Mapping[str, float], *, generation: int) -> int:
         if not 0 <= generation <= MAX_VERSION:
@@ -231,26 +206,25 @@ class RedisReplay:
                 raise ValueError(f"the priority of {name} must be at least 0; got {priority}")
         words = [(name, repr(float(value))) for name, value in priority_of.items()]
         return sum(
-            int(self._run("prioritise", generation, *[word for pair in some for word in pair]))
+            int(self._link.run("prioritise", generation, *[word for pair in some for word in pair]))
             for some in _chunks(words)
         )
 
     def priorities(self) -> dict[str, float]:
-        found = self._answer_to(
-            lambda: list(self._client.zscan_iter(self._key("priorities"), count=_CHUNK))
-        )
+        link = self._link
+        found = link.ask(lambda: list(link.client.zscan_iter(link.key("priorities"), count=_CHUNK)))
         return {name.decode(): priority for name, priority in found}
 
     def consume(self, below_ticket: int) -> int:
         if not 0 <= below_ticket <= MAX_TICKET:
             raise ValueError(f"ticket {below_ticket} is out of range")
         total = 0
-        while gone := int(self._run("consume", below_ticket, _CHUNK)):
+        while gone := int(self._link.run("consume", below_ticket, _CHUNK)):
             total += gone
         return total
 
     def counters(self) -> Counters:
-        found = [int(number) for number in self._run("counters")]
+        found = [int(number) for number in self._link.run("counters")]
         if not all(0 <= number <= MAX_VERSION for number in found):
             raise CodecError(f"the counts of run {self.settings.run!r} are damaged: {found}")
         admitted, issued, leased, open_tickets, *records = found
@@ -259,13 +233,15 @@ class RedisReplay:
         )
 
     def quarantined(self, max_records: int) -> list[Quarantined]:
-        def ask() -> list[Any]:
-            found: Any = self._client.zrevrange(
-                self._key("quarantine"), 0, max_records - 1, withscores=True
+        link = self._link
+
+        def question() -> list[Any]:
+            found: Any = link.client.zrevrange(
+                link.key("quarantine"), 0, max_records - 1, withscores=True
             )
             names = [name for name, _ in found]
-            reasons = self._client.hmget(self._key("reasons"), names) if names else []
-            sizes = self._client.hmget(self._key("sizes"), names) if names else []
+            reasons = link.client.hmget(link.key("reasons"), names) if names else []
+            sizes = link.client.hmget(link.key("sizes"), names) if names else []
             return list(zip(found, reasons, sizes, strict=True))  # pyright: ignore
 
         return [
@@ -275,83 +251,55 @@ class RedisReplay:
                 failed_at=at_ms / 1000,
                 size_bytes=int(size or 0),
             )
-            for (name, at_ms), reason, size in self._answer_to(ask)
+            for (name, at_ms), reason, size in link.ask(question)
         ]
 
     def release(self, record_ids: Sequence[str]) -> int:
         for name in record_ids:
             parse_record_id(name)
-        return sum(int(self._run("release", *some)) for some in _chunks(record_ids))
+        return sum(int(self._link.run("release", *some)) for some in _chunks(record_ids))
 
     def erase(self) -> int:
         """Delete every key of the run; returns how many. Nobody may use the run any more."""
-        with translated(self.settings.url):
-            found = list(self._client.scan_iter(key(self.settings.run, "*"), count=_CHUNK))
-            for some in _chunks(found):
-                self._client.unlink(*some)
-        return len(found)
+        return self._link.erase(_CHUNK)
 
     def close(self) -> None:
-        self._client.close()
+        self._latents.close()
+        self._link.close()
 
     # Within
-
-    def _key(self, name: str) -> str:
-        return self._keys[NAMES.index(name)]
 
     @property
     def _capacity(self) -> tuple[int, int, str]:
         settings = self.settings
         return settings.capacity_records, settings.capacity_bytes, settings.remover
 
-    def _run(self, script: str, *args: str | int | bytes) -> Any:
-        words = [self._record_prefix, *args]
-        return self._answer_to(lambda: self._scripts[script](keys=self._keys, args=words))
-
-    def _answer_to(self, ask: Callable[[], T]) -> T:
-        """What the server answers, who is asked again during an outage: `ask` is idempotent."""
-        begun, attempt = time.monotonic(), 0
-        while True:
-            try:
-                with translated(self.settings.url):
-                    return ask()
-            except ReplayUnavailable as error:
-                left_s = begun + self.settings.outage_s - time.monotonic()
-                if left_s <= 0:
-                    raise
-                attempt += 1
-                log.warning("the replay does not answer; %.0f s are left: %s", left_s, error)
-                time.sleep(min(left_s, 0.1 * 2 ** min(attempt, 5)))
-
     def _make_queue(self) -> None:
+        link = self._link
         try:
             with translated(self.settings.url):
-                self._client.xgroup_create(self._key("pending"), _GROUP, id="0", mkstream=True)
+                link.client.xgroup_create(link.key("pending"), _GROUP, id="0", mkstream=True)
         except ReplayError as error:
             if "BUSYGROUP" not in str(error):
                 raise
 
-    def _block_ms(self, block_s: float) -> int | None:
-        """A wait that the socket's timeout does not cut; None: do not wait (0 waits for ever)."""
-        return _milliseconds(min(block_s, self.settings.timeout_s / 2)) if block_s > 0 else None
-
     def _take_over(self, owner: str, max_records: int, lease_s: float) -> list[tuple[bytes, bytes]]:
-        lease_ms, attempts = _milliseconds(lease_s), self.settings.max_attempts
-        found = self._run("takeover", owner, lease_ms, max_records, attempts)
+        lease_ms, attempts = milliseconds(lease_s), self.settings.max_attempts
+        found = self._link.run("takeover", owner, lease_ms, max_records, attempts)
         return list(zip(found[::2], found[1::2], strict=True))
 
     def _read_log(self, after: str, max_entries: int, block_s: float) -> Any:
-        where: Any = {self._key("log"): after}
-        block_ms = self._block_ms(block_s)
-        return self._answer_to(lambda: self._client.xread(where, count=max_entries, block=block_ms))
+        link, block_ms = self._link, self._link.block_ms(block_s)
+        where: Any = {link.key("log"): after}
+        return link.ask(lambda: link.client.xread(where, count=max_entries, block=block_ms))
 
     def _take_new(self, owner: str, max_records: int, block_s: float) -> list[tuple[bytes, bytes]]:
-        where: Any = {self._key("pending"): ">"}
-        block_ms = self._block_ms(block_s)
-        answer = self._answer_to(
-            lambda: self._client.xreadgroup(_GROUP, owner, where, count=max_records, block=block_ms)
+        link, block_ms = self._link, self._link.block_ms(block_s)
+        where: Any = {link.key("pending"): ">"}
+        answer = link.ask(
+            lambda: link.client.xreadgroup(_GROUP, owner, where, count=max_records, block=block_ms)
         )
-        return [(entry, fields.get(b"id", b"")) for entry, fields in _stream_entries(answer)]
+        return [(entry, fields.get(b"id", b"")) for entry, fields in stream_entries(answer)]
 
     def _load(self, found: Sequence[tuple[bytes, bytes]]) -> list[Record]:
         named = [(entry, _record_name(name)) for entry, name in found]
@@ -360,14 +308,12 @@ class RedisReplay:
         if not known:
             return []
 
-        def ask() -> list[Any]:
-            pipe = self._client.pipeline(transaction=False)
+        def fill(pipe: Any) -> None:
             for _, name in known:
-                pipe.hgetall(self._record_prefix + name)
-            return self._each(pipe)
+                pipe.hgetall(self._link.record_key(name))
 
         records: list[Record] = []
-        for (entry, name), fields in zip(known, self._answer_to(ask), strict=True):
+        for (entry, name), fields in zip(known, self._link.ask_each(fill), strict=True):
             try:
                 records.append(_record_named(name, fields))
             except CodecError as error:
@@ -376,36 +322,18 @@ class RedisReplay:
                 self._claims[name] = entry
         return records
 
-    def _each(self, pipe: Any) -> list[Any]:
-        """Every answer of a pipeline; where a key is of another type, what the server says of it.
-
-        One odd key must not hide the answers for all others.
-        """
-        answers = pipe.execute(raise_on_error=False)
-        for answer in answers:
-            if isinstance(answer, Exception) and "WRONGTYPE" not in str(answer):
-                raise answer
-        return answers
-
     def _drop_entries(self, entries: Sequence[bytes]) -> None:
         """Takes entries that name no record off the queue: nobody could ever finish them."""
         if entries:
             log.warning("%d entries of the queue name no record and are dropped", len(entries))
-            self._answer_to(lambda: self._client.xack(self._key("pending"), _GROUP, *entries))
-            self._answer_to(lambda: self._client.xdel(self._key("pending"), *entries))
+            link = self._link
+            link.ask(lambda: link.client.xack(link.key("pending"), _GROUP, *entries))
+            link.ask(lambda: link.client.xdel(link.key("pending"), *entries))
 
     def _fail(self, record_id: str, reason: str, *, retry: bool, entry: bytes) -> bool:
         short = reason.encode("utf-8", "replace")[:MAX_REASON_BYTES].decode("utf-8", "ignore")
         attempts = self.settings.max_attempts
-        return int(self._run("fail", record_id, short, int(retry), attempts, entry)) == 1
-
-
-@functools.cache
-def _script_texts() -> dict[str, str]:
-    """Name -> script with the prelude before it."""
-    prelude = (_LUA / "prelude.lua").read_text("utf-8")
-    names = sorted(path.stem for path in _LUA.glob("*.lua") if path.stem != "prelude")
-    return {name: prelude + (_LUA / f"{name}.lua").read_text("utf-8") for name in names}
+        return int(self._link.run("fail", record_id, short, int(retry), attempts, entry)) == 1
 
 
 def _record_name(name: bytes) -> str | None:
@@ -437,19 +365,6 @@ def _entry_or_failed(position: bytes, fields: Mapping[bytes, bytes]) -> LogEntry
         )
 
 
-def _latent_or_none(data: Any, place: tuple[str, int]) -> np.ndarray | None:
-    """A damaged latent is as good as evicted."""
-    if data is None:
-        return None
-    try:
-        if isinstance(data, Exception):
-            raise CodecError(str(data))
-        return decode_latent(data, place)
-    except CodecError as error:
-        log.warning("latent %d of %s is unreadable: %s", place[1], place[0], error)
-        return None
-
-
 def _record_named(name: str, fields: Any) -> Record:
     if isinstance(fields, Exception):
         raise CodecError(str(fields))
@@ -461,14 +376,3 @@ def _record_named(name: str, fields: Any) -> Record:
 
 def _chunks(items: Sequence[T]) -> Iterable[Sequence[T]]:
     return (items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK))
-
-
-def _milliseconds(seconds: float) -> int:
-    if not seconds > 0:
-        raise ValueError(f"a lease or a wait must be longer than 0 s; got {seconds}")
-    return max(1, round(seconds * 1000))
-
-
-def _stream_entries(answer: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
-    """The entries of an XREAD of one stream; the server answers nothing when there are none."""
-    return answer[0][1] if answer else []
