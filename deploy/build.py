@@ -181,27 +181,31 @@ class LearnerRank:
     def run(self, address: str, port: int, *, resume: bool) -> bool:
         """Trains to the end; False when it was stopped before."""
         from learner.engine import join_ranks, leave_ranks
+        from learner.groups import GroupSource
         from learner.methods.lasro_build import build_lasro
+        from learner.seat import Seat
         from learner.trainer import Trainer
 
         config = self._plan.config
+        source = GroupSource(
+            replay=self._plan.replay,
+            rewards={name: reward.weight for name, reward in config.rewards.items()},
+            group_size=config.actors.group_size,
+            max_open=config.replay.max_pending_records // config.actors.group_size,
+            max_staleness=config.replay.max_staleness,
+            capacity_groups=config.replay.capacity_groups,
+            stall_s=config.limits.stall_s,
+            stopping=self._stopping,
+        )
         join_ranks(self._rank, config.learner.ranks, address, port, timeout_s=config.limits.stall_s)
         try:
             self._method = build_lasro(
                 config.method,
                 config.model,
                 config.learner,
-                replay=self._plan.replay,
+                source=source,
                 prompts=prompt_list(config.prompts, config.seed),
-                rewards={name: reward.weight for name, reward in config.rewards.items()},
-                group_size=config.actors.group_size,
-                max_open=config.replay.max_pending_records // config.actors.group_size,
-                max_staleness=config.replay.max_staleness,
-                capacity_groups=config.replay.capacity_groups,
-                stall_s=config.limits.stall_s,
-                seed=config.seed,
-                rank=self._rank,
-                stopping=self._stopping,
+                seat=Seat(config.seed, self._rank, config.learner.ranks),
             )
             self._trainer = Trainer(
                 self._method,

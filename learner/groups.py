@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -34,41 +35,55 @@ class StoppedError(RuntimeError):
     """A wait was ended by `stop`."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class GroupSource:
+    """Where a learner's groups come from, whatever its method.
+
+    Attributes:
+        rewards: weight of every reward in the sum that is trained on, by name.
+        max_open: groups that may be under way at once.
+        max_staleness: cycles whose groups may be issued before their turn.
+        capacity_groups: groups that the replay keeps.
+        stall_s: a wait without any new log entry for so long raises StallError.
+        stopping: set from another thread to end a wait.
+    """
+
+    replay: Replay
+    rewards: Mapping[str, float]
+    group_size: int
+    max_open: int
+    max_staleness: int = 0
+    capacity_groups: int
+    stall_s: float
+    stopping: threading.Event
+
+
 class ScoredGroups:
     """The learner's view of the replay.
 
     Args:
-        rewards: weight of every reward in the sum that is trained on, by name.
         steps: positions among a record's scored latents that are trained on.
-        max_open: groups that may be under way at once; None on ranks that do not admit.
+        admits: whether this rank lets tickets be issued; one of all does.
         ahead: groups beyond those asked for that may be issued already.
         num_tickets: of the whole run; None: no end is known.
-        stall_s: a wait without any new log entry for so long raises StallError.
     """
 
     def __init__(
         self,
-        replay: Replay,
+        source: GroupSource,
         *,
-        rewards: Mapping[str, float],
-        group_size: int,
         steps: Sequence[int],
-        max_open: int | None,
+        admits: bool,
         ahead: int = 0,
         num_tickets: int | None = None,
-        stall_s: float,
-        stopping: threading.Event,
     ) -> None:
-        self._replay = replay
-        self._weights = dict(rewards)
-        self._group_size = group_size
+        self.source = source
         self.steps = tuple(steps)
-        self._max_open = max_open
+        self._replay = source.replay
+        self._admits = admits
         self._ahead = ahead
         self._num_tickets = num_tickets
-        self._stall_s = stall_s
-        self._stopping = stopping
-        self.index = LogIndex(group_size=group_size)
+        self.index = LogIndex(group_size=source.group_size)
 
     def catch_up(self) -> int:
         """Reads the log to its end; returns how many entries were new."""
@@ -124,13 +139,13 @@ class ScoredGroups:
             if not any_rank(self._missing(tickets)):
                 return
             self._admit(tickets.stop, policy_version)
-            if time.monotonic() - news_at > self._stall_s:
+            if time.monotonic() - news_at > self.source.stall_s:
                 raise StallError(
-                    f"no record was scored for {self._stall_s:.0f} s while waiting for tickets "
-                    f"{tickets.start} to {tickets.stop - 1}; the replay counts "
+                    f"no record was scored for {self.source.stall_s:.0f} s while waiting for "
+                    f"tickets {tickets.start} to {tickets.stop - 1}; the replay counts "
                     f"{self._replay.counters()}. Look at the logs of samplers and reward servers."
                 )
-            if any_rank(self._stopping.is_set() and time.monotonic() - begun > _GRACE_S):
+            if any_rank(self.source.stopping.is_set() and time.monotonic() - begun > _GRACE_S):
                 raise StoppedError("stopped while waiting for scored groups")
             time.sleep(_POLL_S)
 
@@ -138,10 +153,10 @@ class ScoredGroups:
         return not self.index.finished(tickets.start, tickets.stop)
 
     def _admit(self, limit: int, policy_version: int) -> None:
-        if self._max_open is None:
+        if not self._admits:
             return
         finished = self._replay.counters().progress
-        window = limit_by_window(num_finished=finished, max_open=self._max_open)
+        window = limit_by_window(num_finished=finished, max_open=self.source.max_open)
         end = limit + self._ahead
         if self._num_tickets is not None:
             end = max(limit, min(end, self._num_tickets))
@@ -162,16 +177,16 @@ class ScoredGroups:
         entries = self.index.entries(rows_GN.flatten())
         wanted = [(e.record_id, e.scored[step]) for e in entries for step in self.steps]
         latents = self._replay.read_latents(wanted)
-        per_group = self._group_size * len(self.steps)
+        per_group = self.source.group_size * len(self.steps)
         by_group = [latents[i : i + per_group] for i in range(0, len(latents), per_group)]
         kept = [i for i, group in enumerate(by_group) if all(x is not None for x in group)]
         rows = [latent for i in kept for latent in by_group[i] if latent is not None]
         stacked = torch.from_numpy(np.stack(rows).astype(np.float32))
         return GroupBatch(
             tickets=[tickets[i] for i in kept],
-            prompts=[entries[i * self._group_size].prompt for i in kept],
+            prompts=[entries[i * self.source.group_size].prompt for i in kept],
             latents_GNKCHW=stacked.view(
-                len(kept), self._group_size, len(self.steps), *stacked.shape[1:]
+                len(kept), self.source.group_size, len(self.steps), *stacked.shape[1:]
             ),
             rewards_GNK=self._rewards(rows_GN[kept]),
         )
@@ -182,6 +197,6 @@ class ScoredGroups:
     def _rewards(self, rows_GN: np.ndarray) -> Tensor:
         total = sum(
             weight * self.index.rewards_of(name, rows_GN)[:, :, list(self.steps)]
-            for name, weight in self._weights.items()
+            for name, weight in self.source.rewards.items()
         )
         return torch.from_numpy(np.asarray(total, dtype=np.float32))

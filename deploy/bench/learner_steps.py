@@ -18,9 +18,11 @@ from buffer.redis_replay import RedisReplay, ReplaySettings
 from deploy.bench.timing import Row, spread
 from deploy.run_config import RunConfig, load_config
 from learner.engine import join_ranks, leave_ranks
+from learner.groups import GroupSource
 from learner.methods.lasro_build import build_lasro
 from learner.methods.lasro_recipe import LasroMethod
 from learner.policy.components import PipelineFolder
+from learner.seat import Seat
 
 _PRESET = Path(__file__).resolve().parent.parent / "configs" / "shapes-lasro.yaml"
 
@@ -97,16 +99,17 @@ def _method(config: RunConfig, replay: RedisReplay) -> LasroMethod:
         config.method,
         config.model,
         config.learner,
-        replay=replay,
+        source=GroupSource(
+            replay=replay,
+            rewards={"noise": 1.0},
+            group_size=config.actors.group_size,
+            max_open=1,
+            capacity_groups=10**5,
+            stall_s=60.0,
+            stopping=threading.Event(),
+        ),
         prompts=[f"a {colour} circle above a blue square" for colour in ("red", "green")],
-        rewards={"noise": 1.0},
-        group_size=config.actors.group_size,
-        max_open=1,
-        capacity_groups=10**5,
-        stall_s=60.0,
-        seed=0,
-        rank=0,
-        stopping=threading.Event(),
+        seat=Seat(0),
     )
 
 

@@ -33,6 +33,7 @@ from learner.methods.lasro import (
     squash,
 )
 from learner.preference import pessimistic
+from learner.seat import Seat
 from learner.settings import Lasro, Model
 
 log = logging.getLogger(__name__)
@@ -100,15 +101,11 @@ class LasroPolicy:
         encode: Encode,
         teacher: UNet2DConditionModel | None,
         surrogate: nn.Module,
-        *,
-        seed: int,
-        rank: int,
-        ranks: int,
+        seat: Seat,
     ) -> None:
         self._settings = settings
         self._model = model
-        self._seed = seed
-        self._mine = slice(rank, None, ranks)
+        self._seat = seat
         self._rewarded = rewarded_steps(settings, model)
         self._engine = engine
         self._schedule = schedule
@@ -149,11 +146,11 @@ class LasroPolicy:
 
     def _draw(self, prompts: Sequence[str], anchor: AnchorData | None) -> "_Draw":
         """This rank's rows of the step's prompts, noise and anchor batch."""
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.state.step)
+        generator = torch.Generator().manual_seed(self._seat.seed * 1_000_003 + self.state.step)
         batch = self._settings.policy_batch
-        drawn = torch.randint(len(prompts), (batch,), generator=generator)[self._mine]
+        drawn = torch.randint(len(prompts), (batch,), generator=generator)[self._seat.share]
         shape = (self._model.num_steps, batch, *self._latent_shape)
-        noise = torch.randn(shape, generator=generator)[:, self._mine]
+        noise = torch.randn(shape, generator=generator)[:, self._seat.share]
         anchoring = None
         if anchor is not None and self._teacher is not None:
             anchoring = self._draw_anchor(anchor, generator)
@@ -198,7 +195,7 @@ class LasroPolicy:
 
     def _draw_anchor(self, anchor: AnchorData, generator: torch.Generator) -> "_Anchoring":
         """Noised latents, and where the teacher's step from there leads."""
-        mine, count, device = self._mine, self._settings.anchor.batch, self._engine.device
+        mine, count, device = self._seat.share, self._settings.anchor.batch, self._engine.device
         rows = torch.randint(len(anchor.prompts), (count,), generator=generator)[mine]
         index_B = torch.randint(50, (count,), generator=generator)[mine]
         noise = torch.randn((count, *self._latent_shape), generator=generator)[mine]

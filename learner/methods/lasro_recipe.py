@@ -24,6 +24,7 @@ from learner.engine import Engine
 from learner.groups import ScoredGroups
 from learner.methods.lasro_policy import AnchorData, LasroPolicy, PolicyState
 from learner.policy.trainable import trainable_arrays
+from learner.seat import Seat
 from learner.settings import Lasro
 from learner.surrogate_training import GroupBatch, RewardMoments, SurrogateTrainer
 from learner.trainer import Journal, Weights
@@ -34,11 +35,7 @@ _FRESH_SHARE = 0.5
 
 
 class LasroMethod:
-    """Implements `learner.trainer.Method`.
-
-    Args:
-        capacity_groups: groups that the replay keeps; older ones are not drawn.
-    """
+    """Implements `learner.trainer.Method`."""
 
     def __init__(
         self,
@@ -50,10 +47,7 @@ class LasroMethod:
         surrogate: SurrogateTrainer,
         surrogate_engine: Engine,
         prompts: Sequence[str],
-        capacity_groups: int,
-        seed: int,
-        rank: int,
-        ranks: int,
+        seat: Seat,
     ) -> None:
         self.cycles = settings.cycles
         self.journal = Journal()
@@ -65,10 +59,7 @@ class LasroMethod:
         self._surrogate = surrogate
         self._surrogate_engine = surrogate_engine
         self._prompts = list(prompts)
-        self._capacity = capacity_groups
-        self._seed = seed
-        self._rank = rank
-        self._ranks = ranks
+        self._seat = seat
         self._surrogate_step = 0
         self._next_ticket = 0
         self._fresh_accuracy = 1.0
@@ -115,7 +106,9 @@ class LasroMethod:
         fresh = self._groups.complete(fresh_range)
         if fresh:
             self._judge(cycle, fresh)
-        known = self._groups.complete(range(max(0, fresh_range.stop - self._capacity), first))
+        # Older ones than the replay keeps are not drawn.
+        oldest = max(0, fresh_range.stop - self._groups.source.capacity_groups)
+        known = self._groups.complete(range(oldest, first))
         if last or not (fresh or known):
             return
         with self.journal.timed("surrogate"):
@@ -136,10 +129,10 @@ class LasroMethod:
     def save(self, folder: Path) -> None:
         self._policy_engine.save(folder / "policy", {})
         self._surrogate_engine.save(folder / "surrogate", {})
-        if self._rank == 0 and self._anchor is not None:
+        if self._seat.is_first and self._anchor is not None:
             save_file({"latents": self._anchor.latents_NCHW.numpy()}, folder / "anchor.safetensors")
             (folder / "anchor.json").write_text(json.dumps(list(self._anchor.prompts)))
-        if self._rank == 0 and self._average is not None:
+        if self._seat.is_first and self._average is not None:
             save_file(self._average, folder / "average.safetensors")
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
@@ -208,7 +201,7 @@ class LasroMethod:
 
     def _surrogate_update(self, known: Sequence[int], fresh: Sequence[int]) -> dict[str, float]:
         """One step on a batch that every rank draws alike and takes its share of."""
-        rng = np.random.default_rng([self._seed, 1, self._surrogate_step])
+        rng = np.random.default_rng([self._seat.seed, 1, self._surrogate_step])
         self._surrogate_step += 1
         size = self._settings.surrogate.batch_groups
         num_fresh = min(len(fresh), math.ceil(size * _FRESH_SHARE)) if known else size
@@ -216,7 +209,7 @@ class LasroMethod:
         older = rng.permutation(np.asarray(known, dtype=np.int64))[: size - len(newest)]
         # Too few groups come again, so that every rank has its share.
         drawn = np.resize(np.concatenate([newest, older]), size)
-        mine = drawn[self._rank :: self._ranks].tolist()
+        mine = drawn[self._seat.share].tolist()
         return self._surrogate.step(self._groups.fetch(mine))
 
     def _judge(self, cycle: int, fresh: list[int]) -> None:

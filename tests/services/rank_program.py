@@ -20,6 +20,7 @@ from learner.diffusion.schedule import NoiseSchedule
 from learner.engine import Engine, join_ranks, leave_ranks
 from learner.methods.lasro_policy import AnchorData, Denoiser, LasroPolicy
 from learner.policy.trainable import make_trainable
+from learner.seat import Seat
 from learner.settings import Lasro, Model
 from learner.surrogate import new_surrogate
 from learner.surrogate_training import GroupBatch, RewardMoments, SurrogateTrainer
@@ -91,9 +92,7 @@ class TinyLearner:
             encode,
             teacher,
             self.engines["surrogate"].module,
-            seed=5,
-            rank=rank,
-            ranks=ranks,
+            Seat(5, rank, ranks),
         )
         generator = torch.Generator().manual_seed(6)
         self._anchor = AnchorData(torch.randn(6, 4, 8, 8, generator=generator), PROMPTS)

@@ -10,23 +10,29 @@ import pytest
 
 from buffer.records import Record, Scores
 from buffer.redis_replay import RedisReplay
-from learner.groups import ScoredGroups, StallError
+from learner.groups import GroupSource, ScoredGroups, StallError
 
 MEMBERS = 2
 pytestmark = pytest.mark.redis
 MakeGroup = Callable[..., list[Record]]
 
 
-def view(replay: RedisReplay, **settings: Any) -> ScoredGroups:
-    options = {
+def source(replay: RedisReplay, **settings: Any) -> GroupSource:
+    options: dict[str, Any] = {
         "rewards": {"a": 1.0},
         "group_size": MEMBERS,
-        "steps": (0, 1),
         "max_open": 4,
+        "capacity_groups": 100,
         "stall_s": 0.3,
         "stopping": threading.Event(),
     }
-    return ScoredGroups(replay, **{**options, **settings})  # pyright: ignore[reportArgumentType]
+    return GroupSource(replay=replay, **{**options, **settings})
+
+
+def view(
+    replay: RedisReplay, *, steps: tuple[int, ...] = (0, 1), admits: bool = True, **settings: Any
+) -> ScoredGroups:
+    return ScoredGroups(source(replay, **settings), steps=steps, admits=admits)
 
 
 def put(replay: RedisReplay, records: list[Record]) -> None:
@@ -69,7 +75,7 @@ def test_a_wait_admits_no_more_than_may_be_open(replay: RedisReplay) -> None:
 
 def test_a_rank_that_does_not_admit_admits_nothing(replay: RedisReplay) -> None:
     with pytest.raises(StallError):
-        view(replay, max_open=None).collect(range(8), 0)
+        view(replay, admits=False).collect(range(8), 0)
     assert replay.counters().admitted == 0
 
 

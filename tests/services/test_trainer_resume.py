@@ -22,13 +22,13 @@ from actors.rollout import FewStepPolicy
 from actors.worker import SamplerWorker
 from buffer.embedded import EmbeddedServer
 from buffer.redis_replay import RedisReplay, ReplaySettings
-from deploy.drills.tiny import save_tiny_pipelines
 from learner.engine import join_ranks, leave_ranks
-from learner.groups import ScoredGroups
+from learner.groups import GroupSource, ScoredGroups
 from learner.methods.lasro_build import build_lasro
 from learner.policy.board import PolicyBoard, Weights
 from learner.policy.components import PipelineFolder, decode_latents
 from learner.policy.trainable import load_arrays, trainable_unet
+from learner.seat import Seat
 from learner.settings import Lasro, Learner, Model
 from learner.trainer import Trainer
 from reward_servers.base import Scored
@@ -162,16 +162,9 @@ class World:
                 LASRO,
                 self.model,
                 Learner(),
-                replay=self.replay(),
+                source=self._source(stopping),
                 prompts=PROMPTS,
-                rewards={"brightness": 1.0},
-                group_size=MEMBERS,
-                max_open=3,
-                capacity_groups=500,
-                stall_s=240,
-                seed=SEED,
-                rank=0,
-                stopping=stopping,
+                seat=Seat(SEED),
             )
             trainer = Trainer(
                 method,
@@ -189,17 +182,20 @@ class World:
 
     def complete_groups(self) -> list[int]:
         """Tickets whose every record has its rewards."""
-        groups = ScoredGroups(
-            self.replay(),
-            rewards={"brightness": 1.0},
-            group_size=MEMBERS,
-            steps=range(STEPS),
-            max_open=None,
-            stall_s=1,
-            stopping=threading.Event(),
-        )
+        groups = ScoredGroups(self._source(threading.Event()), steps=range(STEPS), admits=False)
         groups.catch_up()
         return groups.complete(range(TICKETS))
+
+    def _source(self, stopping: threading.Event) -> GroupSource:
+        return GroupSource(
+            replay=self.replay(),
+            rewards={"brightness": 1.0},
+            group_size=MEMBERS,
+            max_open=3,
+            capacity_groups=500,
+            stall_s=240,
+            stopping=stopping,
+        )
 
     @contextmanager
     def _crew(self, shelf: Shelf) -> Iterator[None]:
@@ -263,12 +259,6 @@ def one_rank() -> Iterator[None]:
     leave_ranks()
     os.environ.clear()
     os.environ.update(before)
-
-
-@pytest.fixture(scope="module")
-def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained model family: a many-step pipeline and a two-step one."""
-    return save_tiny_pipelines(tmp_path_factory.mktemp("pipelines"))
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from learner.diffusion.schedule import NoiseSchedule
 from learner.methods.lasro import RewardScale, anchor_weight, gradient, reward_loss, squash
 from learner.methods.lasro_policy import AnchorData, Denoiser, LasroPolicy, PolicyState
 from learner.policy.trainable import make_trainable
+from learner.seat import Seat
 from learner.settings import Lasro, Model
 from learner.surrogate import new_surrogate
 from learner.surrogate_training import GroupBatch, RewardMoments, SurrogateTrainer
@@ -122,9 +123,7 @@ def policy_of(
         encode,
         teacher() if "anchor" in settings else None,
         surrogate or fitted_surrogate(),
-        seed=7,
-        rank=rank,
-        ranks=ranks,
+        Seat(7, rank, ranks),
     )
 
 
