@@ -4,6 +4,7 @@
     --repeats N        rounds that the medians are taken of
     --pipeline FOLDER  two-step model to sample, decode and train
     --run FOLDER       finished run whose time is told apart (default: the newest in runs/)
+    --reverb PYTHON    of an environment with dm-reverb[tensorflow]==0.14.0, the replay's peer
 
 Run it on a machine that does nothing else. Writes JSON and a Markdown page into
 deploy/bench/results; the last line of stdout is the medians as JSON.
@@ -53,10 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _store(part: str, options: argparse.Namespace) -> list[Row]:
-    from deploy.bench import store
+def _records(part: str, options: argparse.Namespace) -> list[Row]:
+    from deploy.bench import records
 
-    return _measured(getattr(store, part)(), options)
+    return _measured(getattr(records, part)(), options)
+
+
+def _replay(options: argparse.Namespace) -> list[Row]:
+    from deploy.bench.replay import replay
+
+    return replay(options.reverb, repeats=options.repeats, few=options.few)
 
 
 def _policy(part: str, options: argparse.Namespace) -> list[Row]:
@@ -84,9 +91,9 @@ def _run(options: argparse.Namespace) -> list[Row]:
 
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
-    "codec": lambda options: _store("codec", options),
-    "replay": lambda options: _store("replay", options),
-    "index": lambda options: _store("index", options),
+    "codec": lambda options: _records("codec", options),
+    "replay": _replay,
+    "index": lambda options: _records("index", options),
     "sampler": lambda options: _policy("sampler", options),
     "decode": lambda options: _policy("decode", options),
     "rewards": lambda options: _policy("rewards", options),
@@ -123,6 +130,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--pipeline", type=Path, default=_ROOT / "deploy" / "shapes" / "pipelines" / "lcm"
     )
     parser.add_argument("--run", type=Path)
+    parser.add_argument("--reverb", type=Path, metavar="PYTHON")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args(arguments)
     if options.repeats < 1 or options.threads < 1:

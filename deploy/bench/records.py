@@ -1,29 +1,19 @@
-"""Codec, replay and index: bytes in and out of Redis, beside the plainest way of moving them.
+"""Codec and index: records to bytes and back, and log entries into the learner's table."""
 
-The reference of the replay is redis-py alone, pipelined, on the same server: it writes and reads
-the same latents, without leases, counts, a queue, checks or a log.
-"""
-
-import itertools
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import msgpack
 import numpy as np
 
 from buffer.codec import decode_record, encode_record
-from buffer.connection import Client, connect
-from buffer.embedded import EmbeddedServer
 from buffer.index import LogIndex
 from buffer.records import IndexEntry, Record, record_id
-from buffer.redis_replay import RedisReplay, ReplaySettings
 from deploy.bench.timing import Way, Work, again_and_again
 
 SHAPES = ((4, 8, 8), (4, 64, 64), (4, 128, 128))
 """Latents of the shapes world, of SD 1.5 and of SDXL."""
 GROUP = 6
 STEPS = (1, 2)
-_RUNS = itertools.count()
 
 
 def new_group(ticket: int, shape: tuple[int, int, int]) -> list[Record]:
@@ -72,17 +62,6 @@ def codec() -> Iterator[Work]:
         )
 
 
-def replay() -> Iterator[Work]:
-    """Whole groups in, single slices out."""
-    with EmbeddedServer() as server:
-        client = connect(server.url, timeout_s=30.0)
-        for shape in SHAPES:
-            yield _insert_work(server.url, client, shape)
-            yield _read_work(server.url, client, shape)
-            client.flushall()
-        client.close()
-
-
 def index() -> Iterator[Work]:
     """Log entries into the learner's table, and its groups."""
     entries = [_entry(ticket, member) for ticket in range(1000) for member in range(GROUP)]
@@ -107,88 +86,6 @@ def label(shape: tuple[int, ...]) -> str:
 def megabytes(records: float, shape: tuple[int, int, int], slices: int = len(STEPS)) -> float:
     """Of float16 latents."""
     return records * slices * int(np.prod(shape)) * 2 / 1e6
-
-
-def _insert_work(url: str, client: Client, shape: tuple[int, int, int]) -> Work:
-    count = max(6, min(48, 2**20 // int(np.prod(shape))))
-
-    def ours(calls: int) -> Callable[[], object]:
-        client.flushall()
-        store = RedisReplay.connect(
-            ReplaySettings(url=url, run=f"bench-{next(_RUNS)}", capacity_records=10**6)
-        )
-        store.admit(limit=calls, policy_version=0)
-        groups = [new_group(ticket, shape) for ticket in range(calls)]
-
-        def run() -> None:
-            for group in groups:
-                ticket = store.lease_ticket("bench", lease_s=60.0)
-                assert ticket is not None
-                assert store.put_group(ticket.number, group)
-
-        return run
-
-    def plain(calls: int) -> Callable[[], object]:
-        client.flushall()
-        groups = [new_group(ticket, shape) for ticket in range(calls)]
-
-        def run() -> None:
-            for group in groups:
-                pipe = client.pipeline(transaction=False)
-                for record in group:
-                    pipe.hset(record.record_id, mapping=_plain_fields(record))
-                pipe.execute()
-
-        return run
-
-    return Work(
-        f"insert {label(shape)}",
-        [Way("fleetune: lease and put", ours), Way("redis-py: pipelined HSET", plain)],
-        {"groups": 1.0, "MB": megabytes(GROUP, shape)},
-        calls=count,
-    )
-
-
-def _read_work(url: str, client: Client, shape: tuple[int, int, int]) -> Work:
-    """One slice of every record of 16 groups, in an order that no two repeats need to share."""
-    client.flushall()
-    groups = [new_group(ticket, shape) for ticket in range(16)]
-    store = RedisReplay.connect(
-        ReplaySettings(url=url, run=f"bench-{next(_RUNS)}", capacity_records=10**6)
-    )
-    store.admit(limit=len(groups), policy_version=0)
-    for group in groups:
-        ticket = store.lease_ticket("bench", lease_s=60.0)
-        assert ticket is not None
-        store.put_group(ticket.number, group)
-        for record in group:
-            client.hset(record.record_id, mapping=_plain_fields(record))
-    names = [record.record_id for group in groups for record in group]
-    np.random.default_rng(0).shuffle(names)
-
-    def plain() -> list[np.ndarray]:
-        pipe = client.pipeline(transaction=False)
-        for name in names:
-            pipe.hget(name, "1")
-        return [np.frombuffer(raw, np.float16).reshape(shape) for raw in pipe.execute()]
-
-    return Work(
-        f"read slices {label(shape)}",
-        [
-            Way(
-                "fleetune: read_latents",
-                again_and_again(lambda: store.read_latents([(name, 1) for name in names])),
-            ),
-            Way("redis-py: pipelined HGET", again_and_again(plain)),
-        ],
-        {"groups": float(len(groups)), "MB": megabytes(len(names), shape, slices=1)},
-    )
-
-
-def _plain_fields(record: Record) -> dict[Any, Any]:
-    header = msgpack.packb([record.prompt, record.seed, record.steps])
-    assert header is not None
-    return {"h": header} | {str(i): z.tobytes() for i, z in enumerate(record.latents)}
 
 
 def _packed(record: Record) -> bytes:
