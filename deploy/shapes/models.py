@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    DDIMScheduler,
     DiffusionPipeline,
     LatentConsistencyModelPipeline,
     LCMScheduler,
@@ -96,6 +97,18 @@ def new_tokenizer(folder: Path) -> CLIPTokenizer:
     return tokenizer
 
 
+def new_scheduler() -> DDIMScheduler:
+    """The noise schedule of Stable Diffusion."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
 def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
     """Token ids, int64 [B, MAX_TOKENS]."""
     return tokenizer(
@@ -115,6 +128,25 @@ def load_base() -> StableDiffusionPipeline:
     base = StableDiffusionPipeline.from_pretrained(PIPELINES / "base", torch_dtype=torch.float32)
     base.unet.set_attn_processor(AttnProcessor())
     return base
+
+
+def guided_pipeline(
+    vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    unet: UNet2DConditionModel,
+) -> StableDiffusionPipeline:
+    """The parts as a pipeline of many steps, with classifier-free guidance."""
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=new_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 def consistency_pipeline(

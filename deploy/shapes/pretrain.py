@@ -13,21 +13,18 @@ stored ones score stands in deploy/shapes/README.md.
 import argparse
 import copy
 import logging
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import (
     AutoencoderKL,
-    DDIMScheduler,
     LatentConsistencyModelPipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
 from diffusers.models.attention_processor import AttnProcessor
-from diffusers.training_utils import EMAModel
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -37,15 +34,16 @@ from deploy.shapes.models import (
     PIPELINES,
     consistency_pipeline,
     encode_prompts,
+    guided_pipeline,
     load_base,
-    new_text_encoder,
-    new_tokenizer,
+    new_scheduler,
     new_unet,
     new_vae,
     save_half,
-    tokenize,
 )
-from deploy.shapes.world import cells, draw_scene, render
+from deploy.shapes.text_stage import train_text
+from deploy.shapes.training import fit
+from deploy.shapes.world import draw_scene, render
 from learner.diffusion.consistency import (
     NoiseModel,
     distillation_loss,
@@ -55,59 +53,9 @@ from learner.diffusion.consistency import (
 )
 from learner.diffusion.schedule import NoiseSchedule, add_noise
 from learner.policy.trainable import make_trainable
-from reward_servers.scene import COLOURS, SHAPES, Scene
 
-log = logging.getLogger(__name__)
 GUIDANCE = (1.0, 4.0)
 """w = scale − 1 of the teacher while it is distilled, uniform."""
-
-
-def fit(
-    name: str,
-    modules: Iterable[torch.nn.Module],
-    loss_of: Callable[[int], Tensor],
-    *,
-    steps: int,
-    learning_rate: float,
-    ema_decay: float,
-    save: Callable[[int], None],
-    save_every: int = 0,
-) -> None:
-    """AdamW with warm-up and cosine decay; `save(step)` sees the averaged weights."""
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=1e-2)
-    warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 0.02, total_iters=200)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(
-        optimizer, steps - 200, eta_min=learning_rate * 0.02
-    )
-    schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warm_up, decay], [200])
-    ema = EMAModel(parameters, decay=ema_decay, use_ema_warmup=True, power=0.75)
-    started, recent = time.monotonic(), []
-    for step in range(1, steps + 1):
-        loss = loss_of(step)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        ema.step(parameters)
-        recent.append(loss.item())
-        if step % 250 == 0:
-            rate = step / (time.monotonic() - started)
-            log.info(
-                "%s step %d/%d loss %.5f %.1f steps/s",
-                name,
-                step,
-                steps,
-                float(np.mean(recent)),
-                rate,
-            )
-            recent.clear()
-        if step == steps or (save_every and step % save_every == 0):
-            ema.store(parameters)
-            ema.copy_to(parameters)
-            save(step)
-            ema.restore(parameters)
 
 
 def draw_pictures(rng: np.random.Generator, count: int) -> tuple[Tensor, list[str]]:
@@ -152,81 +100,6 @@ def encode_pictures(vae: AutoencoderKL, count: int, seed: int) -> tuple[Tensor, 
     return torch.cat(latents), prompts
 
 
-class LayoutProbe(torch.nn.Module):
-    """Reads off text states what stands in each cell of a 3x3 grid, as a UNet's attention would."""
-
-    def __init__(self, width: int, classes: int) -> None:
-        super().__init__()
-        self.queries = torch.nn.Parameter(torch.randn(9, width) * 0.1)
-        self.attend = torch.nn.MultiheadAttention(width, 4, batch_first=True)
-        self.out = torch.nn.Linear(width, classes)
-
-    def forward(self, states_BLE: Tensor) -> Tensor:
-        """Logits [B, 9, classes]."""
-        queries = self.queries.expand(len(states_BLE), -1, -1)
-        read, _ = self.attend(queries, states_BLE, states_BLE, need_weights=False)
-        return self.out(read)
-
-
-def layout_targets(scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:
-    """Colour and shape in each cell of a 3x3 grid, int64 [B, 9]; 0 is an empty cell."""
-    colours = np.zeros((len(scenes), 9), dtype=np.int64)
-    shapes = np.zeros_like(colours)
-    for row, scene in enumerate(scenes):
-        for thing, cell in zip(scene.things, cells(scene), strict=True):
-            colours[row, cell] = 1 + list(COLOURS).index(thing.colour)
-            shapes[row, cell] = 1 + SHAPES.index(thing.shape)
-    return torch.from_numpy(colours), torch.from_numpy(shapes)
-
-
-def train_text(steps: int, batch: int = 256) -> None:
-    """The text encoder, by predicting from its states where which colour and shape stands.
-
-    The states then say what a picture of the prompt shows, which CLIP's encoder learns from
-    millions of pictures. The probe is thrown away.
-    """
-    tokenizer = new_tokenizer(PIPELINES / "work" / "tokenizer")
-    torch.manual_seed(2)
-    encoder = new_text_encoder(tokenizer)
-    probe = LayoutProbe(64, 1 + len(COLOURS) + 1 + len(SHAPES))
-    rng = np.random.default_rng(7)
-
-    def logits(scenes: list[Scene]) -> tuple[Tensor, Tensor]:
-        ids = tokenize(tokenizer, [scene.prompt for scene in scenes])
-        both = probe(encoder(ids).last_hidden_state)
-        colour, shape = both.split([1 + len(COLOURS), 1 + len(SHAPES)], dim=2)
-        return colour.flatten(0, 1), shape.flatten(0, 1)
-
-    def loss_of(step: int) -> Tensor:
-        scenes = [draw_scene(rng, held_out=False) for _ in range(batch)]
-        colour, shape = logits(scenes)
-        colour_target, shape_target = layout_targets(scenes)
-        return F.cross_entropy(colour, colour_target.flatten()) + F.cross_entropy(
-            shape, shape_target.flatten()
-        )
-
-    def save(step: int) -> None:
-        scenes = [draw_scene(rng, held_out=True) for _ in range(1000)]
-        with torch.no_grad():
-            colour, shape = logits(scenes)
-        colour_target, shape_target = (t.flatten() for t in layout_targets(scenes))
-        there = colour_target > 0
-        right = (colour.argmax(1) == colour_target) & (shape.argmax(1) == shape_target)
-        log.info("held-out things read off rightly: %.4f", float(right[there].float().mean()))
-        encoder.save_pretrained(PIPELINES / "work" / "text_encoder")
-
-    fit(
-        "text",
-        [encoder, probe],
-        loss_of,
-        steps=steps,
-        learning_rate=1e-3,
-        ema_decay=0.999,
-        save=save,
-        save_every=1000,
-    )
-
-
 def train_base(steps: int, batch: int = 64) -> None:
     """Noise prediction on the training scenes; one prompt in ten is empty, for CFG."""
     vae = AutoencoderKL.from_pretrained(PIPELINES / "work" / "vae")
@@ -237,15 +110,7 @@ def train_base(steps: int, batch: int = 64) -> None:
     torch.manual_seed(2)
     unet = new_unet()
     unet.set_attn_processor(AttnProcessor())  # on CPU quicker than the fused kernel at 64 tokens
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-    schedule = NoiseSchedule.from_config(scheduler.config)
+    schedule = NoiseSchedule.from_config(new_scheduler().config)
     latents, prompts = encode_pictures(vae, 60_000, seed=3)
     states = encode_prompts(text_encoder, tokenizer, prompts)
     empty = encode_prompts(text_encoder, tokenizer, [""])
@@ -263,16 +128,7 @@ def train_base(steps: int, batch: int = 64) -> None:
         return F.mse_loss(eps.float(), noise)
 
     def save(step: int) -> None:
-        pipeline = StableDiffusionPipeline(
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            unet=unet,
-            scheduler=scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+        pipeline = guided_pipeline(vae, text_encoder, tokenizer, unet)
         save_half(pipeline, PIPELINES / ("base" if step == steps else f"work/base-{step}"))
 
     fit(

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from deploy.drills.tiny import save_tiny_pipelines
 from deploy.local_head import LocalHead
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,9 +54,8 @@ class Ended:
 
 
 @pytest.fixture(scope="session")
-def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Pipelines:
-    folder = save_tiny_pipelines(tmp_path_factory.mktemp("pipelines"))
-    return Pipelines(folder / "lcm", folder / "base")
+def pipelines(pipelines: Path) -> Pipelines:
+    return Pipelines(pipelines / "lcm", pipelines / "base")
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,8 @@ from buffer.embedded import EmbeddedServer
 from buffer.records import Record, Scores, record_id
 from buffer.redis_replay import RedisReplay, ReplaySettings
 
+# Without this, pytest says only that an assert of theirs failed, not with what values.
+pytest.register_assert_rewrite("tests.services.replay_calls")
 _RUNS = itertools.count()
 
 

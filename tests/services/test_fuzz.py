@@ -2,7 +2,8 @@
 
 import pytest
 
-from deploy.drills.fuzz import fuzz_frames, fuzz_states
+from deploy.drills.fuzz_frames import fuzz_frames
+from deploy.drills.fuzz_states import fuzz_states
 
 
 def test_damaged_frames_are_refused_or_still_right() -> None:

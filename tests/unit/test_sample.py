@@ -12,7 +12,6 @@ from diffusers import (
 from PIL import Image
 
 from deploy import sample
-from deploy.drills.tiny import save_tiny_pipelines
 from deploy.run_config import config_from_json, load_config
 from learner.policy.components import PipelineFolder
 from learner.policy.trainable import save_for_diffusers, trainable_unet
@@ -23,12 +22,6 @@ PROMPT = "a red circle left of a blue square"
 
 # What diffusers, transformers and peft say of each other's loaders is not ours to mend.
 pytestmark = pytest.mark.filterwarnings("default")
-
-
-@pytest.fixture(scope="module")
-def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders `base` and `lcm` with random weights."""
-    return save_tiny_pipelines(tmp_path_factory.mktemp("pipelines"))
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
-from deploy.shapes.models import new_text_encoder, new_tokenizer, new_unet, new_vae
+from deploy.shapes.models import (
+    guided_pipeline,
+    new_text_encoder,
+    new_tokenizer,
+    new_unet,
+    new_vae,
+)
 from learner.policy.trainable import (
     TARGETS,
     Kind,
@@ -59,19 +65,7 @@ def new_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Stabl
     """Makes pipelines around the untouched UNet."""
     tokenizer = new_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
-    def make() -> StableDiffusionPipeline:
-        parts: dict[str, Any] = {
-            "vae": new_vae(),
-            "text_encoder": new_text_encoder(tokenizer),
-            "tokenizer": tokenizer,
-            "unet": base(),
-            "scheduler": DDIMScheduler(clip_sample=False, steps_offset=1),
-            "safety_checker": None,
-            "feature_extractor": None,
-        }
-        return StableDiffusionPipeline(**parts, requires_safety_checker=False)
-
-    return make
+    return lambda: guided_pipeline(new_vae(), new_text_encoder(tokenizer), tokenizer, base())
 
 
 # What is trained

@@ -1,0 +1,103 @@
+"""What a replay promises of commits: all or nothing, counted once, whatever else happens."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from buffer.connection import connect
+from buffer.embedded import EmbeddedServer
+from buffer.records import START, IndexEntry, Scores
+from buffer.redis_replay import RedisReplay
+from tests.services.replay_calls import (
+    MakeGroup,
+    MakeScores,
+    NewReplay,
+    assert_balanced,
+    claim,
+    put,
+)
+
+pytestmark = pytest.mark.redis
+
+
+def test_a_committed_record_is_in_the_log_with_its_rewards(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    put(replay, [make_group(0, size=1, version=4)])
+    replay.commit([(claim(replay)[0].record_id, Scores({"a": (1.0, 2.0), "b": (3.0, 4.0)}))])
+    [entry] = replay.tail(START, max_entries=10)
+    assert isinstance(entry, IndexEntry)
+    assert entry.rewards == {"a": (1.0, 2.0), "b": (3.0, 4.0)}
+    assert (entry.record_id, entry.prompt, entry.policy_version) == (
+        "0000000000.000",
+        "prompt 0",
+        4,
+    )
+
+
+def test_a_commit_sent_twice_counts_once(
+    replay: RedisReplay, make_group: MakeGroup, scores: MakeScores
+) -> None:
+    put(replay, [make_group(0)])
+    names = [record.record_id for record in claim(replay)]
+    assert replay.commit([(name, scores(1)) for name in names]) == 2
+    assert replay.commit([(name, scores(2)) for name in names]) == 0
+    assert len(replay.tail(START, max_entries=10)) == 2
+    assert_balanced(replay)
+
+
+def test_a_commit_during_a_stall_of_the_server_counts_once(
+    server: EmbeddedServer, new_replay: NewReplay, make_group: MakeGroup, scores: MakeScores
+) -> None:
+    # The client gives up waiting and sends the same command again: the server applies both.
+    replay = new_replay(timeout_s=0.2)
+    put(replay, [make_group(0)])
+    scored = [(record.record_id, scores()) for record in claim(replay)]
+    with connect(server.url, timeout_s=5) as admin:
+        before = admin.info("commandstats")["cmdstat_evalsha"]["calls"]
+        os.kill(server.pid, signal.SIGSTOP)
+        timer = threading.Timer(0.5, lambda: os.kill(server.pid, signal.SIGCONT))
+        timer.start()
+        replay.commit(scored)
+        timer.join()
+        assert admin.info("commandstats")["cmdstat_evalsha"]["calls"] >= before + 2
+    assert replay.counters().committed == 2
+    assert len(replay.tail(START, max_entries=10)) == 2
+
+
+def test_a_commit_of_an_unknown_record_does_nothing(
+    replay: RedisReplay, scores: MakeScores
+) -> None:
+    assert replay.commit([("0000000009.000", scores())]) == 0
+
+
+def test_a_wrong_number_of_rewards_applies_nothing(
+    replay: RedisReplay, make_group: MakeGroup, scores: MakeScores
+) -> None:
+    put(replay, [make_group(0)])
+    first, second = (record.record_id for record in claim(replay))
+    with pytest.raises(ValueError, match="2 scored latents"):
+        replay.commit([(first, scores()), (second, Scores({"jpeg": (1.0,)}))])
+    assert replay.counters().committed == 0
+
+
+def test_a_commit_after_a_quarantine_changes_nothing(
+    replay: RedisReplay, make_group: MakeGroup, scores: MakeScores
+) -> None:
+    put(replay, [make_group(0, size=1)])
+    name = claim(replay)[0].record_id
+    replay.fail(name, "boom", retry=False)
+    assert replay.commit([(name, scores())]) == 0
+    assert replay.counters().failed == 1
+
+
+def test_a_late_commit_wins_over_a_retry(
+    replay: RedisReplay, make_group: MakeGroup, scores: MakeScores
+) -> None:
+    put(replay, [make_group(0, size=1)])
+    name = claim(replay)[0].record_id
+    replay.fail(name, "boom", retry=True)
+    assert replay.commit([(name, scores())]) == 1
+    assert claim(replay) == []

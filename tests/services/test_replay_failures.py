@@ -1,0 +1,116 @@
+"""What a replay promises of failures: attempts, quarantine and release."""
+
+import time
+
+import pytest
+
+from buffer.index import LogIndex
+from buffer.records import START, FailedEntry
+from buffer.redis_replay import RedisReplay
+from tests.services.replay_calls import SHORT_S, MakeGroup, MakeScores, assert_balanced, claim, put
+
+pytestmark = pytest.mark.redis
+
+
+def test_a_record_that_kills_every_server_is_quarantined(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    put(replay, [make_group(0, size=1)])
+    for _ in range(4):
+        replay.claim("dies", max_records=1, block_s=0, lease_s=SHORT_S)
+        time.sleep(2 * SHORT_S)
+    [failed] = replay.quarantined(10)
+    assert failed.record_id == "0000000000.000"
+    assert "expired without an answer" in failed.reason
+    assert_balanced(replay)
+
+
+def test_a_failed_record_is_handed_out_again(replay: RedisReplay, make_group: MakeGroup) -> None:
+    put(replay, [make_group(0, size=1)])
+    assert not replay.fail(claim(replay)[0].record_id, "boom", retry=True)
+    assert [record.member for record in claim(replay)] == [0]
+
+
+def test_a_record_is_handed_out_as_often_as_allowed_and_then_quarantined(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    put(replay, [make_group(0, size=1)])
+    outcomes = [replay.fail(claim(replay)[0].record_id, "boom", retry=True) for _ in range(3)]
+    assert outcomes == [False, False, True]
+    assert claim(replay) == []
+    assert [(q.record_id, q.reason) for q in replay.quarantined(10)] == [("0000000000.000", "boom")]
+
+
+def test_a_quarantined_record_is_in_the_log_without_a_number(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    put(replay, [make_group(0, size=1)])
+    replay.fail(claim(replay)[0].record_id, "not an image: é" + "x" * 9999, retry=False)
+    [entry] = replay.tail(START, max_entries=10)
+    assert isinstance(entry, FailedEntry)
+    assert entry.reason.startswith("not an image: é")
+
+
+def test_a_failure_sent_twice_counts_one_attempt(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    put(replay, [make_group(0, size=1)])
+    name = claim(replay)[0].record_id
+    entry = replay._claims[name]
+    replay._fail(name, "boom", retry=True, entry=entry)
+    replay._fail(name, "boom", retry=True, entry=entry)
+    assert replay.counters().retried == 1
+
+
+@pytest.mark.parametrize("damage", [{"h": b"junk"}, {"1": b""}, {"extra": b"x"}])
+def test_a_damaged_record_is_quarantined_and_its_neighbour_served(
+    damage: dict[str, bytes], replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    put(replay, [make_group(0)])
+    for field, data in damage.items():
+        replay._link.client.hset(replay._link.record_key("0000000000.000"), field, data)
+    assert [record.member for record in claim(replay)] == [1]
+    assert replay.quarantined(1)[0].reason.startswith("unreadable record")
+
+
+def test_a_record_whose_payload_vanished_is_quarantined(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    put(replay, [make_group(0, size=1)])
+    replay._link.client.delete(replay._link.record_key("0000000000.000"))
+    assert claim(replay) == []
+    assert replay.counters().failed == 1
+
+
+def test_a_released_record_is_scored_like_any_other(
+    replay: RedisReplay, make_group: MakeGroup, scores: MakeScores
+) -> None:
+    put(replay, [make_group(0)])
+    bad, good = (record.record_id for record in claim(replay))
+    replay.fail(bad, "boom", retry=False)
+    replay.commit([(good, scores())])
+    index = LogIndex(group_size=2)
+    index.extend(replay.tail(START, max_entries=9))
+    assert replay.release([bad, good]) == 1
+    assert replay.release([bad]) == 0
+    assert replay.quarantined(9) == []
+    assert_balanced(replay)
+    [again] = claim(replay)
+    replay.commit([(again.record_id, scores())])
+    index.extend(replay.tail(index.position, max_entries=9))
+    assert index.groups().tolist() == [[0, 1]]
+    assert replay.counters().failed == 0
+    assert_balanced(replay)
+
+
+def test_a_released_record_that_is_damaged_is_quarantined_again(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    put(replay, [make_group(0, size=1)])
+    replay._link.client.hset(replay._link.record_key("0000000000.000"), "h", b"junk")
+    assert claim(replay) == []
+    assert replay.quarantined(9)[0].size_bytes > 0
+    assert replay.release(["0000000000.000"]) == 1
+    assert claim(replay) == []
+    assert replay.counters().failed == 1
+    assert_balanced(replay)

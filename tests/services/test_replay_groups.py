@@ -1,0 +1,71 @@
+"""What a replay promises of groups: stored once, whole, and read back bit for bit."""
+
+import dataclasses
+import time
+
+import numpy as np
+import pytest
+
+from buffer.records import Record
+from buffer.redis_replay import RedisReplay
+from tests.services.replay_calls import LEASE_S, SHORT_S, MakeGroup, MakeScores, claim, put
+
+pytestmark = pytest.mark.redis
+
+
+def test_a_group_comes_back_bit_for_bit(replay: RedisReplay, make_group: MakeGroup) -> None:
+    (sent, _) = group = make_group(0)
+    put(replay, [group])
+    found = claim(replay)[0]
+    assert all(map(np.array_equal, found.latents, sent.latents))
+    for field in dataclasses.fields(Record):
+        assert field.name == "latents" or getattr(found, field.name) == getattr(sent, field.name)
+
+
+def test_a_group_is_stored_once(replay: RedisReplay, make_group: MakeGroup) -> None:
+    put(replay, [make_group(0)])
+    assert not replay.put_group(0, make_group(0))
+    assert replay.counters().issued_records == 2
+
+
+def test_a_late_group_is_dropped_after_its_records_are_committed(
+    replay: RedisReplay, make_group: MakeGroup, scores: MakeScores
+) -> None:
+    put(replay, [make_group(0)])
+    replay.commit([(record.record_id, scores()) for record in claim(replay)])
+    assert not replay.put_group(0, make_group(0))
+
+
+def test_a_put_ends_the_lease(replay: RedisReplay, make_group: MakeGroup) -> None:
+    replay.admit(limit=1, policy_version=0)
+    ticket = replay.lease_ticket("a", lease_s=SHORT_S)
+    assert ticket is not None
+    replay.put_group(0, make_group(0))
+    time.sleep(2 * SHORT_S)
+    assert replay.lease_ticket("b", lease_s=LEASE_S) is None
+    assert not replay.renew_ticket(ticket, lease_s=LEASE_S)
+
+
+def test_a_group_of_a_ticket_never_issued_is_refused(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    assert not replay.put_group(0, make_group(0))
+
+
+def test_a_group_with_a_missing_member_is_an_error(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    with pytest.raises(ValueError, match="members 0, 1"):
+        replay.put_group(0, make_group(0, size=3)[1:])
+
+
+def test_one_slice_is_read_without_the_trajectory(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    (first, second) = group = make_group(0)
+    put(replay, [group])
+    found = replay.read_latents([(second.record_id, 0), (first.record_id, 1)])
+    assert found[0] is not None
+    assert found[1] is not None
+    assert np.array_equal(found[0], second.latents[0])
+    assert np.array_equal(found[1], first.latents[1])

@@ -1,0 +1,93 @@
+"""What a replay promises of tickets: admitted, leased, renewed, returned and skipped."""
+
+import time
+
+import pytest
+
+from buffer.redis_replay import RedisReplay
+from tests.services.replay_calls import LEASE_S, SHORT_S
+
+pytestmark = pytest.mark.redis
+
+
+def test_no_ticket_is_issued_before_one_is_admitted(replay: RedisReplay) -> None:
+    assert replay.lease_ticket("a", lease_s=LEASE_S) is None
+
+
+def test_tickets_come_in_order_up_to_the_limit(replay: RedisReplay) -> None:
+    replay.admit(limit=2, policy_version=0)
+    issued = [replay.lease_ticket("a", lease_s=LEASE_S) for _ in range(3)]
+    assert [ticket and ticket.number for ticket in issued] == [0, 1, None]
+
+
+def test_a_ticket_has_the_version_of_the_admission_that_first_covered_it(
+    replay: RedisReplay,
+) -> None:
+    replay.admit(limit=1, policy_version=3)
+    replay.admit(limit=3, policy_version=7)
+    replay.admit(limit=2, policy_version=9)
+    issued = [replay.lease_ticket("a", lease_s=LEASE_S) for _ in range(3)]
+    assert [ticket and ticket.policy_version for ticket in issued] == [3, 7, 7]
+
+
+def test_an_expired_ticket_is_issued_again_with_its_first_version(replay: RedisReplay) -> None:
+    replay.admit(limit=2, policy_version=3)
+    dying = replay.lease_ticket("dies", lease_s=LEASE_S)
+    replay.lease_ticket("lives", lease_s=LEASE_S)
+    assert dying is not None
+    replay.renew_ticket(dying, lease_s=SHORT_S)
+    replay.admit(limit=9, policy_version=8)
+    time.sleep(2 * SHORT_S)
+    again = replay.lease_ticket("other", lease_s=LEASE_S)
+    assert again is not None
+    assert (again.number, again.policy_version) == (0, 3)
+
+
+def test_the_lowest_expired_ticket_comes_first(replay: RedisReplay) -> None:
+    replay.admit(limit=12, policy_version=0)
+    for _ in range(12):
+        replay.lease_ticket("dies", lease_s=SHORT_S)
+    time.sleep(2 * SHORT_S)
+    issued = [replay.lease_ticket("other", lease_s=LEASE_S) for _ in range(12)]
+    assert [ticket and ticket.number for ticket in issued] == list(range(12))
+
+
+def test_a_renewed_lease_does_not_expire(replay: RedisReplay) -> None:
+    replay.admit(limit=1, policy_version=0)
+    ticket = replay.lease_ticket("a", lease_s=SHORT_S)
+    assert ticket is not None
+    assert replay.renew_ticket(ticket, lease_s=LEASE_S)
+    time.sleep(2 * SHORT_S)
+    assert replay.lease_ticket("b", lease_s=LEASE_S) is None
+
+
+def test_a_lease_that_another_took_over_cannot_be_renewed(replay: RedisReplay) -> None:
+    replay.admit(limit=1, policy_version=0)
+    slow = replay.lease_ticket("slow", lease_s=SHORT_S)
+    time.sleep(2 * SHORT_S)
+    assert slow is not None
+    assert replay.lease_ticket("quick", lease_s=LEASE_S) is not None
+    assert not replay.renew_ticket(slow, lease_s=LEASE_S)
+
+
+def test_a_returned_ticket_is_issued_at_once(replay: RedisReplay) -> None:
+    replay.admit(limit=2, policy_version=0)
+    first = replay.lease_ticket("a", lease_s=LEASE_S)
+    assert first is not None
+    replay.return_ticket(first)
+    again = replay.lease_ticket("b", lease_s=LEASE_S)
+    assert again is not None
+    assert again.number == 0
+
+
+def test_a_lease_command_sent_twice_issues_one_ticket(replay: RedisReplay) -> None:
+    replay.admit(limit=5, policy_version=0)
+    assert replay._link.run("lease", "a/1", 30000) == replay._link.run("lease", "a/1", 30000)
+
+
+def test_skipped_tickets_are_never_issued(replay: RedisReplay) -> None:
+    replay.skip_to(40)
+    replay.admit(limit=41, policy_version=5)
+    ticket = replay.lease_ticket("a", lease_s=LEASE_S)
+    assert ticket is not None
+    assert (ticket.number, ticket.policy_version) == (40, 5)

@@ -1,0 +1,189 @@
+"""The reward server while a reward stalls or is down, or the replay is full or away."""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from buffer.backoff import GaveUpError
+from buffer.errors import ReplayFull
+from buffer.records import Record, Scores
+from reward_servers.breaker import RewardDownError
+from reward_servers.server import RewardServer
+from reward_servers.timed import StalledError
+from tests.unit.reward_server_fakes import (
+    FAST,
+    Brightness,
+    Doing,
+    FakeReplay,
+    decode,
+    ids,
+    record,
+    serve,
+)
+
+
+def test_a_stalled_reward_fails_its_records_as_timed_out() -> None:
+    release = threading.Event()
+
+    def stall(images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        release.wait(20)
+        return Brightness().score(images, prompts)
+
+    replay = FakeReplay([record(0)])
+    serve(replay, {"slow": Doing(stall)}, replace(FAST, timeout_s=0.05))
+    release.set()
+    assert replay.failed == {ids([0])[0]: "slow of step 1: timed out after 0.05 s"}
+    assert replay.committed == {}
+
+
+def test_a_reward_is_used_again_after_one_stall() -> None:
+    release, calls = threading.Event(), iter([True])
+
+    def stall_once(images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        if next(calls, False):
+            release.wait(20)
+        return Brightness().score(images, prompts)
+
+    replay = FakeReplay([record(0)], attempts=2)
+    serve(replay, {"slow": Doing(stall_once)}, replace(FAST, timeout_s=0.05))
+    release.set()
+    assert list(replay.committed) == ids([0])
+
+
+def test_a_server_whose_reward_stalls_again_and_again_ends_for_a_new_process() -> None:
+    release = threading.Event()
+
+    def stall(images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        release.wait(20)
+        return Brightness().score(images, prompts)
+
+    settings = replace(FAST, timeout_s=0.02, max_batch=1)
+    replay = FakeReplay([record(i, scored=(0,)) for i in range(9)])
+    server = RewardServer(replay, decode, {"slow": Doing(stall)}, owner="r-0", settings=settings)
+    with pytest.raises(StalledError, match="3 calls of reward 'slow' have not returned"):
+        server.run()
+    release.set()
+
+
+def test_claims_are_renewed_while_a_reward_takes_its_time() -> None:
+    def slow(images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        time.sleep(0.3)
+        return Brightness().score(images, prompts)
+
+    replay = FakeReplay([record(0), record(1)])
+    serve(replay, {"slow": Doing(slow)}, replace(FAST, lease_s=0.15))
+    assert replay.renewed.count(ids([1])[0]) >= 3
+
+
+class Service:
+    """A reward that is up or down, and counts what it is asked while it is down."""
+
+    def __init__(self) -> None:
+        self.up = True
+        self.asked_in_vain = 0
+
+    def score(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        if not self.up:
+            self.asked_in_vain += 1
+            raise ConnectionError("service is down")
+        return Brightness().score(images_BHWC, prompts)
+
+
+class DownAfterOne(FakeReplay):
+    """The service goes down when the first record is committed; comes back after `trials`."""
+
+    def __init__(self, records: Sequence[Record], service: Service, *, comes_back: bool) -> None:
+        super().__init__(records, attempts=5)
+        self.service = service
+        self.comes_back = comes_back
+
+    def commit(self, scored: Sequence[tuple[str, Scores]], owner: str) -> int:
+        if not self.committed:
+            self.service.up = False
+        return super().commit(scored, owner)
+
+    def unclaim(self, record_ids: Sequence[str]) -> int:
+        if self.comes_back:
+            self.service.up = True
+        return super().unclaim(record_ids)
+
+
+def test_records_wait_for_a_reward_that_went_down_and_none_is_worn_out() -> None:
+    service = Service()
+    records = [record(i, scored=(0,)) for i in range(9)]
+    replay = DownAfterOne(records, service, comes_back=True)
+    stats = serve(replay, {"service": service}, replace(FAST, max_batch=1)).stats()
+    assert sorted(replay.committed) == ids(range(9))
+    assert replay.failed == {}
+    assert (stats["down"], len(replay.returned)) == ("", 1)
+
+
+def test_a_reward_that_stays_down_ends_the_server_with_its_reason() -> None:
+    service = Service()
+    records = [record(i, scored=(0,)) for i in range(9)]
+    replay = DownAfterOne(records, service, comes_back=False)
+    settings = replace(FAST, max_batch=1, outage_s=0.2)
+    server = RewardServer(replay, decode, {"service": service}, owner="r-0", settings=settings)
+    with pytest.raises(RewardDownError, match="service is down"):
+        server.run()
+    assert replay.failed == {}
+    assert service.asked_in_vain < 9
+
+
+def test_a_reward_that_never_worked_is_not_waited_for() -> None:
+    service = Service()
+    service.up = False
+    replay = FakeReplay([record(i, scored=(0,)) for i in range(9)])
+    serve(replay, {"service": service}, replace(FAST, max_batch=1))
+    assert len(replay.failed) == 9
+
+
+def test_scores_wait_for_room_in_a_full_replay() -> None:
+    class Full(FakeReplay):
+        refusals = 3
+
+        def commit(self, scored: Sequence[tuple[str, Scores]], owner: str) -> int:
+            if self.refusals:
+                self.refusals -= 1
+                raise ReplayFull("no room")
+            return super().commit(scored, owner)
+
+    model, replay = Brightness(), Full([record(0)])
+    stats = serve(replay, {"light": model}, replace(FAST, full_s=0.001)).stats()
+    assert (stats["failures"], model.batches) == (0, [2])
+
+
+def test_a_replay_that_fails_a_while_loses_nothing() -> None:
+    class Flaky(FakeReplay):
+        outages = 2
+
+        def commit(self, scored: Sequence[tuple[str, Scores]], owner: str) -> int:
+            if self.outages > 0:
+                self.outages -= 1
+                self.waiting += [self.by_id[key] for key, _ in scored]  # their leases run out
+                raise ConnectionError("gone for now")
+            return super().commit(scored, owner)
+
+    replay = Flaky([record(i) for i in range(3)])
+    stats = serve(replay).stats()
+    assert sorted(replay.committed) == ids([0, 1, 2])
+    assert stats["failures"] == 2
+
+
+def test_a_server_gives_up_after_too_many_failures_in_a_row() -> None:
+    class Broken(FakeReplay):
+        def claim(
+            self, owner: str, *, max_records: int, block_s: float, lease_s: float
+        ) -> list[Record]:
+            raise ConnectionError("nobody home")
+
+    settings = replace(FAST, max_failures=3)
+    server = RewardServer(
+        Broken([]), decode, {"light": Brightness()}, owner="r-7", settings=settings
+    )
+    with pytest.raises(GaveUpError, match="r-7 failed 4 times in a row, last with ConnectionErr"):
+        server.run()
