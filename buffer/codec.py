@@ -86,22 +86,12 @@ def decode_header(data: bytes) -> dict[str, Any]:
 def encode_latent(latent: np.ndarray, place: tuple[str, int] = ("", 0)) -> bytes:
     """One finite fp16 array [C, H, W] as a frame that belongs to (record id, slot)."""
     check_latent(latent)
-    raw = np.ascontiguousarray(latent, dtype="<f2").tobytes()
-    return _seal(_LATENT, _SHAPE.pack(1, 0, *latent.shape) + raw, place)
+    return _sealed_latent(latent, place)
 
 
 def decode_latent(data: bytes, place: tuple[str, int] = ("", 0)) -> np.ndarray:
     """The array of a frame of (record id, slot): a read-only view on `data`."""
-    body = _open(_LATENT, data, MAX_LATENT_BYTES, place)
-    if len(body) < _SHAPE.size:
-        raise CodecError("a latent ends within its shape")
-    code, zero, *shape = _SHAPE.unpack_from(body)
-    dtype = _DTYPES.get(code)
-    if dtype is None or zero:
-        raise CodecError(f"a latent has the unknown element type {code}")
-    if len(body) - _SHAPE.size != shape[0] * shape[1] * shape[2] * dtype.itemsize:
-        raise CodecError(f"a latent of shape {shape} has {len(body) - _SHAPE.size} bytes")
-    latent = np.frombuffer(body, dtype=dtype, offset=_SHAPE.size).reshape(shape)
+    latent = _opened_latent(data, place)
     try:
         check_latent(latent)
     except ValueError as error:
@@ -112,7 +102,7 @@ def decode_latent(data: bytes, place: tuple[str, int] = ("", 0)) -> np.ndarray:
 def encode_record(record: Record) -> dict[bytes, bytes]:
     """The fields of a record's hash: header, number of scored latents, one field per latent."""
     latents = {
-        str(slot).encode(): encode_latent(latent, (record.record_id, slot))
+        str(slot).encode(): _sealed_latent(latent, (record.record_id, slot))
         for slot, latent in enumerate(record.latents)
     }
     count = str(len(record.scored)).encode()
@@ -130,7 +120,7 @@ def decode_record(fields: Mapping[bytes, bytes]) -> Record:
     if fields[NUM_SCORED_FIELD] != str(len(header["scored"])).encode():
         raise CodecError(f"{header['record_id']}: wrong number of scored latents")
     latents = tuple(
-        decode_latent(fields[slot], (header["record_id"], number))
+        _opened_latent(fields[slot], (header["record_id"], number))
         for number, slot in enumerate(slots)
     )
     return _made(Record, latents=latents, **header)
@@ -181,13 +171,36 @@ def decode_entry(position: bytes, fields: Mapping[bytes, bytes]) -> LogEntry:
     raise CodecError(f"log entry {place} is of no known kind")
 
 
-def _seal(magic: bytes, body: bytes, place: tuple[str, int] = ("", 0)) -> bytes:
-    return _PREFIX.pack(magic, FORMAT_VERSION, _checksum(body, place)) + body
+def _sealed_latent(latent: np.ndarray, place: tuple[str, int]) -> bytes:
+    """The frame of a latent that is right, as those of a `Record` are; copies its bytes once."""
+    shape = _SHAPE.pack(1, 0, *latent.shape)
+    raw = np.ascontiguousarray(latent, dtype="<f2").data.cast("B")
+    checksum = zlib.crc32(raw, zlib.crc32(shape, _start(place)))
+    return b"".join([_PREFIX.pack(_LATENT, FORMAT_VERSION, checksum), shape, raw])
 
 
-def _checksum(body: bytes | memoryview, place: tuple[str, int]) -> int:
-    where = f"{place[0]}/{place[1]}".encode() if place[0] else b""
-    return zlib.crc32(body, zlib.crc32(where))
+def _opened_latent(data: bytes, place: tuple[str, int]) -> np.ndarray:
+    """What a frame holds, its values not looked at."""
+    body = _open(_LATENT, data, MAX_LATENT_BYTES, place)
+    if len(body) < _SHAPE.size:
+        raise CodecError("a latent ends within its shape")
+    code, zero, channels, height, width = _SHAPE.unpack_from(body)
+    dtype = _DTYPES.get(code)
+    if dtype is None or zero:
+        raise CodecError(f"a latent has the unknown element type {code}")
+    shape = channels, height, width
+    if len(body) - _SHAPE.size != channels * height * width * dtype.itemsize:
+        raise CodecError(f"a latent of shape {shape} has {len(body) - _SHAPE.size} bytes")
+    return np.frombuffer(body, dtype=dtype, offset=_SHAPE.size).reshape(shape)
+
+
+def _seal(magic: bytes, body: bytes) -> bytes:
+    return _PREFIX.pack(magic, FORMAT_VERSION, zlib.crc32(body)) + body
+
+
+def _start(place: tuple[str, int]) -> int:
+    """What a checksum begins with, so that it covers the place; 0 for a frame without one."""
+    return zlib.crc32(f"{place[0]}/{place[1]}".encode()) if place[0] else 0
 
 
 def _open(
@@ -202,7 +215,7 @@ def _open(
     if version != FORMAT_VERSION:
         raise CodecError(f"frame version {version}; this program reads {FORMAT_VERSION}")
     body = memoryview(data)[_PREFIX.size :]
-    if _checksum(body, place) != checksum:
+    if zlib.crc32(body, _start(place)) != checksum:
         raise CodecError(f"a frame {magic.decode()} is damaged or misplaced: its checksum differs")
     return body
 

@@ -9,6 +9,8 @@ import logging
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -67,11 +69,15 @@ class LatentReader:
         return list(threads.map(self._read_some, parts))
 
     def _read_some(self, places: Sequence[Place]) -> list[np.ndarray | None]:
-        def fill(pipe: Any) -> None:
-            for record_id, slot in places:
-                pipe.hget(self._link.record_key(record_id), str(slot))
+        runs = [(name, [slot for _, slot in run]) for name, run in groupby(places, itemgetter(0))]
 
-        frames = self._link.ask_each(fill)
+        def fill(pipe: Any) -> None:
+            for record_id, slots in runs:
+                pipe.hmget(self._link.record_key(record_id), slots)
+
+        frames: list[Any] = []
+        for answer, (_, slots) in zip(self._link.ask_each(fill), runs, strict=True):
+            frames += [answer] * len(slots) if isinstance(answer, Exception) else answer
         largest = max((len(frame) for frame in frames if isinstance(frame, bytes)), default=0)
         if largest:
             self._in_one = min(max(1, _REPLY_BYTES // largest), _MANY)

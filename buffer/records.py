@@ -291,7 +291,7 @@ def check_latent(latent: np.ndarray) -> None:
         raise ValueError(
             f"a latent must be a float16 array; got {getattr(latent, 'dtype', latent)}"
         )
-    if latent.ndim != 3 or not all(1 <= side <= MAX_LATENT_SIDE for side in latent.shape):
+    if latent.ndim != 3 or not 1 <= min(latent.shape) <= max(latent.shape) <= MAX_LATENT_SIDE:
         raise ValueError(f"a latent must have shape [C, H, W]; got {list(latent.shape)}")
     if not _all_finite(latent):
         raise ValueError(

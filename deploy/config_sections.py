@@ -93,8 +93,8 @@ class Scoring(Section):
     """Time after which records claimed by a dead server are given to another; a living one renews
     its claims."""
     outage_s: Seconds = 300.0
-    """How long a reward that used to work may fail on everything before its server gives up.
-    Until then records wait, and one now and then is tried."""
+    """How long a reward that used to work may be down before its server gives up. Until then
+    records wait, and a picture that was scored before is tried now and then."""
     num_cpus: NonNegative = 1.0
     """Ray CPUs of one server."""
     num_gpus: NonNegative = 0.0

@@ -5,7 +5,7 @@
 A record is claimed under a lease and committed by its id, so every step may be repeated: a
 server that dies at any point loses nothing, and a record scored twice counts once. A record
 with one failed value is failed as a whole; a failure never becomes a number. When a reward that
-used to work fails on everything, records stay in the queue until it is back (`Breaker`).
+used to work is down, records stay in the queue until it is back (`Breaker`).
 
 A plain class with `run` and `stop`; knows nothing of Ray, Redis, torch or where records go.
 
@@ -75,7 +75,7 @@ class ServerSettings:
         lease_s: of a claim; it is renewed every third of it while the server works. A dead
             server's records go to another after it.
         hold_s: a batch that takes longer loses its claims: the server hangs.
-        outage_s: how long a reward that had worked may fail on everything.
+        outage_s: how long a reward that had worked may be down.
         block_s: longest wait for a first record, and so for `stop`.
         full_s: between attempts to commit to a full replay.
         backoff_s: after the first failure; doubles up to `max_backoff_s`.
@@ -143,6 +143,8 @@ class RewardServer:
             max_failures=self._settings.max_failures,
         )
         self._breaker = Breaker(patience_s=self._settings.outage_s)
+        # A picture that every reward has scored, and its prompt.
+        self._probe: tuple[np.ndarray, str] | None = None
         self._images_per_record = 1
         self._counts: dict[str, int] = dict.fromkeys(_COUNTS, 0)
         self._busy_s: dict[str, float] = dict.fromkeys(_STAGES, 0.0)
@@ -153,7 +155,7 @@ class RewardServer:
         Raises:
             GaveUpError: after too many failures in a row; its cause is the last of them.
             StalledError: calls of a reward hang for good.
-            RewardDownError: a reward that had worked failed on everything for `outage_s`.
+            RewardDownError: a reward that had worked was down for `outage_s`.
         """
         try:
             while not self._stopping.is_set():
@@ -196,9 +198,10 @@ class RewardServer:
     def _batch(self) -> None:
         for reward in self._rewards:
             reward.check()
-        is_trial = self._breaker.is_open
+        if self._breaker.is_open and not self._is_back():
+            return
         with self._timed("wait"):
-            claimed = self._claim_trial() if is_trial else self._claim()
+            claimed = self._claim()
         if not claimed:
             return
         left = [record.record_id for record in claimed]
@@ -210,17 +213,17 @@ class RewardServer:
             name=self._owner,
         ):
             for records in _cut(claimed, self._settings.max_batch):
-                if self._breaker.is_open and not is_trial:
+                self._score(records)
+                if self._breaker.is_open:
                     self._replay.unclaim(left)
                     break
-                self._score(records)
                 del left[: len(records)]
 
-    def _claim_trial(self) -> list[Record]:
-        """One record, after a while."""
-        if self._stopping.wait(self._breaker.wait_s()):
-            return []
-        return self._claim_for(1, self._settings.block_s)
+    def _is_back(self) -> bool:
+        """Whether a reward that was down works again; asked after a while."""
+        with self._timed("wait"):
+            stopped = self._stopping.wait(self._breaker.wait_s())
+        return not stopped and not self._is_down()
 
     def _claim(self) -> list[Record]:
         """What is there up to a full batch; once there is some, more for `batch_wait_s`."""
@@ -249,6 +252,9 @@ class RewardServer:
             pictures = self._decoded(records)
         with self._timed("score"):
             outcomes = self._outcomes(records, pictures)
+            if all(isinstance(outcome, Failure) for outcome in outcomes) and self._is_down():
+                return
+        self._remember(records, pictures, outcomes)
         with self._timed("commit"):
             self._settle(records, outcomes)
 
@@ -307,9 +313,6 @@ class RewardServer:
         ]
 
     def _settle(self, records: list[Record], outcomes: list[Scores | Failure]) -> None:
-        if self._is_outage(outcomes):
-            self._replay.unclaim([record.record_id for record in records])
-            return
         scored = []
         for record, outcome in zip(records, outcomes, strict=True):
             if isinstance(outcome, Failure):
@@ -333,15 +336,36 @@ class RewardServer:
                 if self._stopping.wait(self._settings.full_s):
                     raise
 
-    def _is_outage(self, outcomes: list[Scores | Failure]) -> bool:
-        """A reward is down, and that is what made these outcomes; a trial's are its own."""
-        was_open = self._breaker.is_open
-        failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
-        self._breaker.note(failures[0].reason if len(failures) == len(outcomes) else None)
-        if self._breaker.is_open and not was_open:
-            log.warning("%s: a reward is down: %s", self._owner, self._breaker.reason)
-            return True
-        return False
+    def _remember(
+        self,
+        records: list[Record],
+        pictures: list[np.ndarray | Failure],
+        outcomes: list[Scores | Failure],
+    ) -> None:
+        """Keeps a picture that was scored, to probe with."""
+        for record, images_BHWC, outcome in zip(records, pictures, outcomes, strict=True):
+            if isinstance(outcome, Scores) and not isinstance(images_BHWC, Failure):
+                self._probe = images_BHWC[:1].copy(), record.prompt
+                return
+
+    def _is_down(self) -> bool:
+        """Whether a reward fails on what it has scored before; notes that in the breaker."""
+        if self._probe is None:
+            return False
+        picture_BHWC, prompt = self._probe
+        (values,) = self._values([picture_BHWC], [prompt])
+        failures = [
+            f"{name}: {outcome.reason}"
+            for name, (outcome,) in values.items()
+            if isinstance(outcome, Failure)
+        ]
+        if not failures:
+            self._breaker.succeed()
+            return False
+        if not self._breaker.is_open:
+            log.warning("%s: a reward is down: %s", self._owner, failures[0])
+        self._breaker.fail(failures[0])
+        return True
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

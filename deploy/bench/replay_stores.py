@@ -147,18 +147,20 @@ class Redis:
         self._shape = tuple(shape[1:])
 
     def sample(self, batch: int, rng: np.random.Generator, slots: Sequence[int]) -> int:
-        chosen = rng.choice(self._count, size=batch, replace=False)
-        places = [(f"raw:{i}", str(slot)) for i in chosen for slot in slots]
         size = int(np.prod(self._shape)) * 2
-        in_one = len(places) if self._reply_bytes is None else max(1, self._reply_bytes // size)
+        most = batch * len(slots) if self._reply_bytes is None else self._reply_bytes // size
+        of_item = max(1, min(most, len(slots)))
+        names = [f"raw:{i}" for i in rng.choice(self._count, size=batch, replace=False)]
+        parts = [slots[at : at + of_item] for at in range(0, len(slots), of_item)]
+        wanted = [(name, part) for name in names for part in parts]
+        in_one = max(1, most // of_item)
         arrays = []
-        for start in range(0, len(places), in_one):
+        for start in range(0, len(wanted), in_one):
             pipe = self._client.pipeline(transaction=False)
-            for name, slot in places[start : start + in_one]:
-                pipe.hget(name, slot)
-            arrays += [
-                np.frombuffer(raw, np.float16).reshape(self._shape) for raw in pipe.execute()
-            ]
+            for name, part in wanted[start : start + in_one]:
+                pipe.hmget(name, part)
+            found = [raw for answer in pipe.execute() for raw in answer]
+            arrays += [np.frombuffer(raw, np.float16).reshape(self._shape) for raw in found]
         return _bytes(arrays)
 
     def clear(self) -> None:

@@ -1,6 +1,7 @@
 """Rewards that misbehave, as a user's might; found by the workers through PYTHONPATH."""
 
 import threading
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,6 +37,22 @@ class StallsOnce:
         self._calls += 1
         if self._calls == 1:
             threading.Event().wait()
+        return _brightness(images_BHWC)
+
+
+class DownForAWhile:
+    """Works on three calls, then raises until eight seconds have passed, then works for good."""
+
+    def __init__(self) -> None:
+        self._calls = 0
+        self._down_since: float | None = None
+
+    def score(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        self._calls += 1
+        if self._calls > 3:
+            self._down_since = self._down_since or time.monotonic()
+            if time.monotonic() - self._down_since < 8:
+                raise ConnectionError("the service is down")
         return _brightness(images_BHWC)
 
 

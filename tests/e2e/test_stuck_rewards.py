@@ -41,6 +41,11 @@ def stalling(run_job: Callable[..., Ended]) -> Ended:
     )
 
 
+@pytest.fixture(scope="module")
+def interrupted(run_job: Callable[..., Ended]) -> Ended:
+    return run_job("down-for-a-while", "rewards.binding.kind=e2e_rewards:DownForAWhile")
+
+
 def test_it_ends_the_run_in_time(hopeless: tuple[str, Ended]) -> None:
     _, ended = hopeless
     assert (ended.status, ended.summary["status"]) == (1, "failed"), ended.output
@@ -61,3 +66,13 @@ def test_a_run_whose_reward_stalls_once_ends_as_if_it_had_not(stalling: Ended) -
     records = stalling.summary["records"]
     assert (records["failed"], records["committed"]) == (0, records["issued_records"])
     assert records["retried"] > 0
+
+
+def test_a_run_waits_for_a_reward_that_is_down_and_loses_nothing(interrupted: Ended) -> None:
+    assert (interrupted.status, interrupted.summary["status"]) == (0, "finished"), (
+        interrupted.output
+    )
+    records = interrupted.summary["records"]
+    assert (records["failed"], records["committed"]) == (0, records["issued_records"])
+    assert records["retried"] == 0
+    assert "a reward is down: binding: ConnectionError: the service is down" in interrupted.output

@@ -12,73 +12,53 @@ class Clock:
         return self.now
 
 
-def worked_once(**settings: float) -> tuple[Breaker, Clock]:
+def new_breaker(**settings: float) -> tuple[Breaker, Clock]:
     clock = Clock()
-    breaker = Breaker(failures=3, clock=clock, **settings)  # pyright: ignore[reportArgumentType]
-    breaker.note(None)
-    return breaker, clock
+    return Breaker(clock=clock, **settings), clock
 
 
-def fail(breaker: Breaker, times: int) -> None:
-    for _ in range(times):
-        breaker.note("service is down")
+def test_it_is_closed_at_first() -> None:
+    breaker, _ = new_breaker()
+    assert (breaker.is_open, breaker.reason, breaker.wait_s()) == (False, "", 0)
 
 
-def test_it_opens_after_failures_in_a_row() -> None:
-    breaker, _ = worked_once()
-    fail(breaker, 2)
-    assert not breaker.is_open
-    fail(breaker, 1)
-    assert breaker.is_open
-    assert breaker.reason == "service is down"
+def test_a_probe_that_fails_opens_it() -> None:
+    breaker, _ = new_breaker()
+    breaker.fail("service is down")
+    assert (breaker.is_open, breaker.reason) == (True, "service is down")
 
 
-def test_a_success_between_them_keeps_it_closed() -> None:
-    breaker, _ = worked_once()
-    for _ in range(9):
-        fail(breaker, 2)
-        breaker.note(None)
-    assert not breaker.is_open
-    assert breaker.reason == ""
+def test_a_probe_that_works_closes_it() -> None:
+    breaker, _ = new_breaker()
+    breaker.fail("service is down")
+    breaker.succeed()
+    assert (breaker.is_open, breaker.reason, breaker.wait_s()) == (False, "", 0)
 
 
-def test_a_trial_that_works_closes_it() -> None:
-    breaker, _ = worked_once()
-    fail(breaker, 5)
-    breaker.note(None)
-    assert not breaker.is_open
-    assert breaker.wait_s() == 0
-
-
-def test_it_stays_closed_for_a_reward_that_never_worked() -> None:
-    breaker = Breaker(failures=3)
-    fail(breaker, 50)
-    assert not breaker.is_open
-
-
-def test_trials_become_rarer_up_to_a_limit() -> None:
-    breaker, _ = worked_once(first_s=1, longest_s=5)
+def test_probes_become_rarer_up_to_a_limit() -> None:
+    breaker, _ = new_breaker(first_s=1, longest_s=5)
     waits = []
-    for _ in range(6):
-        fail(breaker, 1)
+    for _ in range(5):
+        breaker.fail("down")
         waits.append(breaker.wait_s())
-    assert waits == [0, 0, 1, 2, 4, 5]
+    assert waits == [1, 2, 4, 5, 5]
 
 
 def test_it_loses_its_patience_with_the_last_reason() -> None:
-    breaker, clock = worked_once(patience_s=60)
-    fail(breaker, 3)
+    breaker, clock = new_breaker(patience_s=60)
+    breaker.fail("down")
     clock.now = 60
-    fail(breaker, 1)
+    breaker.fail("down")
     clock.now = 61
-    with pytest.raises(RewardDownError, match="61 s: service is down"):
-        fail(breaker, 1)
+    with pytest.raises(RewardDownError, match="61 s: still down"):
+        breaker.fail("still down")
 
 
 def test_patience_counts_from_the_first_failure_of_the_row() -> None:
-    breaker, clock = worked_once(patience_s=60)
-    fail(breaker, 3)
+    breaker, clock = new_breaker(patience_s=60)
+    breaker.fail("down")
+    clock.now = 50
+    breaker.succeed()
     clock.now = 100
-    breaker.note(None)
-    fail(breaker, 3)
+    breaker.fail("down")
     assert breaker.is_open

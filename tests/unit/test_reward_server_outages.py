@@ -94,10 +94,10 @@ class Service:
 
 
 class DownAfterOne(FakeReplay):
-    """The service goes down when the first record is committed; comes back after `trials`."""
+    """The service goes down when the first record is committed; may come back."""
 
     def __init__(self, records: Sequence[Record], service: Service, *, comes_back: bool) -> None:
-        super().__init__(records, attempts=5)
+        super().__init__(records)
         self.service = service
         self.comes_back = comes_back
 
@@ -122,6 +122,27 @@ def test_records_wait_for_a_reward_that_went_down_and_none_is_worn_out() -> None
     assert (stats["down"], len(replay.returned)) == ("", 1)
 
 
+def test_the_rest_of_a_claim_is_given_back_too() -> None:
+    service = Service()
+    replay = DownAfterOne([record(i) for i in range(9)], service, comes_back=True)
+    serve(replay, {"service": service}, replace(FAST, max_batch=2))
+    assert sorted(replay.committed) == ids(range(9))
+    assert replay.failed == {}
+
+
+def test_records_that_cannot_be_scored_are_no_outage() -> None:
+    def refuse_some(images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        if "prompt 1" not in prompts and "prompt 2" not in prompts:
+            return Brightness().score(images, prompts)
+        raise ValueError("not this one")
+
+    replay = FakeReplay([record(i, scored=(0,)) for i in range(4)], attempts=3)
+    stats = serve(replay, {"picky": Doing(refuse_some)}, replace(FAST, max_batch=1)).stats()
+    assert sorted(replay.failed) == ids([1, 2])
+    assert sorted(replay.committed) == ids([0, 3])
+    assert (stats["down"], replay.returned) == ("", [])
+
+
 def test_a_reward_that_stays_down_ends_the_server_with_its_reason() -> None:
     service = Service()
     records = [record(i, scored=(0,)) for i in range(9)]
@@ -131,7 +152,7 @@ def test_a_reward_that_stays_down_ends_the_server_with_its_reason() -> None:
     with pytest.raises(RewardDownError, match="service is down"):
         server.run()
     assert replay.failed == {}
-    assert service.asked_in_vain < 9
+    assert service.asked_in_vain < 20
 
 
 def test_a_reward_that_never_worked_is_not_waited_for() -> None:
