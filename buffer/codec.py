@@ -44,7 +44,8 @@ _LATENT = b"FTL"
 _SCORES = b"FTS"
 _PREFIX = struct.Struct("<3sBI")
 _SHAPE = struct.Struct("<BBHHH")
-_DTYPES = {1: np.dtype("<f2")}
+_FP16 = 1
+_FP16_DTYPE = np.dtype("<f2")
 
 HEADER_FIELD = b"h"
 NUM_SCORED_FIELD = b"n"
@@ -173,8 +174,8 @@ def decode_entry(position: bytes, fields: Mapping[bytes, bytes]) -> LogEntry:
 
 def _sealed_latent(latent: np.ndarray, place: tuple[str, int]) -> bytes:
     """The frame of a latent that is right, as those of a `Record` are; copies its bytes once."""
-    shape = _SHAPE.pack(1, 0, *latent.shape)
-    raw = np.ascontiguousarray(latent, dtype="<f2").data.cast("B")
+    shape = _SHAPE.pack(_FP16, 0, *latent.shape)
+    raw = np.ascontiguousarray(latent, _FP16_DTYPE).data.cast("B")
     checksum = zlib.crc32(raw, zlib.crc32(shape, _start(place)))
     return b"".join([_PREFIX.pack(_LATENT, FORMAT_VERSION, checksum), shape, raw])
 
@@ -185,13 +186,13 @@ def _opened_latent(data: bytes, place: tuple[str, int]) -> np.ndarray:
     if len(body) < _SHAPE.size:
         raise CodecError("a latent ends within its shape")
     code, zero, channels, height, width = _SHAPE.unpack_from(body)
-    dtype = _DTYPES.get(code)
-    if dtype is None or zero:
+    if (code, zero) != (_FP16, 0):
         raise CodecError(f"a latent has the unknown element type {code}")
-    shape = channels, height, width
-    if len(body) - _SHAPE.size != channels * height * width * dtype.itemsize:
-        raise CodecError(f"a latent of shape {shape} has {len(body) - _SHAPE.size} bytes")
-    return np.frombuffer(body, dtype=dtype, offset=_SHAPE.size).reshape(shape)
+    if len(body) - _SHAPE.size != channels * height * width * _FP16_DTYPE.itemsize:
+        raise CodecError(
+            f"a latent of shape {[channels, height, width]} has {len(body) - _SHAPE.size} bytes"
+        )
+    return np.frombuffer(body, _FP16_DTYPE, offset=_SHAPE.size).reshape(channels, height, width)
 
 
 def _seal(magic: bytes, body: bytes) -> bytes:

@@ -23,7 +23,6 @@ MAX_REASON_BYTES = 2000
 MAX_REWARDS = 64
 MAX_LATENT_SIDE = 65535
 
-_SMALL = 2048
 _RECORD_ID = re.compile(r"([0-9]{10})\.([0-9]{3})", re.ASCII)
 _REWARD_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}", re.ASCII)
 _POSITION = re.compile(r"(0|[1-9][0-9]{0,17})-(0|[1-9][0-9]{0,17})", re.ASCII)
@@ -275,14 +274,15 @@ def _check_latents(latents: tuple[np.ndarray, ...], count: int) -> None:
             raise ValueError(f"latents of one record differ: {latent.shape}, {latents[0].shape}")
 
 
-_EXPONENT = np.uint16(0x7C00)
-
-
 def _all_finite(latent: np.ndarray) -> bool:
-    """`np.isfinite(latent).all()`, at a third of the time: fp16 is slow, its bits are not."""
-    if latent.size < _SMALL or not latent.flags.c_contiguous:
+    """`np.isfinite(latent).all()`, in a fraction of the time: fp16 is slow, its bits are not.
+
+    Infinities and NaN are 0x7c00 to 0x7fff and 0xfc00 to 0xffff: the largest of the bits read as
+    signed numbers, and the largest of them read as unsigned ones.
+    """
+    if not latent.flags.c_contiguous:
         return bool(np.isfinite(latent).all())
-    return not ((latent.view(np.uint16) & _EXPONENT) == _EXPONENT).any()
+    return latent.view(np.int16).max() < 0x7C00 and latent.view(np.uint16).max() < 0xFC00
 
 
 def check_latent(latent: np.ndarray) -> None:

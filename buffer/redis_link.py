@@ -24,8 +24,6 @@ _LUA = Path(__file__).parent / "lua"
 class RedisLink:
     """A client, the keys of a run and the scripts that change them.
 
-    May be used by several threads: each has a connection of its own while it waits for an answer.
-
     Args:
         timeout_s: longest wait for one answer of the server.
         outage_s: a server that does not answer is asked again for so long.

@@ -264,7 +264,6 @@ class RedisReplay:
         return self._link.erase(_CHUNK)
 
     def close(self) -> None:
-        self._latents.close()
         self._link.close()
 
     # Within

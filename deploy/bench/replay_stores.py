@@ -23,10 +23,12 @@ import numpy as np
 
 _REPLY_BYTES = 256 * 1024
 _PROMPT = "a red circle left of a blue square"
-GROUP = 4
-"""Items that are inserted together: the members of a ticket."""
+GROUP = 8
+"""Items that are put together: the members of a ticket."""
 TABLES = ("uniform", "prioritised")
-_REVERB_FLUSH = 16
+_COMMIT = 32
+"""Items that are committed together: a small batch of a reward server."""
+_REVERB_FLUSH = 32
 _REVERB_IN_FLIGHT = 64
 
 
@@ -76,12 +78,17 @@ class Fleetune:
         latents = itertools.cycle(items)
 
         def insert() -> None:
+            put: list[str] = []
             for _ in range(len(items) // GROUP):
                 ticket = self._replay.lease_ticket("bench", lease_s=60.0)
                 assert ticket is not None
                 group = [_record(ticket.number, member, next(latents)) for member in range(GROUP)]
                 assert self._replay.put_group(ticket.number, group)
-                self._replay.commit([(record.record_id, scores) for record in group])
+                put += [record.record_id for record in group]
+                if len(put) >= _COMMIT:
+                    self._replay.commit([(record_id, scores) for record_id in put])
+                    put.clear()
+            self._replay.commit([(record_id, scores) for record_id in put])
 
         return insert
 

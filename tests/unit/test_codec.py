@@ -25,7 +25,15 @@ from buffer.codec import (
     encode_scores,
 )
 from buffer.errors import CodecError
-from buffer.records import EvictedEntry, FailedEntry, IndexEntry, Record, Scores, record_id
+from buffer.records import (
+    EvictedEntry,
+    FailedEntry,
+    IndexEntry,
+    Record,
+    Scores,
+    check_latent,
+    record_id,
+)
 
 finite_fp16 = st.floats(width=16, allow_nan=False, allow_infinity=False)
 latent_shapes = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))
@@ -380,3 +388,16 @@ def test_a_wrong_latent_is_not_encoded(latent: np.ndarray) -> None:
 def test_a_large_latent_of_the_largest_numbers_is_encoded() -> None:
     latent = large_with(65504)
     assert np.array_equal(decode_latent(encode_latent(latent)), latent)
+
+
+def test_every_bit_pattern_of_fp16_is_finite_for_us_where_it_is_for_numpy() -> None:
+    patterns = np.arange(2**16, dtype=np.uint16).view(np.float16).reshape(-1, 1, 1, 1)
+    taken = []
+    for latent in patterns:
+        try:
+            check_latent(latent)
+        except ValueError:
+            taken.append(False)
+        else:
+            taken.append(True)
+    np.testing.assert_array_equal(taken, np.isfinite(patterns).reshape(-1))
