@@ -23,6 +23,7 @@ those of one run together.
 | quarantine     | sorted set | failed record id by the server's time in ms; the oldest go        |
 | reasons        | hash       | record id in `quarantine` -> why it failed                        |
 | record:ID      | hash       | `h` header, `n` scored latents, `0` `1` ... latents               |
+| record:staged… | hash       | the same, on its way into the run; expires                        |
 
 A ticket below `next` is leased (in `leases`), open (in `open`) or finished (in neither).
 """

@@ -4,6 +4,7 @@ The client sends a command again when its answer is lost, and during an outage t
 whatever is asked here must be idempotent.
 """
 
+import contextlib
 import functools
 import logging
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from buffer.connection import connect, masked, translated
-from buffer.errors import ReplayUnavailable
+from buffer.errors import ReplayError, ReplayUnavailable
 from buffer.keys import NAMES, key
 
 log = logging.getLogger(__name__)
@@ -97,6 +98,11 @@ class RedisLink:
     def block_ms(self, block_s: float) -> int | None:
         """A wait that the socket's timeout does not cut; None: do not wait (0 waits for ever)."""
         return milliseconds(min(block_s, self._timeout_s / 2)) if block_s > 0 else None
+
+    def drop(self, names: Sequence[str]) -> None:
+        """Deletes keys that would expire anyway; a server that is away is not waited for."""
+        with contextlib.suppress(ReplayError), translated(self._url):
+            self.client.unlink(*names)
 
     def erase(self, names_in_one: int) -> int:
         """Deletes every key of the run, so many in one command; returns how many there were."""

@@ -42,6 +42,8 @@ T = TypeVar("T")
 _GROUP = "scorers"
 _CHUNK = 1000
 """Records in one command: a longer one would keep others waiting."""
+_STAGED_S = 600
+"""Longer than any outage that is ridden out between sending a payload and making it the run's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,11 +132,14 @@ class RedisReplay:
         members = [record.member for record in records if record.ticket == ticket]
         if not records or sorted(members) != list(range(len(records))):
             raise ValueError(f"ticket {ticket} needs members 0, 1, ... of its own; got {members}")
-        words: list[str | int | bytes] = []
-        for record in records:
-            fields = [part for pair in encode_record(record).items() for part in pair]
-            words += [record.record_id, len(fields), *fields]
-        return bool(self._link.run("put", ticket, len(records), *words))
+        words = self._staged(records)
+        is_new = False
+        try:
+            is_new = bool(self._link.run("put", ticket, *words))
+        finally:
+            if not is_new:
+                self._link.drop(words[1::3])
+        return is_new
 
     # Scoring
 
@@ -267,6 +272,27 @@ class RedisReplay:
         self._link.close()
 
     # Within
+
+    def _staged(self, records: Sequence[Record]) -> list[Any]:
+        """Sends payloads to keys that expire: for each record its id, its key and its bytes.
+
+        Outside the script that makes them the run's, which would copy them twice more.
+        """
+        call = uuid.uuid4().hex
+        fields_of = {record.record_id: encode_record(record) for record in records}
+        key_of = {name: self._link.record_key(f"staged:{call}:{name}") for name in fields_of}
+
+        def fill(pipe: Any) -> None:
+            for name, fields in fields_of.items():
+                pipe.hset(key_of[name], mapping=fields)
+                pipe.expire(key_of[name], _STAGED_S)
+
+        self._link.ask_each(fill)
+        return [
+            word
+            for name, fields in fields_of.items()
+            for word in (name, key_of[name], sum(map(len, fields)) + sum(map(len, fields.values())))
+        ]
 
     @property
     def _capacity(self) -> tuple[int, int, str]:

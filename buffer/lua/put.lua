@@ -1,7 +1,7 @@
--- Store a ticket's group and queue its records.
--- ARGV     2 ticket, 3 number of records; then for each: id, number of words, field, value, ...
--- Returns  1, or 0 if the ticket is not leased (put already, or never issued); an error OOM, with
---          nothing applied, when 9/10 of the server's maxmemory are used
+-- Store a ticket's group, whose payloads lie in keys that expire, and queue its records.
+-- ARGV     2 ticket; then for each record: id, key that holds its payload, bytes of it
+-- Returns  1, or 0 if the ticket is not leased (put already, or never issued); with nothing applied
+--          an error OOM when 9/10 of the server's maxmemory are used, or LOST if a payload is gone
 -- Invariant: a group is stored whole and once; whoever puts first wins. The last tenth is left to
 --            commits, which make room.
 local memory = redis.call('INFO', 'memory')
@@ -12,20 +12,22 @@ end
 if not redis.call('ZSCORE', LEASES, ARGV[2]) then
   return 0
 end
-local at = 4
-for _ = 1, tonumber(ARGV[3]) do
-  local id, words = ARGV[at], tonumber(ARGV[at + 1])
-  redis.call('HSET', payload(id), unpack(ARGV, at + 2, at + 1 + words))
-  redis.call('HSET', ENTRIES, id, redis.call('XADD', PENDING, '*', 'id', id))
-  local bytes = 0
-  for word = at + 2, at + 1 + words do
-    bytes = bytes + #ARGV[word]
+for at = 3, #ARGV, 3 do
+  if redis.call('EXISTS', ARGV[at + 1]) == 0 then
+    return redis.error_reply('LOST the payload of ' .. ARGV[at] .. ' expired before it was put')
   end
-  redis.call('HSET', SIZES, id, bytes)
-  at = at + 2 + words
 end
-redis.call('HSET', OPEN, ARGV[2], ARGV[3])
-redis.call('HINCRBY', COUNTS, 'issued', ARGV[3])
+local records = 0
+for at = 3, #ARGV, 3 do
+  local id = ARGV[at]
+  redis.call('HSET', ENTRIES, id, redis.call('XADD', PENDING, '*', 'id', id))
+  redis.call('HSET', SIZES, id, ARGV[at + 2])
+  redis.call('RENAME', ARGV[at + 1], payload(id))
+  redis.call('PERSIST', payload(id))
+  records = records + 1
+end
+redis.call('HSET', OPEN, ARGV[2], records)
+redis.call('HINCRBY', COUNTS, 'issued', records)
 redis.call('ZREM', LEASES, ARGV[2])
 redis.call('HDEL', HOLDERS, ARGV[2])
 return 1

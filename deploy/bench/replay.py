@@ -58,10 +58,10 @@ class Item:
 
 
 ITEMS = (
-    Item("16 KiB", (1, 4, 32, 64), stored=2048, drawn=2048),
-    Item("32 KiB", (1, 4, 64, 64), stored=2048, drawn=2048),
-    Item("256 KiB", (2, 4, 128, 128), stored=384, drawn=512),
-    Item("1.6 MiB", (50, 4, 64, 64), stored=64, drawn=64, batch=8),
+    Item("16 KiB", (1, 4, 32, 64), stored=2048, drawn=4096),
+    Item("32 KiB", (1, 4, 64, 64), stored=2048, drawn=4096),
+    Item("256 KiB", (2, 4, 128, 128), stored=384, drawn=1024),
+    Item("1.6 MiB", (50, 4, 64, 64), stored=64, drawn=256, batch=8),
 )
 """Half a latent of SD 1.5, one, two of SDXL, and 50 of SD 1.5."""
 _FEW = (Item("16 KiB", (1, 4, 32, 64), stored=64, drawn=64),)

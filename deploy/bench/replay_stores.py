@@ -29,7 +29,8 @@ TABLES = ("uniform", "prioritised")
 _COMMIT = 32
 """Items that are committed together: a small batch of a reward server."""
 _REVERB_FLUSH = 32
-_REVERB_IN_FLIGHT = 64
+_REVERB_IN_FLIGHT = 16
+"""It fetches so many ahead while the others have their turn; no more, for that is not timed."""
 
 
 class Store(Protocol):

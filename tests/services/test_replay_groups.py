@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from buffer.errors import ReplayError
 from buffer.records import Record
 from buffer.redis_replay import RedisReplay
 from tests.services.replay_calls import LEASE_S, SHORT_S, MakeGroup, MakeScores, claim, put
@@ -69,3 +70,46 @@ def test_one_slice_is_read_without_the_trajectory(
     assert found[1] is not None
     assert np.array_equal(found[0], second.latents[0])
     assert np.array_equal(found[1], first.latents[1])
+
+
+def staged(replay: RedisReplay) -> list[bytes]:
+    return list(replay._link.client.scan_iter("*:record:staged:*"))
+
+
+def test_a_group_that_is_not_taken_leaves_nothing_behind(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    put(replay, [make_group(0)])
+    replay.put_group(0, make_group(0))
+    replay.put_group(7, make_group(7))
+    assert staged(replay) == []
+
+
+def test_the_payloads_of_a_group_that_is_put_stay(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    group = make_group(0)
+    put(replay, [group])
+    keys = [replay._link.record_key(record.record_id) for record in group]
+    assert [replay._link.client.ttl(key) for key in keys] == [-1] * len(group)
+
+
+def test_payloads_of_a_sampler_that_died_before_the_put_expire(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    replay._staged(make_group(0))
+    assert len(staged(replay)) == 2
+    assert all(0 < replay._link.client.ttl(key) <= 600 for key in staged(replay))
+
+
+def test_a_group_whose_payload_expired_on_the_way_is_not_stored(
+    replay: RedisReplay, make_group: MakeGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replay.admit(limit=1, policy_version=0)
+    replay.lease_ticket("a", lease_s=LEASE_S)
+    monkeypatch.setattr("buffer.redis_replay._STAGED_S", 0)
+    with pytest.raises(ReplayError, match=r"LOST the payload of 0000000000\.000"):
+        replay.put_group(0, make_group(0))
+    assert (replay.counters().issued_records, claim(replay)) == (0, [])
+    monkeypatch.undo()
+    assert replay.put_group(0, make_group(0))

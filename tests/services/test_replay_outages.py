@@ -66,9 +66,10 @@ def test_a_nearly_full_server_takes_commits_but_no_new_groups(
         put(replay, [make_group(0)])
         issue(replay, 1)
         used = replay._link.client.info("memory")["used_memory"]
-        replay._link.client.config_set("maxmemory", int(used / 0.95))
+        replay._link.client.config_set("maxmemory", int(used / 0.91))
         with pytest.raises(ReplayFull, match="maxmemory"):
             replay.put_group(1, make_group(1))
+        assert list(replay._link.client.scan_iter("*:record:staged:*")) == []
         assert replay.commit([(record.record_id, scores()) for record in claim(replay)]) == 2
         replay._link.client.config_set("maxmemory", 2 * used)
         assert replay.put_group(1, make_group(1))
