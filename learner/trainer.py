@@ -4,8 +4,8 @@
 
 A method says what a cycle is; the trainer knows no method. Every rank runs the same loop on the
 same numbers; rank 0 alone admits tickets, publishes and reports. A stop is heeded between two
-cycles, with a checkpoint; a wait for samples that outlasts its grace is cut short, and redone by
-the run that resumes.
+cycles, and between two steps of a preparation, with a checkpoint; a wait for samples that outlasts
+its grace is cut short, and redone by the run that resumes.
 """
 
 import logging
@@ -26,6 +26,8 @@ from learner.groups import StoppedError
 
 log = logging.getLogger(__name__)
 Weights = dict[str, np.ndarray]
+_PREPARE_EVERY_S = 600.0
+"""Between two checkpoints of a long preparation."""
 
 
 @dataclass
@@ -71,8 +73,13 @@ class Method(Protocol):
     journal: Journal
     prepared: bool
 
-    def prepare(self) -> None:
-        """Everything before the first cycle, such as fitting a surrogate."""
+    def prepare(self, breathe: Callable[[], None]) -> None:
+        """Everything before the first cycle, such as fitting a surrogate.
+
+        Args:
+            breathe: to be called now and then, where `state` and `save` tell how far it has come:
+                a prepared method that is loaded from there goes on from there.
+        """
         ...
 
     def improve(self, cycle: int) -> None:
@@ -135,6 +142,7 @@ class Trainer:
         self._keep = keep
         self._stopping = stopping
         self._next_cycle = 0
+        self._saved_at = time.monotonic()
         self.published = -1
 
     def run(self) -> bool:
@@ -144,7 +152,7 @@ class Trainer:
         self._publish_version(self._next_cycle)
         try:
             if not method.prepared:
-                method.prepare()
+                method.prepare(self._breathe)
                 self._checkpoint()
             for cycle in range(self._next_cycle, method.cycles):
                 journal.cycle = cycle
@@ -169,6 +177,18 @@ class Trainer:
         log.info("stopped after cycle %d; resume continues there", self._next_cycle)
         return False
 
+    def _breathe(self) -> None:
+        """In a long preparation: a checkpoint now and then, and the end where that is asked.
+
+        Raises:
+            StoppedError: it is asked.
+        """
+        stop = any_rank(self._stopping.is_set())
+        if stop or any_rank(time.monotonic() - self._saved_at > _PREPARE_EVERY_S):
+            self._checkpoint()
+        if stop:
+            raise StoppedError("stopped while preparing")
+
     def _restore(self) -> None:
         found = checkpoint.newest(self._folder) if self._resume else None
         if found is None:
@@ -189,6 +209,7 @@ class Trainer:
                 barrier=_barrier,
                 keep=self._keep,
             )
+        self._saved_at = time.monotonic()
 
     def _publish_version(self, version: int) -> None:
         if self._rank == 0:

@@ -40,7 +40,7 @@ def steps(path: Path, teacher: Path, *, repeats: int, few: bool) -> list[Row]:
         )
         _fill(replay, config)
         method = _method(config, replay)
-        method.prepare()
+        method.prepare(lambda: None)
         rows = [_cycle(method, cycle) for cycle in range(repeats + 1)][1:]
         replay.close()
     method_settings = config.method

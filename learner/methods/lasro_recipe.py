@@ -11,8 +11,8 @@ Shape suffixes: G groups, N samples of a group, K rewarded steps.
 import json
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,27 @@ from learner.trainer import Journal, Weights
 log = logging.getLogger(__name__)
 _FRESH_SHARE = 0.5
 """Of a surrogate batch in a cycle: from the newest groups; the rest from all of the replay."""
+
+
+@dataclass
+class SurrogateFit:
+    """How far the fit before the first cycle has come.
+
+    Attributes:
+        best: highest held-out accuracy so far.
+        stale: checks in a row that did not raise it.
+    """
+
+    steps: int = 0
+    best: float = 0.0
+    stale: int = 0
+
+    def judge(self, accuracy: float) -> None:
+        """Notes the accuracy of a check."""
+        if accuracy > self.best + 1e-3:
+            self.best, self.stale = accuracy, 0
+        else:
+            self.stale += 1
 
 
 class LasroMethod:
@@ -60,13 +81,14 @@ class LasroMethod:
         self._surrogate_engine = surrogate_engine
         self._prompts = list(prompts)
         self._seat = seat
+        self._fit = SurrogateFit()
         self._surrogate_step = 0
         self._next_ticket = 0
         self._fresh_accuracy = 1.0
         self._anchor: AnchorData | None = None
         self._average: Weights | None = None
 
-    def prepare(self) -> None:
+    def prepare(self, breathe: Callable[[], None]) -> None:
         """Collects groups of the untouched policy and fits the surrogate to their rewards."""
         count = self._settings.pretrain.groups
         self.journal.enter("collecting")
@@ -77,12 +99,13 @@ class LasroMethod:
                 f"only {len(everything)} of {count} groups have all their rewards; see the "
                 "quarantined records for the reasons"
             )
-        rewards_GNK = self._groups.rewards(everything)
-        self._surrogate.moments = RewardMoments.of(rewards_GNK)
-        self._record_rewards("pretrain", 0, rewards_GNK)
-        self._anchor = self._anchor_data(everything)
+        if self._surrogate.moments is None:
+            rewards_GNK = self._groups.rewards(everything)
+            self._surrogate.moments = RewardMoments.of(rewards_GNK)
+            self._record_rewards("pretrain", 0, rewards_GNK)
+            self._anchor = self._anchor_data(everything)
         self.journal.enter("fitting the surrogate")
-        self._fit_surrogate(everything)
+        self._fit_surrogate(everything, breathe)
         self.prepared = True
 
     def improve(self, cycle: int) -> None:
@@ -143,7 +166,8 @@ class LasroMethod:
         self._surrogate_step = state["surrogate_step"]
         self._fresh_accuracy = state["fresh_accuracy"]
         self.journal.seconds = state["seconds"]
-        self.prepared = True
+        self.prepared = state["prepared"]
+        self._fit = SurrogateFit(**state["fit"])
         if (folder / "anchor.safetensors").exists():
             latents = torch.from_numpy(load_file(folder / "anchor.safetensors")["latents"])
             self._anchor = AnchorData(latents, json.loads((folder / "anchor.json").read_text()))
@@ -159,6 +183,8 @@ class LasroMethod:
             "moments": asdict(self._surrogate.moments),
             "surrogate_step": self._surrogate_step,
             "fresh_accuracy": self._fresh_accuracy,
+            "prepared": self.prepared,
+            "fit": asdict(self._fit),
             "next_ticket": self._next_ticket,
             "log_position": self._groups.index.position,
             "seconds": self.journal.seconds,
@@ -169,26 +195,26 @@ class LasroMethod:
             self._groups.collect(tickets, version)
         self._next_ticket = tickets.stop
 
-    def _fit_surrogate(self, tickets: list[int]) -> None:
+    def _fit_surrogate(self, tickets: list[int], breathe: Callable[[], None]) -> None:
         """Steps until the held-out accuracy is reached, or stops rising."""
-        settings = self._settings.pretrain
+        settings, fit = self._settings.pretrain, self._fit
         stride = max(2, round(1 / settings.holdout_share))
         held_out = tickets[::stride]
         train = [ticket for ticket in tickets if ticket not in set(held_out)]
-        best, stale, step = 0.0, 0, 0
-        while step < settings.max_steps and stale < settings.patience:
+        while fit.steps < settings.max_steps and fit.stale < settings.patience:
+            breathe()
             with self.journal.timed("surrogate"):
-                metrics: dict[str, float] = {}
-                for _ in range(min(settings.check_every_steps, settings.max_steps - step)):
-                    metrics = self._surrogate_update(train, [])
-                    step += 1
+                metrics = self._surrogate_update(train, [])
+                fit.steps += 1
+                if fit.steps % settings.check_every_steps and fit.steps < settings.max_steps:
+                    continue
                 accuracies = self._held_out_accuracy(held_out)
             accuracy = float(np.nanmean(list(accuracies.values())))
-            self.journal.record("pretrain", step, {**metrics, **accuracies})
-            log.info("surrogate step %d: held-out pair accuracy %.3f", step, accuracy)
+            self.journal.record("pretrain", fit.steps, {**metrics, **accuracies})
+            log.info("surrogate step %d: held-out pair accuracy %.3f", fit.steps, accuracy)
             if accuracy >= settings.target_accuracy:
                 return
-            best, stale = (accuracy, 0) if accuracy > best + 1e-3 else (best, stale + 1)
+            fit.judge(accuracy)
 
     def _held_out_accuracy(self, tickets: list[int]) -> dict[str, float]:
         """All ranks measure the same groups, so all stop at the same step."""

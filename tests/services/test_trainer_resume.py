@@ -30,6 +30,7 @@ from learner.policy.components import PipelineFolder, decode_latents
 from learner.policy.trainable import load_arrays, trainable_unet
 from learner.seat import Seat
 from learner.settings import Lasro, Learner, Model
+from learner.surrogate_training import GroupBatch, SurrogateTrainer
 from learner.trainer import Trainer
 from reward_servers.base import Scored
 from reward_servers.server import RewardServer, ServerSettings
@@ -322,6 +323,26 @@ def test_stopping_and_resuming_changes_no_bit_and_scores_no_record_twice(
     resumed = world.live(resume=True)
     assert_same_weights(resumed, straight)
     assert world.reward.pictures == TICKETS * MEMBERS * STEPS
+
+
+def test_stopping_while_the_surrogate_is_fitted_changes_no_bit_and_repeats_no_step(
+    straight: Life, new_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, held, steps = new_world(), list[threading.Event](), 0
+    step_as_ever = SurrogateTrainer.step
+
+    def step(trainer: SurrogateTrainer, batch: GroupBatch) -> dict[str, float]:
+        nonlocal steps
+        steps += 1
+        if steps == 2:
+            held[0].set()
+        return step_as_ever(trainer, batch)
+
+    monkeypatch.setattr(SurrogateTrainer, "step", step)
+    stopped = world.live(at_version=lambda version, stopping: held.append(stopping))
+    assert (stopped.finished, steps) == (False, 2)
+    assert_same_weights(world.live(resume=True), straight)
+    assert steps == LASRO.pretrain.max_steps + (LASRO.cycles - 1) * LASRO.surrogate_steps
 
 
 def test_a_learner_killed_between_checkpoints_ends_with_the_same_weights(
