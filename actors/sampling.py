@@ -28,6 +28,8 @@ Network = Callable[[Tensor, Tensor, Any, Tensor | None], Tensor]
 
 INITIAL_NOISE = 0
 """The stream of the noise that a member starts from; stream i + 1 is injected after step i."""
+_KEPT_STATES = 2**32 - 1
+"""The stream that decides which states are kept."""
 
 
 def member_noise(seed: int, member: int, shape: Sequence[int], stream: int) -> Tensor:
@@ -57,6 +59,22 @@ def group_noise(
     """
     members = [0] * group_size if shared else range(group_size)
     return torch.stack([member_noise(seed, member, shape, stream) for member in members])
+
+
+def stratified_states(seed: int, num_steps: int, count: int) -> tuple[int, ...]:
+    """`count` of the states 0 … num_steps − 1, evenly spaced from a start that the seed decides.
+
+    Systematic sampling: depends on the arguments alone, and over many seeds every state is kept
+    equally often.
+
+    Raises:
+        ValueError: `count` is not 1 to num_steps.
+    """
+    if not 1 <= count <= num_steps:
+        raise ValueError(f"{count} states of a chain of {num_steps}; keep 1 to {num_steps}")
+    key = np.array([seed, _KEPT_STATES], dtype=np.uint64)
+    start = np.random.Generator(np.random.Philox(key=key)).random()
+    return tuple(int((i + start) * num_steps / count) for i in range(count))
 
 
 def sample_few_steps(

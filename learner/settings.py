@@ -188,3 +188,19 @@ class Lasro(Section):
     """Decay of a running average of the policy, evaluated and saved in its place; null: none."""
     accuracy_brake: Share = 0.0
     """Pair accuracy on fresh samples below which a cycle leaves its policy steps out; 0: never."""
+
+
+class StateDraw(Section):
+    """Which states of replayed trajectories the policy steps from."""
+
+    kept: Count = 6
+    """States that a trajectory keeps, evenly over its chain."""
+    trajectories: Literal["uniform", "prioritised"] = "uniform"
+    """How trajectories are drawn: all alike, or by the rank of their reward."""
+    rank_exponent: NonNegative = 0.7
+    """Exponent a of the priority 1 / rank^a."""
+    fresh: Share = 0.0
+    """Share of a batch that comes from the newest policy versions."""
+    times: Literal["uniform", "discounted"] = "uniform"
+    """How a trajectory's states are drawn: all alike, with the discount in the loss (as in the
+    paper), or in proportion to the discount, which then is not in the loss."""
