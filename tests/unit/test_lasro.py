@@ -4,7 +4,6 @@ The engine is made by hand; surrogates, teacher and, where it matters, the polic
 tiny.
 """
 
-import zlib
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -21,6 +20,7 @@ from learner.seat import Seat
 from learner.settings import Lasro, Model
 from learner.surrogate import new_surrogate
 from learner.surrogate_training import GroupBatch, RewardMoments, SurrogateTrainer
+from tests.unit.learner_fakes import HandEngine, encode
 
 SCHEDULE = NoiseSchedule.from_config(
     {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -28,24 +28,6 @@ SCHEDULE = NoiseSchedule.from_config(
 PROMPTS = ["a red circle", "a blue star", "two hearts"]
 MODEL = Model(path="unused", lora_rank=2, lora_alpha=2, guidance_scale=3.0)
 NO_ANCHOR = {"data": "none"}
-
-
-class HandEngine:
-    """What a policy step asks of an engine: calls, and a gradient that stays to be looked at."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.calls = 0
-
-    def __call__(self, *args: Any) -> Tensor:
-        self.calls += 1
-        return self.module(*args)
-
-    def update(self, loss: Tensor) -> float:
-        loss.backward()
-        return 0.0
 
 
 class CountingUNet(nn.Module):
@@ -66,14 +48,6 @@ class CountingUNet(nn.Module):
 def counting() -> tuple[HandEngine, CountingUNet]:
     unet = CountingUNet()
     return HandEngine(Denoiser(unet)), unet  # pyright: ignore[reportArgumentType]
-
-
-def encode(prompts: list[str]) -> Tensor:
-    """Text states of a prompt: noise that it always gets again."""
-    seeds = [zlib.crc32(prompt.encode()) for prompt in prompts]
-    return torch.stack(
-        [torch.randn(5, 64, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    )
 
 
 def fitted_surrogate(heads: int = 1) -> nn.Module:
