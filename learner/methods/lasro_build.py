@@ -7,8 +7,9 @@ from diffusers import UNet2DConditionModel
 
 from learner.engine import Engine
 from learner.groups import GroupSource, ScoredGroups
+from learner.methods.alternation import Alternating
 from learner.methods.lasro_policy import Denoiser, LasroPolicy, rewarded_steps
-from learner.methods.lasro_recipe import LasroMethod
+from learner.methods.lasro_steps import LasroSteps
 from learner.policy.components import PipelineFolder
 from learner.policy.trainable import trainable_unet
 from learner.seat import Seat
@@ -25,7 +26,7 @@ def build_lasro(
     source: GroupSource,
     prompts: Sequence[str],
     seat: Seat,
-) -> LasroMethod:
+) -> Alternating:
     """The method, ready for the trainer."""
     torch.set_num_threads(learner.threads)
     pipeline = PipelineFolder.locate(model.path)
@@ -36,9 +37,10 @@ def build_lasro(
     surrogate_engine = _surrogate_engine(settings, model, learner, teacher, seat.seed)
     # After the surrogate has copied its blocks, which the engine places by itself.
     torch.nn.Module.to(teacher, policy_engine.device)
+    steps = rewarded_steps(settings, model)
     groups = ScoredGroups(
         source,
-        steps=rewarded_steps(settings, model),
+        steps=steps,
         admits=seat.is_first,
         ahead=source.max_staleness * settings.groups_per_cycle,
         num_tickets=settings.pretrain.groups + settings.cycles * settings.groups_per_cycle,
@@ -54,14 +56,14 @@ def build_lasro(
         surrogate_engine.module,
         seat,
     )
-    return LasroMethod(
+    return Alternating(
         settings,
+        LasroSteps(settings, policy, prompts),
         groups=groups,
-        policy=policy,
+        labels=[f"{step + 1}step" for step in steps],
         policy_engine=policy_engine,
         surrogate=SurrogateTrainer(settings.surrogate, surrogate_engine, encode),
         surrogate_engine=surrogate_engine,
-        prompts=prompts,
         seat=seat,
     )
 
