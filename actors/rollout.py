@@ -159,11 +159,12 @@ class ManyStepPolicy(_GroupPolicy):
     def sample(self, groups: Sequence[Group]) -> list[Rollout]:
         """One rollout a group: all rows of all groups, doubled for guidance, go together."""
         prompts = self._prompts(groups)
+        empty = [] if self.guidance_scale == 1 else [""] * len(prompts)
         states_of = [tuple(sorted({*self.keep(group.seed), self.num_steps})) for group in groups]
         kept = sample_ddpm(
             self.network,
             self.schedule,
-            self.encode([""] * len(prompts) + prompts),
+            self.encode(empty + prompts),
             self._initial(groups),
             (self._injected(groups, step) for step in range(self.num_steps)),
             num_steps=self.num_steps,

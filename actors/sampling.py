@@ -123,7 +123,8 @@ def sample_ddpm(
     State i is the latent before step i, from 0 (pure noise) to num_steps (the clean one).
 
     Args:
-        prompts: of 2·B rows, the unconditional ones first: guidance is one doubled batch.
+        prompts: of 2·B rows, the unconditional ones first: guidance is one doubled batch. Of the
+            B rows alone where the scale is 1, which is no guidance.
         injected: one [B, C, H, W] a step, the last step included. May be made lazily.
         keep: states to return; a chain of 50 large latents is mostly not worth its memory.
     """
@@ -145,6 +146,8 @@ def sample_ddpm(
 def _guided_noise(
     network: Network, x_BCHW: Tensor, t_B: Tensor, prompts: Any, guidance_scale: float
 ) -> Tensor:
+    if guidance_scale == 1:
+        return network(x_BCHW, t_B, prompts, None).to(x_BCHW.dtype)
     doubled = network(torch.cat([x_BCHW, x_BCHW]), torch.cat([t_B, t_B]), prompts, None)
     uncond_BCHW, cond_BCHW = doubled.to(x_BCHW.dtype).chunk(2)
     return guided(cond_BCHW, uncond_BCHW, guidance_scale)

@@ -23,6 +23,7 @@ from learner.methods.alternation import Alternating
 from learner.methods.lasro_build import build_lasro
 from learner.policy.components import PipelineFolder
 from learner.seat import Seat
+from learner.settings import Lasro
 
 _PRESET = Path(__file__).resolve().parent.parent / "configs" / "shapes-lasro.yaml"
 
@@ -95,6 +96,7 @@ def _config(path: Path, teacher: Path, *, repeats: int, few: bool) -> RunConfig:
 
 
 def _method(config: RunConfig, replay: RedisReplay) -> Alternating:
+    assert isinstance(config.method, Lasro)
     return build_lasro(
         config.method,
         config.model,

@@ -394,6 +394,21 @@ def test_unconditional_rows_come_first() -> None:
     assert asked == [["", "", "", "", "a cat", "a cat", "a dog", "a dog"]]
 
 
+def test_without_guidance_only_the_prompts_go_through_the_network() -> None:
+    rows: list[int] = []
+
+    def spy(x_BCHW: Tensor, t_B: Tensor, prompts: Any, guidance_BE: Tensor | None) -> Tensor:
+        rows.append(len(x_BCHW))
+        return network()(x_BCHW, t_B, prompts, guidance_BE)
+
+    free = parts(num_steps=5, guidance_scale=1.0, network=spy)
+    alone = ManyStepPolicy(**free, keep=lambda seed: ()).sample([CAT])[0].latents
+    assert rows == [3] * 5
+    almost = parts(num_steps=5, guidance_scale=1.0 + 1e-9)
+    doubled = ManyStepPolicy(**almost, keep=lambda seed: ()).sample([CAT])[0].latents
+    np.testing.assert_allclose(alone, doubled, rtol=2e-3, atol=2e-3)
+
+
 def test_latents_that_overflow_float16_are_refused_with_their_members() -> None:
     (rollout,) = FewStepPolicy(**parts()).sample([CAT])
     rollout.latents[1, 0, 0, 0, 0] = np.inf
