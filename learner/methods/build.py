@@ -3,7 +3,7 @@
 from diffusers import UNet2DConditionModel
 
 from learner.engine import Engine
-from learner.methods.lasro_policy import Denoiser
+from learner.policy.denoiser import Denoiser
 from learner.settings import Alternation, Learner
 from learner.surrogate import new_surrogate
 

@@ -7,9 +7,10 @@ import torch
 from learner.groups import GroupSource, ScoredGroups
 from learner.methods.alternation import Alternating
 from learner.methods.build import policy_engine, surrogate_engine
-from learner.methods.lasro_policy import Denoiser, LasroPolicy, rewarded_steps
+from learner.methods.lasro_policy import LasroPolicy, rewarded_steps
 from learner.methods.lasro_steps import LasroSteps
 from learner.policy.components import PipelineFolder
+from learner.policy.denoiser import Denoiser
 from learner.policy.trainable import trainable_unet
 from learner.seat import Seat
 from learner.settings import Lasro, Learner, Model

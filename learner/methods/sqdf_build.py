@@ -9,11 +9,11 @@ from diffusers import UNet2DConditionModel
 from learner.groups import GroupSource, ScoredGroups
 from learner.methods.alternation import Alternating
 from learner.methods.build import policy_engine, surrogate_engine
-from learner.methods.lasro_policy import Denoiser
 from learner.methods.sqdf import Chain
 from learner.methods.sqdf_policy import SqdfPolicy
 from learner.methods.sqdf_steps import SqdfSteps, surrogate_reward
 from learner.policy.components import PipelineFolder
+from learner.policy.denoiser import Denoiser
 from learner.policy.trainable import make_policy_trainable
 from learner.policy.views import shared_view, with_lora
 from learner.seat import Seat

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from deploy.shapes.models import new_unet
 from learner.diffusion.schedule import NoiseSchedule
 from learner.methods.lasro import RewardScale, anchor_weight, gradient, reward_loss, squash
-from learner.methods.lasro_policy import AnchorData, Denoiser, LasroPolicy, PolicyState
+from learner.methods.lasro_policy import AnchorData, LasroPolicy, PolicyState
+from learner.policy.denoiser import Denoiser
 from learner.policy.trainable import make_trainable
 from learner.seat import Seat
 from learner.settings import Lasro, Model

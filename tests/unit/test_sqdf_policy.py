@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from deploy.shapes.models import new_unet
 from learner.diffusion.schedule import NoiseSchedule
-from learner.methods.lasro_policy import Denoiser
 from learner.methods.sqdf import Chain
 from learner.methods.sqdf_policy import SqdfPolicy
+from learner.policy.denoiser import Denoiser
 from learner.policy.trainable import make_trainable
 from learner.policy.views import shared_view
 from learner.seat import Seat
