@@ -225,7 +225,10 @@ def _settings(model: type[BaseModel], prefix: str = "") -> dict[str, tuple[str, 
         between = ".<name>." if get_origin(field.annotation) is dict else "."
         for section in sections:
             for nested, (types, it) in _settings(section, f"{prefix}{name}{between}").items():
-                earlier = found.get(nested, (types, it))[0]
+                earlier, field_before = found.get(nested, (types, it))
+                if types != earlier:
+                    # What tells the kinds apart has to be given.
+                    it = FieldInfo(description=field_before.description)
                 found[nested] = (types if types == earlier else f"{earlier}, {types}", it)
     return found
 
