@@ -159,6 +159,7 @@ def describe(config: RunConfig) -> str:
             f"{groups:,} groups × {actors.group_size} = {records:,} trajectories, up to "
             f"{actors.group_size * actors.groups_per_batch} in one forward pass"
         ),
+        "draws": f"each trajectory {config.samples_per_insert:.3g} times on average in a cycle",
         "reward queries": _queries(config, records),
         "per rank": (
             f"{method.policy_batch // config.learner.ranks} rows, "

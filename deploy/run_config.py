@@ -121,6 +121,18 @@ class RunConfig(Section):
         return self.model.num_steps if every else 1
 
     @property
+    def samples_per_insert(self) -> float:
+        """How often the steps of a cycle draw a trajectory for each that the cycle inserts.
+
+        Learner and samplers take turns, so the ratio holds whatever their speeds are.
+        """
+        method = self.method
+        drawn = method.surrogate_steps * method.surrogate.batch_groups * self.actors.group_size
+        if isinstance(method, Sqdf):
+            drawn += method.policy_steps * method.policy_batch
+        return drawn / self.records_per_cycle
+
+    @property
     def step_labels(self) -> tuple[str, ...]:
         """Of the clean latents that one sampling makes: '1step', '2step', … or '50step'."""
         if isinstance(self.method, Lasro):
@@ -285,6 +297,14 @@ def _buffer_problems(config: RunConfig) -> Iterator[Problem]:
                 "groups would make room before the last arrive, and the learner would wait for "
                 "them without end",
             )
+    most, ratio = replay.max_samples_per_insert, config.samples_per_insert
+    if most is not None and ratio > most:
+        yield Problem(
+            "replay.max_samples_per_insert",
+            f"is {most:g}, but the steps of a cycle draw {ratio:.3g} trajectories for each that it "
+            "samples, and held to it the learner would wait for samples that nobody is asked for: "
+            "raise it or method.groups_per_cycle, or take fewer or smaller steps",
+        )
     held_out = held_out_groups(config)
     kept = method.pretrain.groups - held_out
     if kept < method.surrogate.batch_groups:

@@ -273,6 +273,18 @@ def test_what_sqdf_cannot_do_is_told(override: str, problem: str) -> None:
     assert problem in str(raised.value)
 
 
+def test_a_cycle_that_draws_more_than_is_allowed_is_refused_with_its_ratio() -> None:
+    # 2 steps of 4 groups for 4 fresh ones.
+    assert load_config(SMOKE, ["replay.max_samples_per_insert=2"]).samples_per_insert == 2
+    text = _problem("replay.max_samples_per_insert=1.5")
+    assert text.startswith("replay.max_samples_per_insert: is 1.5, but the steps of a cycle draw 2")
+
+
+def test_replayed_states_count_as_draws() -> None:
+    # 2 steps of 4 groups of 3, and 2 steps of 4 states, for 4 groups of 3.
+    assert load_config(SMOKE_SQDF).samples_per_insert == pytest.approx((24 + 8) / 12)
+
+
 def test_only_the_last_step_can_carry_the_reward() -> None:
     assert load_config(SMOKE, ["method.reward_steps=last"]).rewarded_steps == 1
 
