@@ -6,7 +6,7 @@ import torch
 
 from learner.groups import GroupSource, ScoredGroups
 from learner.methods.alternation import Alternating
-from learner.methods.build import policy_engine, surrogate_engine
+from learner.methods.engines import policy_engine, surrogate_engine
 from learner.methods.lasro_policy import LasroPolicy, rewarded_steps
 from learner.methods.lasro_steps import LasroSteps
 from learner.policy.components import PipelineFolder

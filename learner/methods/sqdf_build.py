@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel
 
 from learner.groups import GroupSource, ScoredGroups
 from learner.methods.alternation import Alternating
-from learner.methods.build import policy_engine, surrogate_engine
+from learner.methods.engines import policy_engine, surrogate_engine
 from learner.methods.sqdf import Chain
 from learner.methods.sqdf_policy import SqdfPolicy
 from learner.methods.sqdf_steps import SqdfSteps, surrogate_reward
