@@ -148,35 +148,36 @@ class ManyStepPolicy(_GroupPolicy):
     the empty prompts of the unconditional half, first.
 
     Args:
-        keep: states to keep, of 0 … num_steps.
+        keep: states to keep of a group, by its seed: as many for one as for another, of
+            0 … num_steps − 1.
     """
 
-    keep: tuple[int, ...]
+    keep: Callable[[int], tuple[int, ...]]
     eta: float = 1.0
-
-    def __post_init__(self) -> None:
-        outside = [state for state in self.keep if not 0 <= state <= self.num_steps]
-        if outside:
-            raise ValueError(f"keep has {outside}; states are 0 to {self.num_steps}")
 
     @torch.inference_mode()
     def sample(self, groups: Sequence[Group]) -> list[Rollout]:
         """One rollout a group: all rows of all groups, doubled for guidance, go together."""
         prompts = self._prompts(groups)
-        states = tuple(sorted({*self.keep, self.num_steps}))
+        empty = [] if self.guidance_scale == 1 else [""] * len(prompts)
+        states_of = [tuple(sorted({*self.keep(group.seed), self.num_steps})) for group in groups]
         kept = sample_ddpm(
             self.network,
             self.schedule,
-            self.encode([""] * len(prompts) + prompts),
+            self.encode(empty + prompts),
             self._initial(groups),
             (self._injected(groups, step) for step in range(self.num_steps)),
             num_steps=self.num_steps,
             guidance_scale=self.guidance_scale,
-            keep=states,
+            keep={state for states in states_of for state in states},
             eta=self.eta,
         )
-        latents = [kept[state] for state in states]
-        return _rollouts(latents, states, (len(states) - 1,), num_groups=len(groups))
+        rollouts = []
+        for i, states in enumerate(states_of):
+            rows = slice(i * self.group_size, (i + 1) * self.group_size)
+            latents = [kept[state][rows] for state in states]
+            rollouts += _rollouts(latents, states, (len(states) - 1,), num_groups=1)
+        return rollouts
 
 
 def to_records(group: Group, rollout: Rollout, policy_version: int) -> list[Record]:

@@ -28,6 +28,8 @@ Network = Callable[[Tensor, Tensor, Any, Tensor | None], Tensor]
 
 INITIAL_NOISE = 0
 """The stream of the noise that a member starts from; stream i + 1 is injected after step i."""
+_KEPT_STATES = 2**32 - 1
+"""The stream that decides which states are kept."""
 
 
 def member_noise(seed: int, member: int, shape: Sequence[int], stream: int) -> Tensor:
@@ -57,6 +59,22 @@ def group_noise(
     """
     members = [0] * group_size if shared else range(group_size)
     return torch.stack([member_noise(seed, member, shape, stream) for member in members])
+
+
+def stratified_states(seed: int, num_steps: int, count: int) -> tuple[int, ...]:
+    """`count` of the states 0 … num_steps − 1, evenly spaced from a start that the seed decides.
+
+    Systematic sampling: depends on the arguments alone, and over many seeds every state is kept
+    equally often.
+
+    Raises:
+        ValueError: `count` is not 1 to num_steps.
+    """
+    if not 1 <= count <= num_steps:
+        raise ValueError(f"{count} states of a chain of {num_steps}; keep 1 to {num_steps}")
+    key = np.array([seed, _KEPT_STATES], dtype=np.uint64)
+    start = np.random.Generator(np.random.Philox(key=key)).random()
+    return tuple(int((i + start) * num_steps / count) for i in range(count))
 
 
 def sample_few_steps(
@@ -105,7 +123,8 @@ def sample_ddpm(
     State i is the latent before step i, from 0 (pure noise) to num_steps (the clean one).
 
     Args:
-        prompts: of 2·B rows, the unconditional ones first: guidance is one doubled batch.
+        prompts: of 2·B rows, the unconditional ones first: guidance is one doubled batch. Of the
+            B rows alone where the scale is 1, which is no guidance.
         injected: one [B, C, H, W] a step, the last step included. May be made lazily.
         keep: states to return; a chain of 50 large latents is mostly not worth its memory.
     """
@@ -127,6 +146,8 @@ def sample_ddpm(
 def _guided_noise(
     network: Network, x_BCHW: Tensor, t_B: Tensor, prompts: Any, guidance_scale: float
 ) -> Tensor:
+    if guidance_scale == 1:
+        return network(x_BCHW, t_B, prompts, None).to(x_BCHW.dtype)
     doubled = network(torch.cat([x_BCHW, x_BCHW]), torch.cat([t_B, t_B]), prompts, None)
     uncond_BCHW, cond_BCHW = doubled.to(x_BCHW.dtype).chunk(2)
     return guided(cond_BCHW, uncond_BCHW, guidance_scale)

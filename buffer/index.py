@@ -207,7 +207,7 @@ class LogIndex:
             model = self.entry(0) if len(self) else added[0]
             if _form(entry) != _form(model):
                 raise ValueError(
-                    f"record {entry.record_id} has rewards, steps and scored positions "
+                    f"record {entry.record_id} has rewards, number of steps, scored positions "
                     f"{_form(entry)}, others {_form(model)}: this log mixes two configurations"
                 )
 
@@ -237,5 +237,6 @@ def _key(ticket: _Ints, member: _Ints) -> _Ints:
     return ticket * MAX_GROUP + member
 
 
-def _form(entry: IndexEntry) -> tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]:
-    return tuple(sorted(entry.rewards)), entry.steps, entry.scored
+def _form(entry: IndexEntry) -> tuple[tuple[str, ...], int, tuple[int, ...]]:
+    """What rows of one table share; which states were kept may differ from group to group."""
+    return tuple(sorted(entry.rewards)), len(entry.steps), entry.scored

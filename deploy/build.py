@@ -17,11 +17,15 @@ import numpy as np
 from buffer.redis_replay import RedisReplay
 from deploy.config_sections import FilePrompts, Prompts
 from deploy.run_config import RunConfig
+from learner.settings import Lasro
 
 if TYPE_CHECKING:
-    from actors.rollout import FewStepPolicy
+    from actors.rollout import Policy
     from actors.worker import SamplerWorker
+    from learner.groups import GroupSource
     from learner.policy.components import PipelineFolder
+    from learner.seat import Seat
+    from learner.trainer import Method
     from reward_servers.server import RewardServer
 
 
@@ -65,11 +69,21 @@ def end_process() -> None:
     os._exit(1)
 
 
-def few_step_policy(
-    config: RunConfig, pipeline: PipelineFolder, group_size: int, device: str = "cpu"
-) -> FewStepPolicy:
-    """The policy as it is before training, ready to sample and to take new weights."""
-    from actors.rollout import FewStepPolicy
+def policy_of(
+    config: RunConfig,
+    pipeline: PipelineFolder,
+    group_size: int,
+    device: str = "cpu",
+    *,
+    only_clean: bool = False,
+) -> Policy:
+    """The policy as it is before training, ready to sample and to take new weights.
+
+    Args:
+        only_clean: keep none of the states of a many-step chain but its last.
+    """
+    from actors.rollout import FewStepPolicy, ManyStepPolicy
+    from actors.sampling import stratified_states
     from learner.policy.trainable import load_arrays, trainable_unet
 
     unet: Any = trainable_unet(pipeline, config.model, seed=config.seed)
@@ -78,18 +92,24 @@ def few_step_policy(
     def network(x: Any, t_B: Any, text: Any, guidance: Any) -> Any:
         return unet(x, t_B, encoder_hidden_states=text, timestep_cond=guidance).sample
 
-    return FewStepPolicy(
-        network=network,
-        encode=pipeline.prompt_encoder(device),
-        take=lambda weights: load_arrays(unet, dict(weights)),
-        schedule=pipeline.schedule,
-        latent_shape=pipeline.latent_shape,
-        group_size=group_size,
-        num_steps=config.model.num_steps,
-        guidance_scale=config.model.guidance_scale,
-        guidance_dim=unet.config["time_cond_proj_dim"],
-        shared_initial_noise=config.actors.fixed_initial_noise,
-        device=device,
+    num_steps, method = config.model.num_steps, config.method
+    parts: dict[str, Any] = {
+        "network": network,
+        "encode": pipeline.prompt_encoder(device),
+        "take": lambda weights: load_arrays(unet, dict(weights)),
+        "schedule": pipeline.schedule,
+        "latent_shape": pipeline.latent_shape,
+        "group_size": group_size,
+        "num_steps": num_steps,
+        "guidance_scale": config.model.guidance_scale,
+        "shared_initial_noise": config.actors.fixed_initial_noise,
+        "device": device,
+    }
+    if isinstance(method, Lasro):
+        return FewStepPolicy(**parts, guidance_dim=unet.config["time_cond_proj_dim"])
+    kept = 0 if only_clean else method.states.kept
+    return ManyStepPolicy(
+        **parts, keep=lambda seed: stratified_states(seed, num_steps, kept) if kept else ()
     )
 
 
@@ -104,7 +124,7 @@ def sampler(plan: Plan, board: Any, owner: str) -> SamplerWorker:
 
     config = plan.config
     torch.set_num_threads(config.actors.threads)
-    policy = few_step_policy(
+    policy = policy_of(
         config,
         PipelineFolder.locate(config.model.path),
         config.actors.group_size,
@@ -182,7 +202,6 @@ class LearnerRank:
         """Trains to the end; False when it was stopped before."""
         from learner.engine import join_ranks, leave_ranks
         from learner.groups import GroupSource
-        from learner.methods.lasro_build import build_lasro
         from learner.seat import Seat
         from learner.trainer import Trainer
 
@@ -199,14 +218,8 @@ class LearnerRank:
         )
         join_ranks(self._rank, config.learner.ranks, address, port, timeout_s=config.limits.stall_s)
         try:
-            self._method = build_lasro(
-                config.method,
-                config.model,
-                config.learner,
-                source=source,
-                prompts=prompt_list(config.prompts, config.seed),
-                seat=Seat(config.seed, self._rank, config.learner.ranks),
-            )
+            seat = Seat(config.seed, self._rank, config.learner.ranks)
+            self._method = _method(config, source, seat)
             self._trainer = Trainer(
                 self._method,
                 self._publish,
@@ -258,6 +271,17 @@ class LearnerRank:
             "published": self._trainer.published,
             "rows": journal.drain(),
         }
+
+
+def _method(config: RunConfig, source: GroupSource, seat: Seat) -> Method:
+    from learner.methods.lasro_build import build_lasro
+    from learner.methods.sqdf_build import build_sqdf
+
+    method, parts = config.method, (config.model, config.learner)
+    if isinstance(method, Lasro):
+        prompts = prompt_list(config.prompts, config.seed)
+        return build_lasro(method, *parts, source=source, prompts=prompts, seat=seat)
+    return build_sqdf(method, *parts, source=source, seat=seat)
 
 
 class ReplayServerHost:

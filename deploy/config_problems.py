@@ -116,7 +116,9 @@ def _suggestion(path: str, parent: type[BaseModel] | None, root: type[BaseModel]
     near = difflib.get_close_matches(key, siblings, n=1)
     if near:
         return f"; did you mean {f'{section}.' if section else ''}{near[0]}?"
-    elsewhere = [known for known in dotted_names(root) if known.rpartition(".")[2] == key]
+    # Two kinds of a section share settings.
+    names = dict.fromkeys(dotted_names(root))
+    elsewhere = [known for known in names if known.rpartition(".")[2] == key]
     if elsewhere:
         return f"; did you mean {' or '.join(elsewhere[:3])}?"
     return f"; {section or 'the config'} has {', '.join(siblings)}" if siblings else ""

@@ -116,6 +116,9 @@ class Replay(Section):
     max_staleness: Whole = 0
     """Cycles that samplers may be ahead of the learner with `pace: free`: samples of a cycle are
     then made by a policy that is at most so many versions old."""
+    max_samples_per_insert: Annotated[float, Field(gt=0)] | None = None
+    """Most often that a trajectory may be drawn on average; a method whose steps ask for more is
+    refused at start. null: as often as they ask."""
     outage_s: Seconds = 120.0
     """How long Redis may not answer before the run ends. Until then everybody waits and asks
     again."""

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from actors.prompts import seed_of
-from actors.rollout import FewStepPolicy, Group
-from deploy.build import device_of, few_step_policy, prompt_list
+from actors.rollout import Group, Policy
+from deploy.build import device_of, policy_of, prompt_list
 from deploy.run_config import RunConfig
 from learner.policy.components import PipelineFolder, decode_latents
 from learner.policy.trainable import load_arrays, save_for_diffusers, trainable_unet
@@ -38,7 +38,7 @@ class Evaluator:
         self._pipeline = pipeline
         device = device_of(config.evaluation.num_gpus)
         self._vae = pipeline.vae(device)
-        self._singles = few_step_policy(config, pipeline, group_size=1, device=device)
+        self._singles = policy_of(config, pipeline, group_size=1, device=device, only_clean=True)
         self._prompts = prompt_list(config.evaluation.prompts, config.evaluation.seed)
         timeout_s = config.scoring.timeout_s
         self._scores = [
@@ -72,17 +72,17 @@ class Evaluator:
         prompts = [group.prompt for group in groups]
         metrics: dict[str, float] = {}
         drawn = {}
-        for k in range(latents_BKCHW.shape[1]):
+        for k, label in enumerate(self._config.step_labels):
             images_BHWC = self._decode(latents_BKCHW[:, k])
-            drawn[f"{k + 1}step"] = images_BHWC[:NUM_PICTURES]
+            drawn[label] = images_BHWC[:NUM_PICTURES]
             for score in self._scores:
-                name = f"{score.name}_{k + 1}step"
+                name = f"{score.name}_{label}"
                 metrics[name] = self._mean_score(score, images_BHWC, prompts)
-            metrics[f"reward_{k + 1}step"] = self._mean_reward(images_BHWC, prompts)
+            metrics[f"reward_{label}"] = self._mean_reward(images_BHWC, prompts)
         metrics["diversity"] = self._diversity()
         if pictures is not None:
             pictures.parent.mkdir(parents=True, exist_ok=True)
-            last = drawn[f"{len(drawn)}step"]
+            last = drawn[self._config.step_labels[-1]]
             np.savez_compressed(pictures, images=last, prompts=np.array(prompts[:NUM_PICTURES]))
         return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
@@ -92,7 +92,7 @@ class Evaluator:
         load_arrays(unet, dict(weights))
         return str(save_for_diffusers(unet, self._config.model.trainable, folder))
 
-    def _sample(self, policy: FewStepPolicy, groups: list[Group]) -> torch.Tensor:
+    def _sample(self, policy: Policy, groups: list[Group]) -> torch.Tensor:
         rollouts = [
             rollout
             for start in range(0, len(groups), _BATCH)

@@ -17,6 +17,7 @@ from pydantic_core import PydanticUndefined
 from deploy.config_problems import nested_models, without_password
 from deploy.config_sections import FilePrompts, Metric, Reward
 from deploy.run_config import RunConfig, held_out_groups
+from learner.settings import Lasro
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -53,8 +54,15 @@ def _unusable_folder(
 
 def _missing_models(config: RunConfig) -> Iterator[str]:
     paths = {"model.path": config.model.path}
-    if config.model.teacher is not None and config.method.anchor.data != "none":
-        paths["model.teacher"] = config.model.teacher
+    method = config.method
+    if isinstance(method, Lasro):
+        if config.model.teacher is not None and method.anchor.data != "none":
+            paths["model.teacher"] = config.model.teacher
+    elif method.clean.lora is not None and not any(Path(method.clean.lora).glob("*.safetensors")):
+        yield (
+            f"method.clean.lora: the folder {method.clean.lora} holds no LoRA in safetensors; give "
+            "one that diffusers' save_lora_weights wrote"
+        )
     for name, path in paths.items():
         folder = Path(path)
         if (folder / "model_index.json").is_file() or (_is_hub_id(path) and not folder.exists()):
@@ -145,15 +153,16 @@ def describe(config: RunConfig) -> str:
         "cycles": (
             f"{method.cycles} × ({method.groups_per_cycle} groups, {method.surrogate_steps} "
             f"surrogate steps of {method.surrogate.batch_groups} groups, {method.policy_steps} "
-            f"policy steps of {method.policy_batch} prompts)"
+            f"policy steps of {method.policy_batch} rows)"
         ),
         "samples": (
             f"{groups:,} groups × {actors.group_size} = {records:,} trajectories, up to "
             f"{actors.group_size * actors.groups_per_batch} in one forward pass"
         ),
+        "draws": f"each trajectory {config.samples_per_insert:.3g} times on average in a cycle",
         "reward queries": _queries(config, records),
         "per rank": (
-            f"{method.policy_batch // config.learner.ranks} prompts, "
+            f"{method.policy_batch // config.learner.ranks} rows, "
             f"{method.surrogate.batch_groups // config.learner.ranks} groups"
         ),
         "buffer": (
@@ -167,7 +176,7 @@ def describe(config: RunConfig) -> str:
 
 def _queries(config: RunConfig, records: int) -> str:
     training = records * config.rewarded_steps * len(config.rewards)
-    steps = config.model.num_steps
+    steps = len(config.step_labels)
     scores = len(config.evaluation.rewards) + sum(r.weight != 0 for r in config.rewards.values())
     measuring = 2 * config.evaluation.samples * steps * scores
     return (
@@ -217,7 +226,10 @@ def _settings(model: type[BaseModel], prefix: str = "") -> dict[str, tuple[str, 
         between = ".<name>." if get_origin(field.annotation) is dict else "."
         for section in sections:
             for nested, (types, it) in _settings(section, f"{prefix}{name}{between}").items():
-                earlier = found.get(nested, (types, it))[0]
+                earlier, field_before = found.get(nested, (types, it))
+                if types != earlier:
+                    # What tells the kinds apart has to be given.
+                    it = FieldInfo(description=field_before.description)
                 found[nested] = (types if types == earlier else f"{earlier}, {types}", it)
     return found
 

@@ -1,15 +1,14 @@
 """How a run is going, for a person: a live table on a terminal, plain lines in a job's log.
 
     with Progress(total_cycles=20) as progress:
-        progress.show({"stage": "cycles", "cycle": 3, "reward_2_step": 0.61, ...})
+        progress.show({"stage": "cycles", "cycle": 3, "rewards": {"2step": 0.61}, ...})
 
 A snapshot is a plain mapping and any key may be missing. Knows nothing of Ray; never raises for
 what a snapshot holds.
 
     stage            text: pretrain, cycles, evaluate, ...
     cycle            cycles that have ended
-    reward_1_step    mean true reward of fresh samples after one step
-    reward_2_step    and after two
+    rewards          mean true reward of fresh samples by steps, such as "2step"
     pair_accuracy    of the surrogate, on fresh samples
     samples          trajectories scored so far
     samples_per_s    over the last while; worked out from `samples` where it is missing
@@ -129,8 +128,10 @@ def fields_of(snapshot: Snapshot, total_cycles: int, estimate: Estimate) -> dict
     texts = {
         "stage": _stage(snapshot.get("stage"), share),
         "cycle": None if cycle is None else f"{cycle:.0f}/{total_cycles}",
-        "reward 1-step": _fixed(snapshot.get("reward_1_step"), 3),
-        "2-step": _fixed(snapshot.get("reward_2_step"), 3),
+        **{
+            f"reward {steps}": _fixed(reward, 3)
+            for steps, reward in dict(snapshot.get("rewards") or {}).items()
+        },
         "pair accuracy": _fixed(snapshot.get("pair_accuracy"), 3),
         "samples/s": _fixed(estimate.samples_per_s if rate is None else rate, 1),
         "queue": _fixed(snapshot.get("queue"), 0),

@@ -29,7 +29,7 @@ from deploy.config_sections import (
     named_prompts,
 )
 from deploy.config_yaml import YamlError, read_preset, with_overrides
-from learner.settings import Lasro, Learner, Model, Section
+from learner.settings import Lasro, Learner, Model, Section, Sqdf
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -65,8 +65,7 @@ class RunConfig(Section):
     """The replay buffer."""
     learner: Learner = Learner()
     """The learner's processes."""
-    # Becomes a union over `kind` with the second method.
-    method: Lasro
+    method: Annotated[Lasro | Sqdf, Field(discriminator="kind")]
     """The training method."""
     evaluation: Evaluation
     """Held-out measurements."""
@@ -118,12 +117,27 @@ class RunConfig(Section):
     @property
     def rewarded_steps(self) -> int:
         """Clean latents of one trajectory that are scored."""
-        return self.model.num_steps if self.method.reward_steps == "all" else 1
+        every = isinstance(self.method, Lasro) and self.method.reward_steps == "all"
+        return self.model.num_steps if every else 1
 
     @property
-    def step_weights(self) -> tuple[float, ...]:
-        """Weight of every rewarded step."""
-        return self.method.step_weights or (1.0,) * self.rewarded_steps
+    def samples_per_insert(self) -> float:
+        """How often the steps of a cycle draw a trajectory for each that the cycle inserts.
+
+        Learner and samplers take turns, so the ratio holds whatever their speeds are.
+        """
+        method = self.method
+        drawn = method.surrogate_steps * method.surrogate.batch_groups * self.actors.group_size
+        if isinstance(method, Sqdf):
+            drawn += method.policy_steps * method.policy_batch
+        return drawn / self.records_per_cycle
+
+    @property
+    def step_labels(self) -> tuple[str, ...]:
+        """Of the clean latents that one sampling makes: '1step', '2step', … or '50step'."""
+        if isinstance(self.method, Lasro):
+            return tuple(f"{step}step" for step in range(1, self.model.num_steps + 1))
+        return (f"{self.model.num_steps}step",)
 
     def run_folder(self, environ: Mapping[str, str]) -> Path:
         """Where the run writes. FLEETUNE_RUNS wins: a job's own working directory is a copy."""
@@ -180,11 +194,11 @@ def cross_problems(config: RunConfig) -> Iterator[Problem]:
 
 def _method_problems(config: RunConfig) -> Iterator[Problem]:
     model, method, group = config.model, config.method, config.actors.group_size
-    if model.num_steps > 8:
-        yield Problem(
-            "model.num_steps",
-            f"lasro trains models of 1, 2, 4 or 8 steps, given {model.num_steps}",
-        )
+    yield from (
+        _lasro_problems(config, method)
+        if isinstance(method, Lasro)
+        else _sqdf_problems(config, method)
+    )
     if group < 2:
         yield Problem(
             "actors.group_size",
@@ -195,6 +209,38 @@ def _method_problems(config: RunConfig) -> Iterator[Problem]:
         yield Problem(
             "actors.fixed_initial_noise",
             "with model.num_steps 1 every image of a group is the same, so that every pair ties",
+        )
+    if all(reward.weight == 0 for reward in config.rewards.values()):
+        yield Problem("rewards", "every weight is 0, so there is nothing to train on")
+
+
+def _sqdf_problems(config: RunConfig, method: Sqdf) -> Iterator[Problem]:
+    model = config.model
+    if model.num_steps <= 8:
+        yield Problem(
+            "model.num_steps",
+            f"sqdf trains models of 50 steps, given {model.num_steps}: a few-step model has no "
+            "chain of small steps; train it with lasro",
+        )
+    if method.states.kept > model.num_steps:
+        yield Problem(
+            "method.states.kept",
+            f"must be at most model.num_steps = {model.num_steps}, given {method.states.kept}",
+        )
+    if method.states.times == "uniform" and method.discount < 1 and method.alpha == 0:
+        yield Problem(
+            "method.alpha",
+            "is 0, so nothing holds the policy near the model that it came from; give it a weight, "
+            "such as 1",
+        )
+
+
+def _lasro_problems(config: RunConfig, method: Lasro) -> Iterator[Problem]:
+    model = config.model
+    if model.num_steps > 8:
+        yield Problem(
+            "model.num_steps",
+            f"lasro trains models of 1, 2, 4 or 8 steps, given {model.num_steps}",
         )
     weights = method.step_weights
     if weights is not None and len(weights) != config.rewarded_steps:
@@ -210,8 +256,6 @@ def _method_problems(config: RunConfig) -> Iterator[Problem]:
             "is missing: method.anchor distils from it; name a multi-step pipeline, or set "
             "method.anchor.data: none",
         )
-    if all(reward.weight == 0 for reward in config.rewards.values()):
-        yield Problem("rewards", "every weight is 0, so there is nothing to train on")
 
 
 def _pace_problems(config: RunConfig) -> Iterator[Problem]:
@@ -253,6 +297,14 @@ def _buffer_problems(config: RunConfig) -> Iterator[Problem]:
                 "groups would make room before the last arrive, and the learner would wait for "
                 "them without end",
             )
+    most, ratio = replay.max_samples_per_insert, config.samples_per_insert
+    if most is not None and ratio > most:
+        yield Problem(
+            "replay.max_samples_per_insert",
+            f"is {most:g}, but the steps of a cycle draw {ratio:.3g} trajectories for each that it "
+            "samples, and held to it the learner would wait for samples that nobody is asked for: "
+            "raise it or method.groups_per_cycle, or take fewer or smaller steps",
+        )
     held_out = held_out_groups(config)
     kept = method.pretrain.groups - held_out
     if kept < method.surrogate.batch_groups:
@@ -275,7 +327,7 @@ def _rank_problems(config: RunConfig) -> Iterator[Problem]:
         "method.policy_batch": method.policy_batch,
         "method.surrogate.batch_groups": method.surrogate.batch_groups,
     }
-    if method.anchor.data != "none":
+    if isinstance(method, Lasro) and method.anchor.data != "none":
         batches["method.anchor.batch"] = method.anchor.batch
     for name, size in batches.items():
         if size % ranks:

@@ -158,6 +158,11 @@ def failure_reasons(replay: RedisReplay, *, at_most: int) -> dict[str, int]:
     return dict(reasons.most_common(at_most))
 
 
+def _is_mean(name: str) -> bool:
+    """Names the mean true reward of fresh samples after so many steps."""
+    return name.startswith("reward_") and name.endswith("step")
+
+
 def snapshot(report: Mapping[str, Any], counters: Counters) -> dict[str, Any]:
     """What live progress shows, from the learner's report and the replay's counters."""
     latest = report.get("latest", {})
@@ -165,8 +170,7 @@ def snapshot(report: Mapping[str, Any], counters: Counters) -> dict[str, Any]:
     return {
         "stage": report.get("stage", "starting"),
         "cycle": report.get("cycle", 0),
-        "reward_1_step": latest.get("reward_1step"),
-        "reward_2_step": latest.get("reward_2step"),
+        "rewards": {k.removeprefix("reward_"): v for k, v in latest.items() if _is_mean(k)},
         "pair_accuracy": sum(accuracies) / len(accuracies) if accuracies else None,
         "samples": counters.committed,
         "queue": counters.pending,

@@ -6,16 +6,20 @@ parameters on all ranks, and a loss is a mean over this rank's rows: ranks have 
 
 import logging
 import os
-from collections.abc import Iterable
+import pickle
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
+_TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 def join_ranks(rank: int, world_size: int, address: str, port: int, *, timeout_s: float) -> None:
@@ -118,14 +122,36 @@ class Engine:
         """Restores what `save` wrote; returns its `state`.
 
         Raises:
-            ValueError: there is no such checkpoint.
+            ValueError: there is no such checkpoint, or it holds more than tensors and numbers.
         """
-        path, state = self._engine.load_checkpoint(
-            str(folder), tag="state", load_module_strict=False
-        )
+        try:
+            with _tensors_only():
+                path, state = self._engine.load_checkpoint(
+                    str(folder), tag="state", load_module_strict=False
+                )
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                f"the checkpoint in {folder} holds more than tensors and numbers and was not "
+                f"loaded: {str(error).splitlines()[0]}"
+            ) from error
         if path is None:
             raise ValueError(f"no checkpoint in {folder}")
         return state
+
+
+@contextmanager
+def _tensors_only() -> Iterator[None]:
+    """torch refuses pickled code, though DeepSpeed asks it to run what a checkpoint says."""
+    before = os.environ.get(_TENSORS_ONLY)
+    os.environ[_TENSORS_ONLY] = "1"
+    try:
+        with torch.serialization.safe_globals([LossScaler, DynamicLossScaler]):
+            yield
+    finally:
+        if before is None:
+            del os.environ[_TENSORS_ONLY]
+        else:
+            os.environ[_TENSORS_ONLY] = before
 
 
 def rank_mean(values: Tensor) -> Tensor:

@@ -171,6 +171,17 @@ class ScoredGroups:
         """Weighted sums of true rewards of complete groups, float32 [G, N, K]."""
         return self._rewards(self._rows(tickets))
 
+    def final_rewards(self) -> np.ndarray:
+        """Weighted sum of the true rewards of every live trajectory's last clean latent, [N]."""
+        index = self.index
+        return sum(
+            (
+                weight * index.reward(name)[:, -1].astype(np.float64)
+                for name, weight in self.source.rewards.items()
+            ),
+            start=np.zeros(len(index)),
+        )
+
     def fetch(self, tickets: Sequence[int]) -> GroupBatch:
         """Latents and rewards of complete groups; those evicted meanwhile are left out."""
         rows_GN = self._rows(tickets)

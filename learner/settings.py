@@ -153,11 +153,9 @@ class Anchor(Section):
         return self
 
 
-class Lasro(Section):
-    """LaSRO: a learned latent surrogate of any reward, for models of few steps."""
+class Alternation(Section):
+    """What methods share that alternate between a surrogate of the reward and the policy."""
 
-    kind: Literal["lasro"] = "lasro"
-    """Which method this is."""
     surrogate: Surrogate = Surrogate()
     """The latent reward model."""
     pretrain: Pretrain = Pretrain()
@@ -171,11 +169,22 @@ class Lasro(Section):
     surrogate_steps: Count = 20
     """Surrogate steps of a cycle (n_s)."""
     policy_batch: Count = 32
-    """Prompts in one policy step."""
+    """Rows of one policy step: prompts (lasro) or replayed states (sqdf)."""
     learning_rate: Positive = 1e-4
     """Step size of the policy's AdamW."""
     weight_decay: NonNegative = 0.0
     """Weight decay of the policy's AdamW."""
+    weight_average: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of a running average of the policy, evaluated and saved in its place; null: none."""
+    accuracy_brake: Share = 0.0
+    """Pair accuracy on fresh samples below which a cycle leaves its policy steps out; 0: never."""
+
+
+class Lasro(Alternation):
+    """LaSRO: a learned latent surrogate of any reward, for models of few steps."""
+
+    kind: Literal["lasro"] = "lasro"
+    """Which method this is."""
     reward_steps: Literal["all", "last"] = "all"
     """Which sampler steps' clean latents are scored and rewarded."""
     step_weights: tuple[Number, ...] | None = None
@@ -184,7 +193,66 @@ class Lasro(Section):
     """Let a later step's gradient flow into the step before it."""
     anchor: Anchor = Anchor()
     """The distillation loss beside the reward."""
-    weight_average: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay of a running average of the policy, evaluated and saved in its place; null: none."""
-    accuracy_brake: Share = 0.0
-    """Pair accuracy on fresh samples below which a cycle leaves its policy steps out; 0: never."""
+
+
+class StateDraw(Section):
+    """Which states of replayed trajectories the policy steps from."""
+
+    kept: Count = 6
+    """States that a trajectory keeps, evenly over its chain."""
+    trajectories: Literal["uniform", "prioritised"] = "uniform"
+    """How trajectories are drawn: all alike, or by the rank of their reward."""
+    rank_exponent: NonNegative = 0.7
+    """Exponent a of the priority 1 / rank^a."""
+    fresh: Share = 0.0
+    """Share of a batch that comes from the newest policy versions."""
+    times: Literal["uniform", "discounted"] = "uniform"
+    """How a trajectory's states are drawn: all alike, with the discount in the loss (as in the
+    paper), or in proportion to the discount, which then is not in the loss."""
+
+
+class Clean(Section):
+    """What the reward is asked about: a clean latent told from the state after a step."""
+
+    by: Literal["consistency", "tweedie", "ddim"] = "consistency"
+    """A consistency model in one call; or the reference model, by its expectation or by a few
+    deterministic steps (ablations)."""
+    lora: str | None = None
+    """Folder of an LCM-LoRA over the policy's pipeline, the consistency model."""
+    calls: Count = 4
+    """Steps of `ddim`."""
+
+    @model_validator(mode="after")
+    def _consistency_has_a_model(self) -> Self:
+        if (self.by == "consistency") != (self.lora is not None):
+            raise ValueError(
+                "`by: consistency` needs `lora`, the folder of an LCM-LoRA; tweedie and ddim take "
+                "none"
+            )
+        return self
+
+
+class Sqdf(Alternation):
+    """SQDF: reparameterised steps up a training-free soft Q, for models of many steps."""
+
+    kind: Literal["sqdf"] = "sqdf"
+    """Which method this is."""
+    clean: Clean
+    """How a clean latent is told from a noisy one."""
+    states: StateDraw = StateDraw()
+    """Which replayed states the policy steps from."""
+    alpha: NonNegative = 1.0
+    """Weight of the KL to the untouched policy; the reward is the surrogate's standard score."""
+    target_kl: Positive | None = None
+    """True KL of a step, in nats, that alpha is steered towards; null: alpha stays."""
+    discount: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """γ: a reward counts γ^k where k steps come after."""
+    kl_reduce: Literal["sum", "mean", "sqdf"] = "sqdf"
+    """Form of the KL: the true one, its mean over the latent, or twice that mean (the paper's
+    code, whose alphas are for this)."""
+    kl_std: Literal["posterior", "forward"] = "posterior"
+    """σ that the KL divides by: the step's own, in which one of 50 steps has half of the weight,
+    or the forward process', which is of one size in all."""
+    positive_only: bool = False
+    """Drop rows whose reward is not above 0, as the paper's code does; wrong for rewards around
+    zero, as a standard score is."""

@@ -19,10 +19,11 @@ from deploy.bench.timing import Row, spread
 from deploy.run_config import RunConfig, load_config
 from learner.engine import join_ranks, leave_ranks
 from learner.groups import GroupSource
+from learner.methods.alternation import Alternating
 from learner.methods.lasro_build import build_lasro
-from learner.methods.lasro_recipe import LasroMethod
 from learner.policy.components import PipelineFolder
 from learner.seat import Seat
+from learner.settings import Lasro
 
 _PRESET = Path(__file__).resolve().parent.parent / "configs" / "shapes-lasro.yaml"
 
@@ -56,7 +57,7 @@ def steps(path: Path, teacher: Path, *, repeats: int, few: bool) -> list[Row]:
     ]
 
 
-def _cycle(method: LasroMethod, cycle: int) -> tuple[float, float]:
+def _cycle(method: Alternating, cycle: int) -> tuple[float, float]:
     """Seconds of a cycle's policy steps and of its surrogate steps."""
     return (
         _spent(method, "policy", lambda: method.improve(cycle)),
@@ -64,7 +65,7 @@ def _cycle(method: LasroMethod, cycle: int) -> tuple[float, float]:
     )
 
 
-def _spent(method: LasroMethod, phase: str, call: Callable[[], None]) -> float:
+def _spent(method: Alternating, phase: str, call: Callable[[], None]) -> float:
     before = method.journal.seconds.get(phase, 0.0)
     call()
     return method.journal.seconds[phase] - before
@@ -94,7 +95,8 @@ def _config(path: Path, teacher: Path, *, repeats: int, few: bool) -> RunConfig:
     return load_config(_PRESET, overrides)
 
 
-def _method(config: RunConfig, replay: RedisReplay) -> LasroMethod:
+def _method(config: RunConfig, replay: RedisReplay) -> Alternating:
+    assert isinstance(config.method, Lasro)
     return build_lasro(
         config.method,
         config.model,

@@ -32,6 +32,7 @@ from learner.methods.lasro import (
     reward_loss,
     squash,
 )
+from learner.policy.denoiser import Denoiser
 from learner.preference import pessimistic
 from learner.seat import Seat
 from learner.settings import Lasro, Model
@@ -42,19 +43,6 @@ Encode = Callable[[list[str]], Tensor]
 Network = Callable[..., Tensor]
 # The anchor's weight is measured anew every so many steps: two backward passes.
 _MEASURE_EVERY = 10
-
-
-class Denoiser(nn.Module):
-    """A UNet as eps(x, t, text, guidance embedding): one signature for engine and sampler."""
-
-    def __init__(self, unet: UNet2DConditionModel) -> None:
-        super().__init__()
-        self.unet = unet
-
-    def forward(
-        self, x: Tensor, t_B: Tensor, text_BLE: Tensor, guidance_BE: Tensor | None
-    ) -> Tensor:
-        return self.unet(x, t_B, encoder_hidden_states=text_BLE, timestep_cond=guidance_BE).sample
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,12 @@ def save_for_diffusers(unet: UNet2DConditionModel, kind: Kind, folder: Path) -> 
 def trainable_unet(pipeline: PipelineFolder, model: Model, *, seed: int) -> UNet2DConditionModel:
     """The pipeline's UNet with its trained part as the run config's `model` section asks."""
     unet = pipeline.unet(model.attention)
+    make_policy_trainable(unet, model, seed=seed)
+    return unet
+
+
+def make_policy_trainable(unet: UNet2DConditionModel, model: Model, *, seed: int) -> None:
+    """`make_trainable` as the run config's `model` section asks."""
     make_trainable(
         unet,
         model.trainable,
@@ -123,4 +129,3 @@ def trainable_unet(pipeline: PipelineFolder, model: Model, *, seed: int) -> UNet
         targets=model.lora_targets,
         seed=seed,
     )
-    return unet

@@ -80,15 +80,23 @@ def head(environ: dict[str, str]) -> Iterator[LocalHead]:
 
 @pytest.fixture(scope="session")
 def run_job(head: LocalHead, pipelines: Pipelines, runs: Path) -> Callable[..., Ended]:
-    """Submits `deploy.launch` of the smoke preset under a name, and waits for its end.
+    """Submits `deploy.launch` of a preset under a name, and waits for its end.
 
     `job` is the submission's own name, where the run's name was submitted before.
     """
 
-    def run(name: str, *overrides: str, job: str | None = None) -> Ended:
-        launch = [sys.executable, "-m", "deploy.launch", str(SMOKE), f"name={name}"]
+    def run(
+        name: str,
+        *overrides: str,
+        job: str | None = None,
+        preset: Path = SMOKE,
+        resume: bool = False,
+    ) -> Ended:
+        launch = [sys.executable, "-m", "deploy.launch", *(["--resume"] if resume else [])]
+        launch += [str(preset), f"name={name}"]
+        models = pipelines.overrides if preset == SMOKE else [f"model.path={pipelines.teacher}"]
         command = head.submit_command(
-            [*launch, *pipelines.overrides, *overrides],
+            [*launch, *models, *overrides],
             job=job or name,
             folder=ROOT,
             env_vars={"FLEETUNE_RUNS": str(runs)},

@@ -18,7 +18,8 @@ import torch
 from deploy.shapes.models import new_unet
 from learner.diffusion.schedule import NoiseSchedule
 from learner.engine import Engine, join_ranks, leave_ranks
-from learner.methods.lasro_policy import AnchorData, Denoiser, LasroPolicy
+from learner.methods.lasro_policy import AnchorData, LasroPolicy
+from learner.policy.denoiser import Denoiser
 from learner.policy.trainable import make_trainable
 from learner.seat import Seat
 from learner.settings import Lasro, Model

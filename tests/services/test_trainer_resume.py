@@ -5,9 +5,11 @@ so that a run is the same bit by bit whoever does which part of the work.
 """
 
 import hashlib
+import json
 import os
 import socket
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ from actors.rollout import FewStepPolicy
 from actors.worker import SamplerWorker
 from buffer.embedded import EmbeddedServer
 from buffer.redis_replay import RedisReplay, ReplaySettings
+from learner.checkpoint import newest
 from learner.engine import join_ranks, leave_ranks
 from learner.groups import GroupSource, ScoredGroups
 from learner.methods.lasro_build import build_lasro
@@ -351,6 +354,33 @@ def test_a_learner_killed_between_checkpoints_ends_with_the_same_weights(
     world = new_world()
     world.live(at_version=kill_at(3))
     assert_same_weights(world.live(resume=True), straight)
+
+
+class Touch:
+    """Pickled code: makes a file wherever it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self._path,)
+
+
+def test_code_in_a_checkpoint_is_not_run(new_world: Callable[..., World]) -> None:
+    world = new_world()
+    world.live(at_version=stop_at(1))
+    found = newest(world.folder)
+    assert found is not None
+    (weights,) = (found / "policy").rglob("*.pt")
+    content = torch.load(weights, weights_only=False)
+    torch.save({**content, "odd": Touch(world.folder / "was-here")}, weights)
+    state = json.loads((found / "state.json").read_text())
+    size, checksum = weights.stat().st_size, zlib.crc32(weights.read_bytes())
+    state["files"][str(weights.relative_to(found))] = [size, checksum]
+    (found / "state.json").write_text(json.dumps(state))
+    with pytest.raises(ValueError, match="holds more than tensors and numbers"):
+        world.live(resume=True)
+    assert not (world.folder / "was-here").exists()
 
 
 def test_a_failed_record_leaves_its_group_out_and_the_run_goes_on(

@@ -4,7 +4,6 @@ The engine is made by hand; surrogates, teacher and, where it matters, the polic
 tiny.
 """
 
-import zlib
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -15,12 +14,14 @@ from torch import Tensor, nn
 from deploy.shapes.models import new_unet
 from learner.diffusion.schedule import NoiseSchedule
 from learner.methods.lasro import RewardScale, anchor_weight, gradient, reward_loss, squash
-from learner.methods.lasro_policy import AnchorData, Denoiser, LasroPolicy, PolicyState
+from learner.methods.lasro_policy import AnchorData, LasroPolicy, PolicyState
+from learner.policy.denoiser import Denoiser
 from learner.policy.trainable import make_trainable
 from learner.seat import Seat
 from learner.settings import Lasro, Model
 from learner.surrogate import new_surrogate
 from learner.surrogate_training import GroupBatch, RewardMoments, SurrogateTrainer
+from tests.unit.learner_fakes import HandEngine, encode
 
 SCHEDULE = NoiseSchedule.from_config(
     {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -28,24 +29,6 @@ SCHEDULE = NoiseSchedule.from_config(
 PROMPTS = ["a red circle", "a blue star", "two hearts"]
 MODEL = Model(path="unused", lora_rank=2, lora_alpha=2, guidance_scale=3.0)
 NO_ANCHOR = {"data": "none"}
-
-
-class HandEngine:
-    """What a policy step asks of an engine: calls, and a gradient that stays to be looked at."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.calls = 0
-
-    def __call__(self, *args: Any) -> Tensor:
-        self.calls += 1
-        return self.module(*args)
-
-    def update(self, loss: Tensor) -> float:
-        loss.backward()
-        return 0.0
 
 
 class CountingUNet(nn.Module):
@@ -66,14 +49,6 @@ class CountingUNet(nn.Module):
 def counting() -> tuple[HandEngine, CountingUNet]:
     unet = CountingUNet()
     return HandEngine(Denoiser(unet)), unet  # pyright: ignore[reportArgumentType]
-
-
-def encode(prompts: list[str]) -> Tensor:
-    """Text states of a prompt: noise that it always gets again."""
-    seeds = [zlib.crc32(prompt.encode()) for prompt in prompts]
-    return torch.stack(
-        [torch.randn(5, 64, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    )
 
 
 def fitted_surrogate(heads: int = 1) -> nn.Module:

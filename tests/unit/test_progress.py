@@ -44,11 +44,11 @@ def _shown(clock: Clock, *snapshots: dict[str, object], seconds_between: float =
 
 def test_a_log_line_names_every_value_that_is_known(clock: Clock) -> None:
     snapshot: dict[str, object] = {
-        "stage": "cycles", "cycle": 3, "reward_1_step": 0.5, "reward_2_step": 0.625,
+        "stage": "cycles", "cycle": 3, "rewards": {"1step": 0.5, "2step": 0.625},
         "pair_accuracy": 0.75, "samples_per_s": 12.34, "queue": 7, "failures": 0,
     }  # fmt: skip
     assert _shown(clock, snapshot) == [
-        "cycles | cycle 3/20 | reward 1-step 0.500 | 2-step 0.625 | pair accuracy 0.750 | "
+        "cycles | cycle 3/20 | reward 1step 0.500 | reward 2step 0.625 | pair accuracy 0.750 | "
         "samples/s 12.3 | queue 7 | failed 0"
     ]
 
@@ -59,7 +59,7 @@ def test_what_is_unknown_is_left_out(clock: Clock) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "many", None, [1]])
 def test_a_value_that_is_no_number_is_left_out(clock: Clock, value: object) -> None:
-    assert _shown(clock, {"stage": "cycles", "reward_2_step": value}) == ["cycles"]
+    assert _shown(clock, {"stage": "cycles", "rewards": {"2step": value}}) == ["cycles"]
 
 
 def test_an_empty_snapshot_is_shown_as_unknown(clock: Clock) -> None:

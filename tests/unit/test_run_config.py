@@ -14,6 +14,7 @@ from deploy.run_config import RunConfig, config_from_json, load_config
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = sorted((ROOT / "deploy" / "configs").glob("*.yaml"))
 SMOKE = ROOT / "deploy" / "configs" / "smoke.yaml"
+SMOKE_SQDF = SMOKE.with_name("smoke-sqdf.yaml")
 
 
 def _problems(*overrides: str) -> list[str]:
@@ -36,7 +37,7 @@ def _file(folder: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.name)
 def test_every_shipped_preset_loads(preset: Path) -> None:
-    assert load_config(preset).method.kind == "lasro"
+    assert load_config(preset).method.kind == ("sqdf" if "sqdf" in preset.name else "lasro")
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.name)
@@ -245,7 +246,43 @@ def test_without_an_anchor_no_teacher_is_needed() -> None:
 
 def test_rewarded_steps_follow_the_sampler() -> None:
     config = load_config(SMOKE, ["model.num_steps=4"])
-    assert config.step_weights == (1.0, 1.0, 1.0, 1.0)
+    assert config.rewarded_steps == 4
+    assert config.step_labels == ("1step", "2step", "3step", "4step")
+
+
+def test_a_chain_of_many_steps_is_rewarded_at_its_end() -> None:
+    config = load_config(SMOKE_SQDF)
+    assert (config.rewarded_steps, config.step_labels) == (1, ("50step",))
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("model.num_steps=2", "model.num_steps: sqdf trains models of 50 steps, given 2"),
+        ("method.states.kept=51", "method.states.kept: must be at most model.num_steps = 50"),
+        ("method.alpha=0", "method.alpha: is 0, so nothing holds the policy"),
+        ("method.clean.by=tweedie", "method.clean: `by: consistency` needs `lora`"),
+        ("method.clean.lora=null", "method.clean: `by: consistency` needs `lora`"),
+        ("method.discount=1.1", "method.discount: must be less than or equal to 1"),
+        ("method.anchor.ratio=1", "method.anchor: "),
+    ],
+)
+def test_what_sqdf_cannot_do_is_told(override: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_config(SMOKE_SQDF, [override])
+    assert problem in str(raised.value)
+
+
+def test_a_cycle_that_draws_more_than_is_allowed_is_refused_with_its_ratio() -> None:
+    # 2 steps of 4 groups for 4 fresh ones.
+    assert load_config(SMOKE, ["replay.max_samples_per_insert=2"]).samples_per_insert == 2
+    text = _problem("replay.max_samples_per_insert=1.5")
+    assert text.startswith("replay.max_samples_per_insert: is 1.5, but the steps of a cycle draw 2")
+
+
+def test_replayed_states_count_as_draws() -> None:
+    # 2 steps of 4 groups of 3, and 2 steps of 4 states, for 4 groups of 3.
+    assert load_config(SMOKE_SQDF).samples_per_insert == pytest.approx((24 + 8) / 12)
 
 
 def test_only_the_last_step_can_carry_the_reward() -> None:

@@ -25,6 +25,7 @@ from actors.sampling import (
     member_noise,
     sample_ddpm,
     sample_few_steps,
+    stratified_states,
 )
 from learner.diffusion.consistency import guidance_embedding
 from learner.diffusion.schedule import NoiseSchedule
@@ -294,7 +295,7 @@ def test_few_step_policy_keeps_and_scores_every_prediction() -> None:
 
 
 def test_many_step_policy_keeps_the_chosen_states_and_scores_the_clean_one() -> None:
-    (rollout,) = ManyStepPolicy(**parts(num_steps=5), keep=(0, 3)).sample([CAT])
+    (rollout,) = ManyStepPolicy(**parts(num_steps=5), keep=lambda seed: (0, 3)).sample([CAT])
     told = rollout.steps, rollout.scored, rollout.latents.shape
     assert told == ((0, 3, 5), (2,), (3, 3, *SHAPE))
 
@@ -304,7 +305,7 @@ def test_many_step_policy_keeps_the_chosen_states_and_scores_the_clean_one() -> 
     [
         FewStepPolicy(**parts()),
         FewStepPolicy(**parts(network=network(16), guidance_dim=16)),
-        ManyStepPolicy(**parts(num_steps=5), keep=(0, 3)),
+        ManyStepPolicy(**parts(num_steps=5), keep=lambda seed: (0, 3)),
     ],
     ids=["few", "few-guided", "many"],
 )
@@ -336,9 +337,37 @@ def test_shared_initial_noise_needs_a_second_step() -> None:
         FewStepPolicy(**parts(num_steps=1, shared_initial_noise=True))
 
 
-def test_states_outside_the_chain_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"keep has \[6\]; states are 0 to 5"):
-        ManyStepPolicy(**parts(num_steps=5), keep=(0, 6))
+def test_groups_of_a_batch_may_keep_different_states() -> None:
+    kept = {CAT.seed: (0, 3), DOG.seed: (1, 4)}
+    policy = ManyStepPolicy(**parts(num_steps=5), keep=lambda seed: kept[seed])
+    everything = ManyStepPolicy(**parts(num_steps=5), keep=lambda seed: (0, 1, 2, 3, 4))
+    for rollout, whole in zip(
+        policy.sample([CAT, DOG]), everything.sample([CAT, DOG]), strict=True
+    ):
+        assert rollout.scored == (2,)
+        np.testing.assert_array_equal(rollout.latents, whole.latents[:, list(rollout.steps)])
+
+
+@pytest.mark.parametrize("count", [1, 6, 7, 50])
+def test_stratified_states_are_apart_and_all_equally_often_kept(count: int) -> None:
+    drawn = [stratified_states(seed, 50, count) for seed in range(2000)]
+    assert {len(set(states)) for states in drawn} == {count}
+    times = np.bincount(np.concatenate(drawn), minlength=50)
+    expected = 2000 * count / 50
+    assert abs(times - expected).max() <= 6 * expected**0.5
+    gaps = np.diff(np.array(drawn), axis=1)
+    assert count == 1 or (gaps.min() >= 50 // count and gaps.max() <= -(-50 // count))
+
+
+def test_stratified_states_are_a_function_of_the_seed() -> None:
+    assert stratified_states(7, 50, 6) == stratified_states(7, 50, 6)
+    assert len({stratified_states(seed, 50, 6) for seed in range(100)}) > 5
+
+
+@pytest.mark.parametrize("count", [0, 51])
+def test_a_number_of_states_that_a_chain_does_not_have_is_refused(count: int) -> None:
+    with pytest.raises(ValueError, match="keep 1 to 50"):
+        stratified_states(0, 50, count)
 
 
 def test_guidance_embedding_reaches_the_network_as_scale_minus_one() -> None:
@@ -361,8 +390,23 @@ def test_unconditional_rows_come_first() -> None:
         asked.append(prompts)
         return encode(prompts)
 
-    ManyStepPolicy(**parts(encode=spy, group_size=2), keep=()).sample([CAT, DOG])
+    ManyStepPolicy(**parts(encode=spy, group_size=2), keep=lambda seed: ()).sample([CAT, DOG])
     assert asked == [["", "", "", "", "a cat", "a cat", "a dog", "a dog"]]
+
+
+def test_without_guidance_only_the_prompts_go_through_the_network() -> None:
+    rows: list[int] = []
+
+    def spy(x_BCHW: Tensor, t_B: Tensor, prompts: Any, guidance_BE: Tensor | None) -> Tensor:
+        rows.append(len(x_BCHW))
+        return network()(x_BCHW, t_B, prompts, guidance_BE)
+
+    free = parts(num_steps=5, guidance_scale=1.0, network=spy)
+    alone = ManyStepPolicy(**free, keep=lambda seed: ()).sample([CAT])[0].latents
+    assert rows == [3] * 5
+    almost = parts(num_steps=5, guidance_scale=1.0 + 1e-9)
+    doubled = ManyStepPolicy(**almost, keep=lambda seed: ()).sample([CAT])[0].latents
+    np.testing.assert_allclose(alone, doubled, rtol=2e-3, atol=2e-3)
 
 
 def test_latents_that_overflow_float16_are_refused_with_their_members() -> None:

@@ -1,20 +1,20 @@
-"""LaSRO end to end on one rank: fit the surrogate, then let policy and surrogate take turns.
+"""A surrogate of the reward and a policy that take turns, on one rank; LaSRO's scheme.
 
     prepare   tickets [0, P) by version 0 ─► fit the surrogate until held-out accuracy
     improve   n_g policy steps up the surrogate                      cycle c
     adapt     tickets of cycle c by version c + 1 ─► n_s surrogate steps
 
-True rewards come from the replay alone, and are never differentiated.
+What a policy step is, a method says (`PolicySteps`). True rewards come from the replay alone, and
+are never differentiated.
 Shape suffixes: G groups, N samples of a group, K rewarded steps.
 """
 
-import json
 import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,11 +22,10 @@ from safetensors.numpy import load_file, save_file
 
 from learner.engine import Engine
 from learner.groups import ScoredGroups
-from learner.methods.lasro_policy import AnchorData, LasroPolicy, PolicyState
 from learner.policy.trainable import trainable_arrays
 from learner.seat import Seat
-from learner.settings import Lasro
-from learner.surrogate_training import GroupBatch, RewardMoments, SurrogateTrainer
+from learner.settings import Alternation
+from learner.surrogate_training import RewardMoments, SurrogateTrainer
 from learner.trainer import Journal, Weights
 
 log = logging.getLogger(__name__)
@@ -55,19 +54,47 @@ class SurrogateFit:
             self.stale += 1
 
 
-class LasroMethod:
-    """Implements `learner.trainer.Method`."""
+class PolicySteps(Protocol):
+    """What a method adds to the alternation; all ranks call everything in the same order."""
+
+    def prepare(self, groups: ScoredGroups, tickets: Sequence[int]) -> None:
+        """Takes what it needs from the groups of the untouched policy."""
+        ...
+
+    def step(self, groups: ScoredGroups) -> dict[str, float]:
+        """One policy update; returns its metrics."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """What is too large for JSON; called on rank 0 alone."""
+        ...
+
+    def load(self, folder: Path, state: dict[str, Any]) -> None:
+        """Restores `save` and `state`."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What fits JSON."""
+        ...
+
+
+class Alternating:
+    """Implements `learner.trainer.Method`.
+
+    Args:
+        labels: of the rewarded latents of a trajectory, such as '2step', for the curves.
+    """
 
     def __init__(
         self,
-        settings: Lasro,
+        settings: Alternation,
+        steps: PolicySteps,
         *,
         groups: ScoredGroups,
-        policy: LasroPolicy,
+        labels: Sequence[str],
         policy_engine: Engine,
         surrogate: SurrogateTrainer,
         surrogate_engine: Engine,
-        prompts: Sequence[str],
         seat: Seat,
     ) -> None:
         self.cycles = settings.cycles
@@ -75,17 +102,16 @@ class LasroMethod:
         self.prepared = False
         self._settings = settings
         self._groups = groups
-        self._policy = policy
+        self._steps = steps
+        self._labels = list(labels)
         self._policy_engine = policy_engine
         self._surrogate = surrogate
         self._surrogate_engine = surrogate_engine
-        self._prompts = list(prompts)
         self._seat = seat
         self._fit = SurrogateFit()
         self._surrogate_step = 0
         self._next_ticket = 0
         self._fresh_accuracy = 1.0
-        self._anchor: AnchorData | None = None
         self._average: Weights | None = None
 
     def prepare(self, breathe: Callable[[], None]) -> None:
@@ -103,7 +129,7 @@ class LasroMethod:
             rewards_GNK = self._groups.rewards(everything)
             self._surrogate.moments = RewardMoments.of(rewards_GNK)
             self._record_rewards("pretrain", 0, rewards_GNK)
-            self._anchor = self._anchor_data(everything)
+            self._steps.prepare(self._groups, everything)
         self.journal.enter("fitting the surrogate")
         self._fit_surrogate(everything, breathe)
         self.prepared = True
@@ -116,7 +142,7 @@ class LasroMethod:
             return
         with self.journal.timed("policy"):
             for _ in range(self._settings.policy_steps):
-                metrics = self._policy.step(self._prompts, self._anchor)
+                metrics = self._steps.step(self._groups)
                 self._follow()
         self.journal.record("policy", cycle, {"braked": 0.0, **metrics})
 
@@ -152,25 +178,21 @@ class LasroMethod:
     def save(self, folder: Path) -> None:
         self._policy_engine.save(folder / "policy", {})
         self._surrogate_engine.save(folder / "surrogate", {})
-        if self._seat.is_first and self._anchor is not None:
-            save_file({"latents": self._anchor.latents_NCHW.numpy()}, folder / "anchor.safetensors")
-            (folder / "anchor.json").write_text(json.dumps(list(self._anchor.prompts)))
-        if self._seat.is_first and self._average is not None:
-            save_file(self._average, folder / "average.safetensors")
+        if self._seat.is_first:
+            self._steps.save(folder)
+            if self._average is not None:
+                save_file(self._average, folder / "average.safetensors")
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
         self._policy_engine.load(folder / "policy")
         self._surrogate_engine.load(folder / "surrogate")
-        self._policy.state = PolicyState.from_json(state["policy"])
+        self._steps.load(folder, state["policy"])
         self._surrogate.moments = RewardMoments(**state["moments"])
         self._surrogate_step = state["surrogate_step"]
         self._fresh_accuracy = state["fresh_accuracy"]
         self.journal.seconds = state["seconds"]
         self.prepared = state["prepared"]
         self._fit = SurrogateFit(**state["fit"])
-        if (folder / "anchor.safetensors").exists():
-            latents = torch.from_numpy(load_file(folder / "anchor.safetensors")["latents"])
-            self._anchor = AnchorData(latents, json.loads((folder / "anchor.json").read_text()))
         if (folder / "average.safetensors").exists():
             self._average = load_file(folder / "average.safetensors")
         self._next_ticket = state["next_ticket"]
@@ -179,7 +201,7 @@ class LasroMethod:
     def state(self) -> dict[str, Any]:
         assert self._surrogate.moments is not None
         return {
-            "policy": self._policy.state.to_json(),
+            "policy": self._steps.state(),
             "moments": asdict(self._surrogate.moments),
             "surrogate_step": self._surrogate_step,
             "fresh_accuracy": self._fresh_accuracy,
@@ -223,7 +245,10 @@ class LasroMethod:
             for i in range(0, len(tickets), 64)
         ]
         means = np.nanmean(np.array(parts), axis=0)
-        return {f"heldout_accuracy_{self._label(k)}": float(x) for k, x in enumerate(means)}
+        return {
+            f"heldout_accuracy_{label}": float(x)
+            for label, x in zip(self._labels, means, strict=True)
+        }
 
     def _surrogate_update(self, known: Sequence[int], fresh: Sequence[int]) -> dict[str, float]:
         """One step on a batch that every rank draws alike and takes its share of."""
@@ -245,30 +270,18 @@ class LasroMethod:
         known = [accuracy for accuracy in accuracies if not math.isnan(accuracy)]
         if known:  # without any pair, in groups of equal rewards, the last judgement stands
             self._fresh_accuracy = float(np.mean(known))
-        named = {f"fresh_accuracy_{self._label(k)}": a for k, a in enumerate(accuracies)}
+        named = {
+            f"fresh_accuracy_{label}": a for label, a in zip(self._labels, accuracies, strict=True)
+        }
         self.journal.record("fresh", cycle, named)
         self._record_rewards("fresh", cycle, batch.rewards_GNK)
 
     def _record_rewards(self, phase: str, step: int, rewards_GNK: torch.Tensor) -> None:
         means_K = rewards_GNK.mean(dim=(0, 1)).tolist()
-        values = {f"reward_{self._label(k)}": mean for k, mean in enumerate(means_K)}
+        values = {
+            f"reward_{label}": mean for label, mean in zip(self._labels, means_K, strict=True)
+        }
         self.journal.record(phase, step, values)
-
-    def _label(self, position: int) -> str:
-        """'1step', '2step': the number of calls that made the latent."""
-        return f"{self._groups.steps[position] + 1}step"
-
-    def _anchor_data(self, tickets: list[int]) -> AnchorData | None:
-        """Last-step latents of the untouched policy, one of each group."""
-        if self._settings.anchor.data == "none":
-            return None
-        latents, prompts = [], []
-        for i in range(0, len(tickets), 64):
-            batch: GroupBatch = self._groups.fetch(tickets[i : i + 64])
-            rows = batch.rewards_GNK[:, :, -1].argmax(dim=1)
-            latents.append(batch.latents_GNKCHW[torch.arange(len(rows)), rows, -1])
-            prompts += batch.prompts
-        return AnchorData(torch.cat(latents), prompts)
 
     def _follow(self) -> None:
         """Moves the running average of the policy after a step."""

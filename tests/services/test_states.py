@@ -1,0 +1,142 @@
+"""States of replayed trajectories, on a real server: which are drawn, and what is read."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from buffer.records import Record, Scores, record_id
+from buffer.redis_replay import RedisReplay
+from learner.groups import GroupSource, ScoredGroups
+from learner.settings import StateDraw
+from learner.states import StateReplay, draw_slots, draw_trajectories
+
+pytestmark = pytest.mark.redis
+MEMBERS, STEPS = 2, 50
+KEPT = {0: (3, 28, 50), 1: (20, 45, 50), 2: (24, 49, 50)}
+ALL = slice(None)
+
+
+def latent(ticket: int, member: int, state: int) -> np.ndarray:
+    """Tells by its value which state it is."""
+    return np.full((4, 2, 2), ticket * 100 + member * 60 + state, np.float16)
+
+
+def group(ticket: int) -> list[Record]:
+    return [
+        Record(
+            record_id=record_id(ticket, member),
+            ticket=ticket,
+            member=member,
+            prompt=f"prompt {ticket}",
+            policy_version=ticket,
+            seed=ticket,
+            steps=KEPT[ticket],
+            scored=(2,),
+            latents=tuple(latent(ticket, member, state) for state in KEPT[ticket]),
+        )
+        for member in range(MEMBERS)
+    ]
+
+
+@pytest.fixture
+def groups(replay: RedisReplay) -> ScoredGroups:
+    replay.admit(limit=len(KEPT), policy_version=0)
+    for ticket in KEPT:
+        replay.lease_ticket("sampler", lease_s=10)
+        records = group(ticket)
+        replay.put_group(ticket, records)
+        replay.commit(
+            [(r.record_id, Scores({"a": (10.0 * ticket + r.member,)})) for r in records], "server"
+        )
+    source = GroupSource(
+        replay=replay,
+        rewards={"a": 2.0},
+        group_size=MEMBERS,
+        max_open=4,
+        capacity_groups=100,
+        stall_s=1.0,
+        stopping=threading.Event(),
+    )
+    view = ScoredGroups(source, steps=(0,), admits=False)
+    view.catch_up()
+    return view
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def test_groups_that_kept_different_states_share_an_index(groups: ScoredGroups) -> None:
+    assert groups.final_rewards().tolist() == [0.0, 2.0, 20.0, 22.0, 40.0, 42.0]
+
+
+def test_a_drawn_latent_is_the_state_that_it_is_said_to_be(groups: ScoredGroups) -> None:
+    batch = StateReplay(groups, StateDraw(), num_steps=STEPS).draw(6, 1.0, rng(), ALL)
+    tickets = [int(prompt.removeprefix("prompt ")) for prompt in batch.prompts]
+    assert sorted(tickets) == [0, 0, 1, 1, 2, 2]
+    for row, (ticket, step) in enumerate(zip(tickets, batch.step_B.tolist(), strict=True)):
+        assert step in KEPT[ticket][:2]
+        value = float(batch.latents_BCHW[row].unique())
+        assert value in {float(latent(ticket, member, step)[0, 0, 0]) for member in (0, 1)}
+
+
+def test_ranks_draw_one_batch_and_share_it(groups: ScoredGroups) -> None:
+    states = StateReplay(groups, StateDraw(), num_steps=STEPS)
+    whole = states.draw(6, 0.9, rng(), ALL)
+    parts = [states.draw(6, 0.9, rng(), slice(rank, None, 2)) for rank in (0, 1)]
+    for rank, part in enumerate(parts):
+        torch.testing.assert_close(part.latents_BCHW, whole.latents_BCHW[rank::2])
+        assert part.step_B.tolist() == whole.step_B[rank::2].tolist()
+
+
+def test_the_clean_state_is_never_drawn(groups: ScoredGroups) -> None:
+    rows = np.repeat(np.arange(6), 50)
+    slots = draw_slots(groups.index, rows, STEPS, 1.0, rng())
+    assert set(slots.tolist()) == {0, 1}
+
+
+def test_times_are_drawn_in_proportion_to_the_discount(groups: ScoredGroups) -> None:
+    rows = np.full(4000, 2)  # states 20 and 45: 25 steps apart
+    share = np.mean(draw_slots(groups.index, rows, STEPS, 0.95, rng()) == 1)
+    assert share == pytest.approx(1 / (1 + 0.95**25), abs=0.03)
+
+
+def test_a_strong_discount_on_early_states_is_no_division_by_zero(groups: ScoredGroups) -> None:
+    slots = draw_slots(groups.index, np.zeros(10, int), STEPS, 1e-20, rng())
+    assert set(slots.tolist()) == {1}
+
+
+def test_fresh_rows_are_those_of_the_newest_policy(groups: ScoredGroups) -> None:
+    settings = StateDraw(fresh=0.5)
+    rows = draw_trajectories(groups.index, groups.final_rewards(), 4, settings, rng())
+    assert set(groups.index.ticket[rows[:2]].tolist()) == {2}
+
+
+def test_priorities_go_by_the_rank_of_the_reward(groups: ScoredGroups) -> None:
+    settings = StateDraw(trajectories="prioritised", rank_exponent=1.0)
+    rows = draw_trajectories(groups.index, groups.final_rewards(), 6000, settings, rng())
+    counts = np.bincount(rows, minlength=6)
+    expected = 1 / np.arange(6, 0, -1)
+    np.testing.assert_allclose(counts / 6000, expected / expected.sum(), atol=0.02)
+
+
+def test_more_states_than_trajectories_come_again(groups: ScoredGroups) -> None:
+    batch = StateReplay(groups, StateDraw(), num_steps=STEPS).draw(16, 1.0, rng(), ALL)
+    assert len(batch.prompts) == 16
+
+
+def test_evicted_states_are_replaced_by_others_of_the_batch(
+    groups: ScoredGroups, replay: RedisReplay
+) -> None:
+    replay.consume(2)
+    batch = StateReplay(groups, StateDraw(), num_steps=STEPS).draw(6, 1.0, rng(), ALL)
+    assert set(batch.prompts) == {"prompt 2"}
+    assert len(batch.latents_BCHW) == 6
+
+
+def test_without_any_state_left_it_says_so(groups: ScoredGroups, replay: RedisReplay) -> None:
+    replay.consume(3)
+    with pytest.raises(LookupError, match="capacity is too small"):
+        StateReplay(groups, StateDraw(), num_steps=STEPS).draw(6, 1.0, rng(), ALL)

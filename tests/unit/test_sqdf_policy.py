@@ -1,0 +1,169 @@
+"""SQDF's policy step: whose gradient flows, what is drawn, and what cutting a batch changes."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deploy.shapes.models import new_unet
+from learner.diffusion.schedule import NoiseSchedule
+from learner.methods.sqdf import Chain
+from learner.methods.sqdf_policy import SqdfPolicy
+from learner.policy.denoiser import Denoiser
+from learner.policy.trainable import make_trainable
+from learner.policy.views import shared_view
+from learner.seat import Seat
+from learner.settings import Sqdf
+from learner.states import StateBatch
+from tests.unit.learner_fakes import HandEngine, encode
+
+CHAIN = Chain(
+    NoiseSchedule.from_config(
+        {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    )
+)
+PROMPTS = ["a red circle", "a blue star", "two hearts", "a cat"]
+CONSISTENCY = {"by": "consistency", "lora": "unused"}
+
+
+def base() -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        return new_unet().requires_grad_(False).eval()
+
+
+def adapted(unet: Any) -> Denoiser:
+    """A policy that differs from its reference already."""
+    view = shared_view(unet)
+    for i, parameter in enumerate(make_trainable(view, "lora", rank=2, alpha=2, seed=1)):
+        nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(i))
+    return Denoiser(view)
+
+
+def brightness(x: Tensor, text: Tensor) -> Tensor:
+    return x.flatten(1).mean(dim=1) + text.flatten(1).mean(dim=1)
+
+
+def batch(rows: slice = slice(None)) -> StateBatch:
+    generator = torch.Generator().manual_seed(8)
+    latents = torch.randn(4, 4, 8, 8, generator=generator)
+    steps = torch.tensor([3, 25, 47, 49])
+    return StateBatch(latents[rows], steps[rows], PROMPTS[rows])
+
+
+def policy_of(
+    settings: dict[str, Any] | None = None,
+    *,
+    unet: Any = None,
+    denoiser: Denoiser | None = None,
+    reward: Any = brightness,
+    guidance_scale: float = 3.0,
+    seat: Seat | None = None,
+) -> tuple[SqdfPolicy, HandEngine]:
+    unet = unet or base()
+    engine = HandEngine(denoiser or adapted(unet))
+    settings = {"clean": CONSISTENCY, "policy_batch": 4, **(settings or {})}
+    policy = SqdfPolicy(
+        Sqdf.model_validate(settings),
+        engine,  # pyright: ignore[reportArgumentType]
+        CHAIN,
+        encode,
+        shared_view(unet),
+        shared_view(unet) if settings["clean"]["by"] == "consistency" else None,
+        reward,
+        guidance_scale=guidance_scale,
+        seat=seat or Seat(7),
+    )
+    return policy, engine
+
+
+def gradients(engine: HandEngine) -> list[Tensor]:
+    return [p.grad for p in engine.module.parameters() if p.requires_grad and p.grad is not None]
+
+
+@pytest.mark.parametrize(
+    "clean", [CONSISTENCY, {"by": "tweedie"}, {"by": "ddim", "calls": 2}], ids=lambda c: c["by"]
+)
+def test_all_of_the_adapter_learns_and_nothing_else(clean: dict[str, Any]) -> None:
+    unet = base()
+    policy, engine = policy_of({"clean": clean}, unet=unet)
+    policy.step(batch())
+    trained = [p for p in engine.module.parameters() if p.requires_grad]
+    assert len(gradients(engine)) == len(trained)
+    assert all(bool(g.abs().sum() > 0) for g in gradients(engine))
+    assert all(p.grad is None for p in unet.parameters())
+
+
+def test_an_untouched_policy_has_no_kl_and_no_gradient_of_it() -> None:
+    unet = base()
+    view = shared_view(unet)
+    make_trainable(view, "lora", rank=2, alpha=2, seed=1)
+    policy, engine = policy_of(
+        {"alpha": 1e6}, unet=unet, denoiser=Denoiser(view), reward=lambda x, text: 0 * x[:, 0, 0, 0]
+    )
+    metrics = policy.step(batch())
+    assert metrics["kl_nats"] == 0
+    assert all(bool((g == 0).all()) for g in gradients(engine))
+
+
+def test_a_large_alpha_pulls_back_to_the_reference() -> None:
+    policy, engine = policy_of({"alpha": 100.0, "learning_rate": 1e-3})
+    before = policy.step(batch())["kl_nats"]
+    with torch.no_grad():
+        for parameter in engine.module.parameters():
+            if parameter.grad is not None:
+                parameter -= 1e-4 * parameter.grad / parameter.grad.norm()
+                parameter.grad = None
+    again, _ = policy_of({"alpha": 100.0}, denoiser=engine.module)  # pyright: ignore
+    assert again.step(batch())["kl_nats"] < before
+
+
+def test_two_ranks_have_the_gradient_of_one() -> None:
+    whole, engine = policy_of()
+    whole.step(batch())
+    halves = []
+    for rank in (0, 1):
+        policy, half = policy_of(seat=Seat(7, rank, 2))
+        policy.step(batch(slice(rank, None, 2)))
+        halves.append(gradients(half))
+    for together, a, b in zip(gradients(engine), *halves, strict=True):
+        torch.testing.assert_close((a + b) / 2, together, rtol=1e-4, atol=1e-7)
+
+
+def test_the_noise_of_a_step_is_drawn_anew_at_the_next() -> None:
+    seen: list[Tensor] = []
+
+    def reward(x: Tensor, text: Tensor) -> Tensor:
+        seen.append(x.detach())
+        return brightness(x, text)
+
+    policy, _ = policy_of(reward=reward)
+    policy.step(batch())
+    policy.step(batch())
+    again, _ = policy_of(reward=reward)
+    again.step(batch())
+    assert not torch.allclose(seen[0], seen[1])
+    torch.testing.assert_close(seen[2], seen[0])
+
+
+def test_the_discount_weighs_rewards_in_the_loss_or_in_the_draw_and_never_in_both() -> None:
+    in_loss = policy_of({"discount": 0.5})[0].step(batch())
+    in_draw = policy_of({"discount": 0.5, "states": {"times": "discounted"}})[0].step(batch())
+    assert in_draw["weighted_reward"] == pytest.approx(in_draw["surrogate_reward"])
+    assert in_loss["weighted_reward"] != pytest.approx(in_loss["surrogate_reward"])
+
+
+def test_guidance_of_one_makes_one_call_of_single_width() -> None:
+    policy, engine = policy_of(guidance_scale=1.0)
+    seen: list[int] = []
+    engine.module.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    policy.step(batch())
+    assert seen == [4]
+
+
+def test_alpha_is_steered_to_the_target_kl() -> None:
+    policy, _ = policy_of({"target_kl": 1e-9, "alpha": 1.0})
+    policy.step(batch())
+    assert policy.state.alpha == pytest.approx(1.02)
+    assert policy.state.step == 1

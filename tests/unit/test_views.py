@@ -1,0 +1,99 @@
+"""Networks that share base tensors: what is shared, what is not, and whose gradient flows."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor
+
+from deploy.shapes.models import PIPELINES, new_unet
+from learner.policy.trainable import make_trainable
+from learner.policy.views import shared_view, with_lora
+
+LORA = PIPELINES / "lcm-lora"
+
+
+def unet(seed: int = 0) -> UNet2DConditionModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return new_unet().requires_grad_(False).eval()
+
+
+def trained(view: UNet2DConditionModel) -> list[torch.nn.Parameter]:
+    return make_trainable(view, "lora", rank=2, alpha=2, targets="attention", seed=3)
+
+
+def call(network: UNet2DConditionModel, x: Tensor) -> Tensor:
+    t_B, text = torch.tensor([481, 21]), torch.ones(2, 18, 64)
+    return network(x, t_B, encoder_hidden_states=text).sample
+
+
+def latents() -> Tensor:
+    return torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def test_a_view_costs_no_memory_for_the_base() -> None:
+    base = unet()
+    view = shared_view(base)
+    assert view is not base
+    own = {p.data_ptr() for p in view.parameters()}
+    assert own == {p.data_ptr() for p in base.parameters()}
+
+
+def test_an_adapter_on_one_view_changes_no_other() -> None:
+    base = unet()
+    before = call(base, latents())
+    policy, reference = shared_view(base), shared_view(base)
+    for parameter in trained(policy):
+        torch.nn.init.normal_(parameter)
+    assert not torch.allclose(call(policy, latents()), before)
+    torch.testing.assert_close(call(reference, latents()), before, rtol=0, atol=0)
+    assert not any("lora" in name for name, _ in reference.named_parameters())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_through_three_views_are_those_of_three_copies(checkpointing: bool) -> None:
+    shared, lone = unet(), [unet(), unet(), unet()]
+    views = [shared_view(shared), shared_view(shared), with_lora(shared, LORA)]
+    copies = [lone[0], lone[1], with_lora(lone[2], LORA)]
+    gradients = []
+    for policy, reference, consistency in (views, copies):
+        parameters = trained(policy)
+        for i, parameter in enumerate(parameters):
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(i))
+        if checkpointing:
+            policy.train()
+            policy.enable_gradient_checkpointing()
+        x = call(policy, latents()) - call(reference, latents())
+        call(consistency, x).square().sum().backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in parameters)
+        gradients.append([p.grad for p in parameters])
+        assert not any(p.grad is not None for p in [*reference.parameters()])
+        assert not any(p.grad is not None for p in [*consistency.parameters()])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_a_consistency_view_is_the_base_with_the_adapter_as_diffusers_loads_it() -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(PIPELINES / "base", dtype=torch.float32)
+    view = with_lora(pipeline.unet, LORA)
+    plain = call(pipeline.unet, latents())
+    got = call(view, latents())
+    pipeline.load_lora_weights(LORA)
+    torch.testing.assert_close(got, call(pipeline.unet, latents()))
+    assert not torch.allclose(got, plain)
+
+
+def test_a_folder_without_a_lora_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no LoRA for this UNet"):
+        with_lora(unet(), tmp_path)
+
+
+def test_a_lora_of_another_network_is_an_error(tmp_path: Path) -> None:
+    network = unet()
+    trained(network)
+    layers = {name: t.repeat(2, 2) for name, t in get_peft_model_state_dict(network).items()}
+    StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=layers)
+    with pytest.raises(ValueError, match="holds no LoRA for this UNet"):
+        with_lora(unet(), tmp_path)
