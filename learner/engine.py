@@ -16,10 +16,14 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 _TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+_PLAIN_PARTS = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
+"""What DeepSpeed's own checkpoints hold beside tensors and numbers; none of it does anything."""
 
 
 def join_ranks(rank: int, world_size: int, address: str, port: int, *, timeout_s: float) -> None:
@@ -145,7 +149,7 @@ def _tensors_only() -> Iterator[None]:
     before = os.environ.get(_TENSORS_ONLY)
     os.environ[_TENSORS_ONLY] = "1"
     try:
-        with torch.serialization.safe_globals([LossScaler, DynamicLossScaler]):
+        with torch.serialization.safe_globals(_PLAIN_PARTS):
             yield
     finally:
         if before is None:
