@@ -6,7 +6,7 @@ parameters on all ranks, and a loss is a mean over this rank's rows: ranks have 
 
 import logging
 import os
-import pickle
+import pickle  # for the error of a refused load; nothing is unpickled here
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path

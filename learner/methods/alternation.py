@@ -61,7 +61,7 @@ class PolicySteps(Protocol):
         """Takes what it needs from the groups of the untouched policy."""
         ...
 
-    def step(self, groups: ScoredGroups) -> dict[str, float]:
+    def step(self) -> dict[str, float]:
         """One policy update; returns its metrics."""
         ...
 
@@ -142,7 +142,7 @@ class Alternating:
             return
         with self.journal.timed("policy"):
             for _ in range(self._settings.policy_steps):
-                metrics = self._steps.step(self._groups)
+                metrics = self._steps.step()
                 self._follow()
         self.journal.record("policy", cycle, {"braked": 0.0, **metrics})
 

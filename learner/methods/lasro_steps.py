@@ -36,7 +36,7 @@ class LasroSteps:
             prompts += batch.prompts
         self._anchor = AnchorData(torch.cat(latents), prompts)
 
-    def step(self, groups: ScoredGroups) -> dict[str, float]:
+    def step(self) -> dict[str, float]:
         return self._policy.step(self._prompts, self._anchor)
 
     def save(self, folder: Path) -> None:

@@ -39,7 +39,7 @@ class SqdfSteps:
     def prepare(self, groups: ScoredGroups, tickets: Sequence[int]) -> None:
         """Nothing: states come from the replay as they are needed."""
 
-    def step(self, groups: ScoredGroups) -> dict[str, float]:
+    def step(self) -> dict[str, float]:
         rng = np.random.default_rng([self._seat.seed, _DRAWS, self._policy.state.step])
         in_draw = self._settings.states.times == "discounted"
         discount = self._settings.discount if in_draw else 1.0
