@@ -1,0 +1,42 @@
+"""Labels with noise, as those of people: the reward that is asked is not the truth.
+
+Shape suffixes: B images, H W pixels.
+"""
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from reward_servers.base import RewardModel, Scored
+
+
+class NoisyReward:
+    """A reward plus Gaussian noise of its own for every picture.
+
+    The noise is a function of the picture, the prompt and the seed, so that a picture that is
+    asked about again, after a crash, gets the same label.
+
+    Args:
+        std: of the noise, in the reward's units.
+    """
+
+    def __init__(self, model: RewardModel, std: float, *, seed: int) -> None:
+        self._model = model
+        self._std = std
+        self._seed = seed
+
+    def score(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray | Scored:
+        """The model's scores, each with its noise; failures stay what they are."""
+        result = self._model.score(images_BHWC, prompts)
+        noise = [
+            self._noise(image, prompt) for image, prompt in zip(images_BHWC, prompts, strict=True)
+        ]
+        noise_B = self._std * np.array(noise, dtype=np.float32)
+        if isinstance(result, Scored):
+            return Scored(result.values + noise_B, result.failures)
+        return result + noise_B
+
+    def _noise(self, image: np.ndarray, prompt: str) -> float:
+        key = zlib.crc32(prompt.encode(), zlib.crc32(np.ascontiguousarray(image).tobytes()))
+        return float(np.random.default_rng([self._seed, key]).standard_normal())
