@@ -21,6 +21,7 @@ from learner.diffusion.schedule import (
     consistency_timesteps,
     ddim_timesteps,
 )
+from learner.diffusion.strata import Strata
 
 # x_BCHW, t_B, prompts of B rows (whatever the network takes), guidance embedding [B, E] or None
 # -> predicted noise [B, C, H, W].
@@ -61,20 +62,11 @@ def group_noise(
     return torch.stack([member_noise(seed, member, shape, stream) for member in members])
 
 
-def stratified_states(seed: int, num_steps: int, count: int) -> tuple[int, ...]:
-    """`count` of the states 0 … num_steps − 1, evenly spaced from a start that the seed decides.
-
-    Systematic sampling: depends on the arguments alone, and over many seeds every state is kept
-    equally often.
-
-    Raises:
-        ValueError: `count` is not 1 to num_steps.
-    """
-    if not 1 <= count <= num_steps:
-        raise ValueError(f"{count} states of a chain of {num_steps}; keep 1 to {num_steps}")
+def kept_states(seed: int, strata: Strata) -> tuple[int, ...]:
+    """The states that a group keeps, one of each part; depends on the arguments alone."""
     key = np.array([seed, _KEPT_STATES], dtype=np.uint64)
-    start = np.random.Generator(np.random.Philox(key=key)).random()
-    return tuple(int((i + start) * num_steps / count) for i in range(count))
+    generator = np.random.Generator(np.random.Philox(key=key))
+    return strata.pick(generator.random(len(strata.edges) - 1).tolist())
 
 
 def sample_few_steps(
@@ -135,7 +127,7 @@ def sample_ddpm(
     for step, (timestep, noise_BCHW) in enumerate(zip(timesteps, injected, strict=True)):
         t_B = _rows(timestep, x_BCHW)
         previous_t_B = (t_B - stride).clamp(min=0)
-        eps_BCHW = _guided_noise(network, x_BCHW, t_B, prompts, guidance_scale)
+        eps_BCHW = guided_noise(network, x_BCHW, t_B, prompts, guidance_scale)
         mean_BCHW, std_B111 = ddim_moments(x_BCHW, eps_BCHW, t_B, previous_t_B, schedule, eta)
         x_BCHW = mean_BCHW + std_B111 * noise_BCHW
         if step + 1 in keep:
@@ -143,9 +135,10 @@ def sample_ddpm(
     return kept
 
 
-def _guided_noise(
+def guided_noise(
     network: Network, x_BCHW: Tensor, t_B: Tensor, prompts: Any, guidance_scale: float
 ) -> Tensor:
+    """ε with classifier-free guidance, in one doubled call; `prompts` as in `sample_ddpm`."""
     if guidance_scale == 1:
         return network(x_BCHW, t_B, prompts, None).to(x_BCHW.dtype)
     doubled = network(torch.cat([x_BCHW, x_BCHW]), torch.cat([t_B, t_B]), prompts, None)

@@ -85,21 +85,6 @@ def ordered_pairs(reward_GMS: np.ndarray, *, min_gap: float = 0.0) -> Pairs:
     return Pairs(group_P, position_P, winner_P, loser_P, gap_P)
 
 
-def discounted_slots(
-    exponent_K: np.ndarray, discount: float, count: int, rng: Generator
-) -> np.ndarray:
-    """`count` of the kept latents, drawn with probability ∝ discount^exponent.
-
-    Args:
-        exponent_K: for every kept latent, how many steps remain after it: 0 is the last step.
-        discount: γ in (0, 1]; 1 is uniform. A loss on these draws must not multiply by γ again.
-    """
-    if not 0 < discount <= 1:
-        raise ValueError(f"discount must be above 0 and at most 1; got {discount}")
-    weight_K = discount ** np.asarray(exponent_K, np.float64)
-    return prioritised(weight_K, count, rng)
-
-
 def _at(reward_GMS: np.ndarray, member_GS: np.ndarray) -> np.ndarray:
     return np.take_along_axis(reward_GMS, member_GS[:, None, :], axis=1)[:, 0, :]
 

@@ -8,7 +8,6 @@ from scipy.stats import chisquare
 from buffer.sampling import (
     Pairs,
     best_worst_pairs,
-    discounted_slots,
     fresh_first,
     ordered_pairs,
     prioritised,
@@ -138,19 +137,6 @@ def test_negated_rewards_swap_best_and_worst() -> None:
 def test_rewards_without_a_position_axis_are_an_error() -> None:
     with pytest.raises(ValueError, match="groups, members, positions"):
         best_worst_pairs(np.zeros((2, 3)))
-
-
-def test_later_steps_are_drawn_more_often_by_the_discount() -> None:
-    exponents = np.array([40, 10, 1, 0])
-    rows = discounted_slots(exponents, 0.9, 20000, default_rng(0))
-    weight = 0.9**exponents
-    assert chisquare(frequencies(rows, 4), 20000 * weight / weight.sum()).pvalue > 1e-3
-
-
-@pytest.mark.parametrize("discount", [0.0, 1.1, NAN])
-def test_a_discount_out_of_range_is_an_error(discount: float) -> None:
-    with pytest.raises(ValueError, match="discount"):
-        discounted_slots(np.arange(3), discount, 1, default_rng(0))
 
 
 def test_the_same_generator_draws_the_same() -> None:
