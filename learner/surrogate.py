@@ -3,7 +3,7 @@
 It sees a clean latent z, the prompt's text states c and the sampling step k that made z, and
 never an image. Higher is better; only differences within a prompt and step mean anything until
 a regression term ties it to the reward's scale.
-Shape suffixes: B rows, C H W latent, L tokens, E text width, K heads.
+Shape suffixes: B rows, C H W latent, K heads.
 """
 
 import copy
@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
+
+from learner.policy.text import Text
 
 Backbone = Literal["unet_encoder", "unet", "conv"]
 Precision = Literal["fp32", "bf16"]
@@ -43,8 +45,8 @@ class Head(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)  # pyright: ignore[reportArgumentType]
 
-    def forward(self, maps: list[Tensor], step_B: Tensor) -> Tensor:
-        """Scores [B, K]; `step_B` counts from 0."""
+    def forward(self, maps: list[Tensor], step_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores [B, K], and the features that they are linear in; `step_B` counts from 0."""
         pooled = [self.step(step_B)]
         for scale, feature_map in zip(self.scales, maps, strict=True):
             features = scale(feature_map)
@@ -52,10 +54,30 @@ class Head(nn.Module):
         # Scores of near-equal samples differ by less than bf16 can tell.
         with torch.autocast(step_B.device.type, enabled=False):
             hidden = F.silu(self.hidden(torch.cat([p.float() for p in pooled], dim=1)))
-            return self.out(hidden[:, :, None])[:, :, 0]
+            return self.out(hidden[:, :, None])[:, :, 0], hidden
 
 
-class UNetSurrogate(nn.Module):
+class _Surrogate(nn.Module):
+    """Feature maps of clean latents and a head on them."""
+
+    precision: Precision
+    head: Head
+
+    def forward(self, z_BCHW: Tensor, text: Text, step_B: Tensor) -> Tensor:
+        """Scores [B, K]."""
+        return self.read(z_BCHW, text, step_B)[0]
+
+    def read(self, z_BCHW: Tensor, text: Text, step_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores [B, K], and the features [B, F] of the last layer but one."""
+        bf16 = self.precision == "bf16"
+        with torch.autocast(z_BCHW.device.type, torch.bfloat16, enabled=bf16):
+            return self.head(self._maps(z_BCHW, text), step_B)
+
+    def _maps(self, z_BCHW: Tensor, text: Text) -> list[Tensor]:
+        raise NotImplementedError
+
+
+class UNetSurrogate(_Surrogate):
     """Blocks of a pre-trained diffusion UNet, and a small CNN head on their feature maps.
 
     Args:
@@ -78,9 +100,10 @@ class UNetSurrogate(nn.Module):
     ) -> None:
         super().__init__()
         self.timestep = timestep
-        self.precision: Precision = precision
+        self.precision = precision
         self.time_proj = copy.deepcopy(unet.time_proj)
         self.time_embedding = copy.deepcopy(unet.time_embedding)
+        self.added = _Added(unet) if unet.config["addition_embed_type"] == "text_time" else None
         self.conv_in = copy.deepcopy(unet.conv_in)
         self.down_blocks = copy.deepcopy(unet.down_blocks)
         self.mid_block = copy.deepcopy(unet.mid_block)
@@ -89,14 +112,12 @@ class UNetSurrogate(nn.Module):
         read = [channels[-1], *(channels[::-1] if whole else channels)]
         self.head = Head(read, num_steps, heads)
 
-    def forward(self, z_BCHW: Tensor, text_BLE: Tensor, step_B: Tensor) -> Tensor:
-        """Scores [B, K]."""
-        with _autocast(z_BCHW, self.precision):
-            return self.head(self._maps(z_BCHW, text_BLE), step_B)
-
-    def _maps(self, z_BCHW: Tensor, text_BLE: Tensor) -> list[Tensor]:
+    def _maps(self, z_BCHW: Tensor, text: Text) -> list[Tensor]:
         t_B = torch.full((len(z_BCHW),), self.timestep, device=z_BCHW.device)
         emb = self.time_embedding(self.time_proj(t_B).to(z_BCHW.dtype))
+        if self.added is not None:
+            emb = emb + self.added(text)
+        text_BLE = text.states_BLE
         hidden = self.conv_in(z_BCHW)
         skips, down_maps, up_maps = [hidden], [], []
         for block in self.down_blocks:
@@ -120,7 +141,22 @@ class UNetSurrogate(nn.Module):
         return [middle, *(up_maps or down_maps)]
 
 
-class ConvSurrogate(nn.Module):
+class _Added(nn.Module):
+    """SDXL's embedding of pooled text and sizes, copied from its UNet."""
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        self.project = copy.deepcopy(unet.add_time_proj)
+        self.embed = copy.deepcopy(unet.add_embedding)
+
+    def forward(self, text: Text) -> Tensor:
+        assert text.pooled_BP is not None, "this UNet takes a pooled text state"
+        assert text.time_ids_B6 is not None
+        sizes = self.project(text.time_ids_B6.flatten()).reshape(len(text), -1)
+        return self.embed(torch.cat([text.pooled_BP, sizes.to(text.pooled_BP.dtype)], dim=1))
+
+
+class ConvSurrogate(_Surrogate):
     """From scratch: residual convolutions that read the prompt by cross-attention."""
 
     def __init__(
@@ -134,7 +170,7 @@ class ConvSurrogate(nn.Module):
         precision: Precision = "fp32",
     ) -> None:
         super().__init__()
-        self.precision: Precision = precision
+        self.precision = precision
         self.conv_in = nn.Conv2d(channels, width, 3, padding=1)
         self.text = nn.Linear(text_width, width)
         self.attend = nn.ModuleList(
@@ -149,17 +185,13 @@ class ConvSurrogate(nn.Module):
         )  # fmt: skip
         self.head = Head([width, width], num_steps, heads)
 
-    def forward(self, z_BCHW: Tensor, text_BLE: Tensor, step_B: Tensor) -> Tensor:
-        """Scores [B, K]."""
-        with _autocast(z_BCHW, self.precision):
-            return self.head(self._maps(z_BCHW, text_BLE), step_B)
-
-    def _maps(self, z_BCHW: Tensor, text_BLE: Tensor) -> list[Tensor]:
-        hidden, text, maps = self.conv_in(z_BCHW), self.text(text_BLE), []
+    def _maps(self, z_BCHW: Tensor, text: Text) -> list[Tensor]:
+        hidden, maps = self.conv_in(z_BCHW), []
+        tokens_read = self.text(text.states_BLE)
         for block, attend in zip(self.blocks, self.attend, strict=True):
             hidden = hidden + block(hidden)
             tokens = hidden.flatten(2).transpose(1, 2)
-            read, _ = attend(tokens, text, text, need_weights=False)
+            read, _ = attend(tokens, tokens_read, tokens_read, need_weights=False)
             hidden = hidden + read.transpose(1, 2).reshape(hidden.shape)
             maps.append(hidden)
             hidden = F.avg_pool2d(hidden, 2)
@@ -170,10 +202,6 @@ def _reading(block: nn.Module, text_BLE: Tensor) -> dict[str, Tensor]:
     """The text, for a block that reads it."""
     reads = getattr(block, "has_cross_attention", False)
     return {"encoder_hidden_states": text_BLE} if reads else {}
-
-
-def _autocast(z_BCHW: Tensor, precision: Precision) -> torch.autocast:
-    return torch.autocast(z_BCHW.device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def new_surrogate(

@@ -2,7 +2,7 @@
 
 A sampler needs the UNet and the text encoder, a reward server only the VAE. Latents here are
 scaled (times the VAE's scaling factor), so that they have about unit variance.
-Shape suffixes: B rows, C H W latent channels, height, width, L tokens, E embedding.
+Shape suffixes: B rows, C H W latent channels, height, width.
 """
 
 import json
@@ -16,9 +16,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from huggingface_hub import snapshot_download
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from learner.diffusion.schedule import NoiseSchedule
+from learner.policy.text import PromptEncoder
 
 Attention = Literal["sdpa", "plain"]
 
@@ -85,56 +85,23 @@ class PipelineFolder:
         )
         return vae.eval().to(device)
 
-    def prompt_encoder(self, device: str = "cpu") -> "PromptEncoder":
-        tokenizer = CLIPTokenizer.from_pretrained(self.path, subfolder="tokenizer")
-        encoder: Any = CLIPTextModel.from_pretrained(
-            self.path, subfolder="text_encoder", torch_dtype=torch.float32
-        )
-        return PromptEncoder(tokenizer, encoder.eval().requires_grad_(False).to(device))
+    def prompt_encoder(self, device: str = "cpu") -> PromptEncoder:
+        return PromptEncoder.load(self.path, device)
 
 
-class PromptEncoder:
-    """Prompts to text states; those of the last few thousand prompts are kept.
+def decode_images(vae: AutoencoderKL, latents_BCHW: Tensor) -> Tensor:
+    """Images in [0, 1], float32 [B, 3, H, W], of scaled latents, with the gradient to these.
 
-    Args:
-        kept_bytes: of states that are kept, on the encoder's device.
+    The one place where a decoder's [-1, 1] becomes the [0, 1] that rewards take; where it leaves
+    that range the image is cut, and there is no gradient.
     """
-
-    def __init__(
-        self, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, *, kept_bytes: int = 2**29
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._encoder = encoder
-        self._kept_bytes = kept_bytes
-        self._states: dict[str, Tensor] = {}
-
-    @torch.no_grad()
-    def __call__(self, prompts: list[str]) -> Tensor:
-        """Text states, float32 [B, L, E]; the empty prompt is the unconditional one."""
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._states]
-        if new:
-            tokens = self._tokenizer(
-                new,
-                padding="max_length",
-                max_length=self._tokenizer.model_max_length,
-                truncation=True,
-                return_tensors="pt",
-            )
-            ids = tokens.input_ids.to(self._encoder.device)
-            # Clones, else one kept row would keep its whole batch.
-            rows = [row.clone() for row in self._encoder(ids).last_hidden_state]
-            self._states.update(zip(new, rows, strict=True))
-        states_BLE = torch.stack([self._states[prompt] for prompt in prompts])
-        while len(self._states) * states_BLE[0].nbytes > self._kept_bytes:
-            del self._states[next(iter(self._states))]  # the oldest
-        return states_BLE
+    latents_BCHW = latents_BCHW.to(vae.device, vae.dtype) / vae.config["scaling_factor"]
+    decoded: Any = vae.decode(latents_BCHW)  # pyright: ignore[reportArgumentType]
+    return ((decoded.sample.float() + 1) / 2).clamp(0, 1)
 
 
 @torch.no_grad()
 def decode_latents(vae: AutoencoderKL, latents_BCHW: Tensor) -> np.ndarray:
-    """Pictures uint8 [B, H, W, 3] of scaled latents: the one place where pixels are made."""
-    latents_BCHW = latents_BCHW.to(vae.device, vae.dtype) / vae.config["scaling_factor"]
-    decoded: Any = vae.decode(latents_BCHW)  # pyright: ignore[reportArgumentType]
-    images = decoded.sample.float().clamp(-1, 1)
-    pixels = ((images + 1) * 127.5).round().to(torch.uint8)
+    """Pictures uint8 [B, H, W, 3] of scaled latents."""
+    pixels = (decode_images(vae, latents_BCHW) * 255).round().to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).cpu().numpy()

@@ -3,6 +3,8 @@
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from learner.policy.text import Text
+
 
 class Denoiser(nn.Module):
     """A UNet as eps(x, t, text, guidance embedding): one signature for engine and sampler."""
@@ -12,6 +14,12 @@ class Denoiser(nn.Module):
         self.unet = unet
 
     def forward(
-        self, x: Tensor, t_B: Tensor, text_BLE: Tensor, guidance_BE: Tensor | None
+        self, x: Tensor, t_B: Tensor, text: Text, guidance_BE: Tensor | None = None
     ) -> Tensor:
-        return self.unet(x, t_B, encoder_hidden_states=text_BLE, timestep_cond=guidance_BE).sample
+        return self.unet(
+            x,
+            t_B.to(x.device),
+            encoder_hidden_states=text.states_BLE,
+            timestep_cond=guidance_BE,
+            added_cond_kwargs=text.added,
+        ).sample

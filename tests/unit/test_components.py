@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from deploy.shapes.models import PIPELINES
-from learner.policy.components import PipelineFolder, PromptEncoder
+from learner.policy.components import PipelineFolder
+from learner.policy.text import PromptEncoder, Text
 
 PROMPTS = ["a red circle left of a blue square", "a cyan bar above a red ring", ""]
 
@@ -15,17 +16,18 @@ def encoder() -> PromptEncoder:
 
 
 def test_a_prompts_states_do_not_depend_on_what_it_is_encoded_with(encoder: PromptEncoder) -> None:
-    together = encoder(PROMPTS)
-    apart = torch.cat([encoder([prompt]) for prompt in reversed(PROMPTS)])
+    together = encoder(PROMPTS).states_BLE
+    apart = Text.cat([encoder([prompt]) for prompt in reversed(PROMPTS)]).states_BLE
     assert torch.allclose(together, apart.flip(0), atol=1e-6)
 
 
 def test_kept_states_stay_within_their_bytes_and_are_made_again(encoder: PromptEncoder) -> None:
-    one = encoder(PROMPTS[:1])[0].nbytes
-    small = PromptEncoder(encoder._tokenizer, encoder._encoder, kept_bytes=2 * one)
+    one = encoder(PROMPTS[:1]).states_BLE.nbytes
+    small = PromptEncoder(encoder._towers, kept_bytes=2 * one)
     for _ in range(2):
-        assert torch.allclose(small(PROMPTS), encoder(PROMPTS), atol=1e-6)
-        assert len(small._states) == 2
+        again, whole = small(PROMPTS).states_BLE, encoder(PROMPTS).states_BLE
+        assert torch.allclose(again, whole, atol=1e-6)
+        assert len(small._kept) == 2
 
 
 def test_a_folder_without_a_pipeline_is_refused(tmp_path: object) -> None:

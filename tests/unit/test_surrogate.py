@@ -1,7 +1,7 @@
 """The surrogate reward: both backbones alone, and fitted to groups through its trainer."""
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deploy.shapes.models import new_unet
+from learner.policy.text import Text
 from learner.settings import Surrogate
 from learner.surrogate import Backbone, new_surrogate
 from learner.surrogate_training import GroupBatch, RewardMoments, SurrogateTrainer
@@ -29,18 +30,21 @@ class HandEngine:
     def __call__(self, *args: Any) -> Tensor:
         return self.module(*args)
 
-    def update(self, loss: Tensor) -> float:
+    def update(self, losses: Iterable[Tensor]) -> float:
         self._optimizer.zero_grad()
-        loss.backward()
+        for loss in losses:
+            loss.backward()
         self._optimizer.step()
         return 0.0
 
 
-def encode(prompts: list[str]) -> Tensor:
+def encode(prompts: list[str]) -> Text:
     """Text states of a prompt: noise that it always gets again."""
     seeds = [zlib.crc32(prompt.encode()) for prompt in prompts]
-    return torch.stack(
-        [torch.randn(5, 64, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return Text(
+        torch.stack(
+            [torch.randn(5, 64, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        )
     )
 
 
@@ -65,10 +69,11 @@ def awake(backbone: Backbone, *, heads: int = 1) -> nn.Module:
     return surrogate
 
 
-def inputs(rows: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(rows: int = 3) -> tuple[Tensor, Text, Tensor]:
     generator = torch.Generator().manual_seed(3)
     latents = torch.randn(rows, 4, 8, 8, generator=generator)
-    return latents, torch.randn(rows, 5, 64, generator=generator), torch.arange(rows) % 2
+    text = Text(torch.randn(rows, 5, 64, generator=generator))
+    return latents, text, torch.arange(rows) % 2
 
 
 def groups(count: int = 8, members: int = 3) -> GroupBatch:
@@ -140,7 +145,7 @@ def test_bf16_changes_scores_little_and_keeps_them_and_gradients_in_float32(
 @every_backbone
 def test_heads_differ_after_a_step_on_one_loss(backbone: Backbone) -> None:
     surrogate = untrained(backbone, heads=2)
-    HandEngine(surrogate, 1e-2).update(surrogate(*inputs()).sum())
+    HandEngine(surrogate, 1e-2).update([surrogate(*inputs()).sum()])
     scores_BH = surrogate(*inputs())
     assert not torch.allclose(scores_BH[:, 0], scores_BH[:, 1])
 
@@ -175,7 +180,7 @@ def test_the_whole_unets_maps_are_those_of_its_own_forward_pass(size: int) -> No
     unet(latents, 0, encoder_hidden_states=text)
     read: list[Tensor] = []
     whole.head.register_forward_pre_hook(lambda module, given: read.extend(given[0]))
-    whole(latents, text, torch.zeros(2, dtype=torch.int64))
+    whole(latents, Text(text), torch.zeros(2, dtype=torch.int64))
     assert [torch.equal(a, b) for a, b in zip(read[1:], own, strict=True)] == [True, True]
 
 
@@ -197,7 +202,7 @@ def test_training_the_copy_does_not_move_the_source() -> None:
     before = [parameter.detach().clone() for parameter in unet.parameters()]
     surrogate = untrained("unet_encoder", unet=unet)
     nn.init.ones_(surrogate.head.out.weight)  # pyright: ignore
-    HandEngine(surrogate, 1e-2).update(surrogate(*inputs()).sum())
+    HandEngine(surrogate, 1e-2).update([surrogate(*inputs()).sum()])
     assert all(torch.equal(a, b) for a, b in zip(before, unet.parameters(), strict=True))
 
 
@@ -222,7 +227,7 @@ def test_it_overfits_eight_groups_within_sixty_steps(backbone: Backbone) -> None
     assert trainer.accuracy(groups()) == [1.0, 1.0]
 
 
-def changed_by(backbone: Backbone, change: Callable[..., tuple[Tensor, ...]]) -> bool:
+def changed_by(backbone: Backbone, change: Callable[..., tuple[Tensor, Text, Tensor]]) -> bool:
     """Whether a change of the inputs changes scores after a few steps."""
     _, engine, _ = fitted(backbone, 4)
     with torch.no_grad():
@@ -237,7 +242,10 @@ def test_after_a_few_steps_the_sampling_step_matters(backbone: Backbone) -> None
 
 @every_backbone
 def test_after_a_few_steps_the_prompt_matters(backbone: Backbone) -> None:
-    assert changed_by(backbone, lambda latents, text, step: (latents, text.roll(1, 0), step))
+    def of_others(latents: Tensor, text: Text, step: Tensor) -> tuple[Tensor, Text, Tensor]:
+        return latents, Text(text.states_BLE.roll(1, 0)), step
+
+    assert changed_by(backbone, of_others)
 
 
 def test_regression_brings_the_scores_to_the_standardised_rewards() -> None:
