@@ -6,11 +6,18 @@ base tensors cost no memory and know nothing of each other.
 """
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
+import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from peft.tuners.lora import LoraLayer
 from torch import nn
+
+from learner.policy.trainable import load_arrays, make_policy_trainable
+from learner.settings import Model
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -25,6 +32,53 @@ def shared_view(module: M) -> M:
     return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
 
 
+def policy_over(base: UNet2DConditionModel, model: Model, *, seed: int) -> UNet2DConditionModel:
+    """A policy as the run config's `model` section asks: an adapter over the base's tensors.
+
+    Where all weights are trained, they are copies, and the base stays as it is.
+    """
+    view = shared_view(base) if model.trainable == "lora" else copy.deepcopy(base)
+    make_policy_trainable(view, model, seed=seed)
+    return view
+
+
+class SamplingPolicy:
+    """A policy to sample from: its adapter is added to weights of its own when new ones come.
+
+    An adapter that is added once costs a forward pass nothing; beside the layers it can cost more
+    than they do. The base that it is made over stays as it is.
+
+    Attributes:
+        unet: the policy as a plain UNet.
+    """
+
+    def __init__(self, base: UNet2DConditionModel, model: Model, *, seed: int) -> None:
+        self.unet = copy.deepcopy(base)
+        # Of a fully trained policy the weights come as they are; an adapter needs its own tree.
+        self._adapted: UNet2DConditionModel | None = None
+        if model.trainable == "lora":
+            self._adapted = policy_over(base, model, seed=seed)
+        else:
+            make_policy_trainable(self.unet, model, seed=seed)
+
+    @torch.no_grad()
+    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Takes new weights, as `trainable_arrays` of the learner's policy has them.
+
+        Raises:
+            ValueError: they do not fit this model; nothing has changed.
+        """
+        if self._adapted is None:
+            load_arrays(self.unet, dict(arrays))
+            return
+        load_arrays(self._adapted, dict(arrays))
+        for name, layer in self._adapted.named_modules():
+            if isinstance(layer, LoraLayer):
+                plain: Any = self.unet.get_submodule(name)
+                weight = layer.get_base_layer().weight
+                plain.weight.copy_(weight + layer.get_delta_weight("default"))  # pyright: ignore
+
+
 def with_lora(unet: UNet2DConditionModel, folder: Path) -> UNet2DConditionModel:
     """A view of a UNet with a frozen LoRA from a folder on it, as an LCM-LoRA over its base.
 
@@ -33,7 +87,9 @@ def with_lora(unet: UNet2DConditionModel, folder: Path) -> UNet2DConditionModel:
     """
     view = shared_view(unet)
     try:
-        state, alphas = StableDiffusionPipeline.lora_state_dict(folder)  # pyright: ignore
+        state, alphas = StableDiffusionPipeline.lora_state_dict(  # pyright: ignore
+            str(folder), unet_config=view.config
+        )
         StableDiffusionPipeline.load_lora_into_unet(state, alphas, view)  # pyright: ignore
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ValueError(f"{folder} holds no LoRA for this UNet: {error}") from error

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -9,8 +10,9 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 
 from deploy.shapes.models import PIPELINES, new_unet
-from learner.policy.trainable import make_trainable
-from learner.policy.views import shared_view, with_lora
+from learner.policy.trainable import make_trainable, trainable_arrays
+from learner.policy.views import SamplingPolicy, policy_over, shared_view, with_lora
+from learner.settings import Model
 
 LORA = PIPELINES / "lcm-lora"
 
@@ -97,3 +99,41 @@ def test_a_lora_of_another_network_is_an_error(tmp_path: Path) -> None:
     StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=layers)
     with pytest.raises(ValueError, match="holds no LoRA for this UNet"):
         with_lora(unet(), tmp_path)
+
+
+@pytest.mark.parametrize("trainable", ["lora", "full"])
+def test_a_policy_to_sample_from_draws_what_the_learners_would(trainable: str) -> None:
+    model = Model.model_validate(
+        {
+            "path": "x",
+            "trainable": trainable,
+            "lora_rank": 2,
+            "lora_alpha": 6,
+            "lora_targets": "all",
+        }
+    )
+    base, learners = unet(), policy_over(unet(), model, seed=3)
+    with torch.no_grad():
+        for i, parameter in enumerate(p for p in learners.parameters() if p.requires_grad):
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
+            parameter.add_(0.05 * noise)
+    untouched = call(base, latents())
+    sampler = SamplingPolicy(base, model, seed=3)
+    torch.testing.assert_close(call(sampler.unet, latents()), untouched)
+    # Twice: what was added before must not be added again.
+    for _ in range(2):
+        sampler.load(trainable_arrays(learners))
+    torch.testing.assert_close(
+        call(sampler.unet, latents()), call(learners, latents()), atol=1e-4, rtol=1e-4
+    )
+    assert not torch.allclose(call(sampler.unet, latents()), untouched)
+    torch.testing.assert_close(call(base, latents()), untouched, rtol=0, atol=0)
+
+
+def test_weights_of_another_model_are_refused_and_change_nothing() -> None:
+    model = Model(path="x", lora_rank=2, lora_alpha=2)
+    sampler = SamplingPolicy(unet(), model, seed=3)
+    before = call(sampler.unet, latents())
+    with pytest.raises(ValueError, match="do not fit this model"):
+        sampler.load({"odd": np.zeros(3, np.float32)})
+    torch.testing.assert_close(call(sampler.unet, latents()), before, rtol=0, atol=0)
