@@ -15,8 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actors.sampling import INITIAL_NOISE, Network, group_noise, sample_ddpm, sample_few_steps
+from actors.sampling import (
+    INITIAL_NOISE,
+    Network,
+    group_noise,
+    guided_noise,
+    sample_ddpm,
+    sample_few_steps,
+)
 from buffer.records import Record, record_id
+from learner.diffusion.chain import Chain
 from learner.diffusion.consistency import guidance_embedding
 from learner.diffusion.schedule import NoiseSchedule
 from learner.policy.board import Weights
@@ -144,15 +152,19 @@ class FewStepPolicy(_GroupPolicy):
 class ManyStepPolicy(_GroupPolicy):
     """A guided DDIM chain: keeps the chosen states, and always the clean one, which is scored.
 
-    State i is the latent before step i; state num_steps is the clean one. `encode` also gets
-    the empty prompts of the unconditional half, first.
+    A state's label is its number, as in `learner.diffusion.chain`. `encode` also gets the empty
+    prompts of the unconditional half, first.
 
     Args:
         keep: states to keep of a group, by its seed: as many for one as for another, of
-            0 … num_steps − 1.
+            0 … num_steps − 1, increasing.
+        consistency: tells a clean latent of every kept state, which is kept and scored too.
+        reference: the untouched model, whose noise at every kept state is kept too.
     """
 
     keep: Callable[[int], tuple[int, ...]]
+    consistency: Network | None = None
+    reference: Network | None = None
     eta: float = 1.0
 
     @torch.inference_mode()
@@ -160,11 +172,12 @@ class ManyStepPolicy(_GroupPolicy):
         """One rollout a group: all rows of all groups, doubled for guidance, go together."""
         prompts = self._prompts(groups)
         empty = [] if self.guidance_scale == 1 else [""] * len(prompts)
-        states_of = [tuple(sorted({*self.keep(group.seed), self.num_steps})) for group in groups]
+        states_of = [(*self.keep(group.seed), self.num_steps) for group in groups]
+        text = self.encode(empty + prompts)
         kept = sample_ddpm(
             self.network,
             self.schedule,
-            self.encode(empty + prompts),
+            text,
             self._initial(groups),
             (self._injected(groups, step) for step in range(self.num_steps)),
             num_steps=self.num_steps,
@@ -172,12 +185,46 @@ class ManyStepPolicy(_GroupPolicy):
             keep={state for states in states_of for state in states},
             eta=self.eta,
         )
-        rollouts = []
-        for i, states in enumerate(states_of):
-            rows = slice(i * self.group_size, (i + 1) * self.group_size)
-            latents = [kept[state][rows] for state in states]
-            rollouts += _rollouts(latents, states, (len(states) - 1,), num_groups=1)
-        return rollouts
+        rows_of = [slice(i, i + self.group_size) for i in range(0, len(prompts), self.group_size)]
+        latents = [
+            torch.cat([kept[s[k]][rows] for s, rows in zip(states_of, rows_of, strict=True)])
+            for k in range(len(states_of[0]))
+        ]
+        state_KG = list(zip(*states_of, strict=True))[:-1]
+        starts = list(zip(latents, state_KG, strict=False))
+        labels_KG, scored = list(zip(*states_of, strict=True)), (len(starts),)
+        chain = Chain(self.schedule, self.num_steps)
+        if self.consistency is not None:
+            latents += [self._told(x, states_G, text[len(empty) :]) for x, states_G in starts]
+            labels_KG += [tuple(map(chain.clean_label, states_G)) for states_G in state_KG]
+            scored = tuple(range(len(starts), len(latents)))
+        if self.reference is not None:
+            latents += [self._reference_noise(x, states_G, text) for x, states_G in starts]
+            labels_KG += [tuple(map(chain.noise_label, states_G)) for states_G in state_KG]
+        parts = np.split(_stored(latents), len(groups))
+        return [
+            Rollout(labels, scored, part)
+            for labels, part in zip(zip(*labels_KG, strict=True), parts, strict=True)
+        ]
+
+    def _told(self, x_BCHW: Tensor, states_G: Sequence[int], text: Any) -> Tensor:
+        """What the consistency model tells of one kept state of all rows, without guidance."""
+        network, chain = self.consistency, Chain(self.schedule, self.num_steps)
+        assert network is not None
+        return chain.told_clean(
+            lambda x, t_B: network(x, t_B.to(x.device), text, None), x_BCHW, self._rows(states_G)
+        )
+
+    def _reference_noise(self, x_BCHW: Tensor, states_G: Sequence[int], text: Any) -> Tensor:
+        """The reference's guided noise at one kept state of all rows, as that will be stored."""
+        chain = Chain(self.schedule, self.num_steps)
+        t_B = chain.state_times(self._rows(states_G)).to(x_BCHW.device)
+        rounded = x_BCHW.to(torch.float16).to(x_BCHW.dtype)
+        assert self.reference is not None
+        return guided_noise(self.reference, rounded, t_B, text, self.guidance_scale)
+
+    def _rows(self, states_G: Sequence[int]) -> Tensor:
+        return torch.tensor(states_G).repeat_interleave(self.group_size)
 
 
 def to_records(group: Group, rollout: Rollout, policy_version: int) -> list[Record]:
@@ -211,8 +258,9 @@ def to_records(group: Group, rollout: Rollout, policy_version: int) -> list[Reco
 def _rollouts(
     latents: Sequence[Tensor], steps: tuple[int, ...], scored: tuple[int, ...], *, num_groups: int
 ) -> list[Rollout]:
-    latents_BKCHW = torch.stack(list(latents), dim=1).to(torch.float16).cpu().numpy()
-    return [
-        Rollout(steps, scored, latents_GKCHW)
-        for latents_GKCHW in np.split(latents_BKCHW, num_groups)
-    ]
+    return [Rollout(steps, scored, part) for part in np.split(_stored(latents), num_groups)]
+
+
+def _stored(latents: Sequence[Tensor]) -> np.ndarray:
+    """[B, K, C, H, W] as records hold them."""
+    return torch.stack(list(latents), dim=1).to(torch.float16).cpu().numpy()

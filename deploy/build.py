@@ -83,20 +83,19 @@ def policy_of(
         only_clean: keep none of the states of a many-step chain but its last.
     """
     from actors.rollout import FewStepPolicy, ManyStepPolicy
-    from actors.sampling import stratified_states
-    from learner.policy.trainable import load_arrays, trainable_unet
+    from actors.sampling import kept_states
+    from learner.policy.denoiser import Denoiser
+    from learner.policy.views import SamplingPolicy, with_lora
+    from learner.states import strata_of
 
-    unet: Any = trainable_unet(pipeline, config.model, seed=config.seed)
-    unet.to(device)
-
-    def network(x: Any, t_B: Any, text: Any, guidance: Any) -> Any:
-        return unet(x, t_B, encoder_hidden_states=text, timestep_cond=guidance).sample
-
+    base: Any = pipeline.unet(config.model.attention).requires_grad_(False)
+    base.to(device)  # before others share its tensors
+    policy = SamplingPolicy(base, config.model, seed=config.seed)
     num_steps, method = config.model.num_steps, config.method
     parts: dict[str, Any] = {
-        "network": network,
+        "network": Denoiser(policy.unet),
         "encode": pipeline.prompt_encoder(device),
-        "take": lambda weights: load_arrays(unet, dict(weights)),
+        "take": policy.load,
         "schedule": pipeline.schedule,
         "latent_shape": pipeline.latent_shape,
         "group_size": group_size,
@@ -106,10 +105,18 @@ def policy_of(
         "device": device,
     }
     if isinstance(method, Lasro):
-        return FewStepPolicy(**parts, guidance_dim=unet.config["time_cond_proj_dim"])
-    kept = 0 if only_clean else method.states.kept
+        return FewStepPolicy(**parts, guidance_dim=base.config["time_cond_proj_dim"])
+    if only_clean:
+        return ManyStepPolicy(**parts, keep=lambda seed: ())
+    strata, consistency = strata_of(method, num_steps), None
+    if method.states.score_clean:
+        assert method.clean.lora is not None
+        consistency = Denoiser(with_lora(base, Path(method.clean.lora)))
     return ManyStepPolicy(
-        **parts, keep=lambda seed: stratified_states(seed, num_steps, kept) if kept else ()
+        **parts,
+        keep=lambda seed: kept_states(seed, strata),
+        consistency=consistency,
+        reference=Denoiser(base) if method.states.store_reference else None,
     )
 
 
@@ -152,16 +159,23 @@ def reward_server(plan: Plan, owner: str) -> RewardServer:
     import torch
 
     from learner.policy.components import PipelineFolder, decode_latents
+    from reward_servers.noisy import NoisyReward
     from reward_servers.registry import build_reward
     from reward_servers.server import RewardServer, ServerSettings
 
     config = plan.config
     torch.set_num_threads(config.scoring.threads)
     vae = PipelineFolder.locate(config.model.path).vae(device_of(config.scoring.num_gpus))
+    rewards = {name: build_reward(r.kind, r.args) for name, r in config.rewards.items()}
+    rewards |= {
+        name: NoisyReward(rewards[name], r.noise, seed=config.seed)
+        for name, r in config.rewards.items()
+        if r.noise > 0
+    }
     return RewardServer(
         plan.replay,
         lambda latents_BCHW: decode_latents(vae, torch.from_numpy(latents_BCHW)),
-        {name: build_reward(r.kind, r.args) for name, r in config.rewards.items()},
+        rewards,
         owner=owner,
         settings=ServerSettings(
             max_batch=config.images_per_decode,
@@ -214,6 +228,10 @@ class LearnerRank:
             max_staleness=config.replay.max_staleness,
             capacity_groups=config.replay.capacity_groups,
             stall_s=config.limits.stall_s,
+            standardised=frozenset(
+                name for name, reward in config.rewards.items() if reward.scale == "standard"
+            ),
+            max_records=config.max_records,
             stopping=self._stopping,
         )
         join_ranks(self._rank, config.learner.ranks, address, port, timeout_s=config.limits.stall_s)
@@ -281,7 +299,13 @@ def _method(config: RunConfig, source: GroupSource, seat: Seat) -> Method:
     if isinstance(method, Lasro):
         prompts = prompt_list(config.prompts, config.seed)
         return build_lasro(method, *parts, source=source, prompts=prompts, seat=seat)
-    return build_sqdf(method, *parts, source=source, seat=seat)
+    rewards: dict[str, Any] = {}
+    if not method.learns_surrogate:
+        from reward_servers.registry import build_reward
+
+        trained = {name: r for name, r in config.rewards.items() if r.weight != 0}
+        rewards = {name: build_reward(r.kind, r.args) for name, r in trained.items()}
+    return build_sqdf(method, *parts, source=source, rewards=rewards, seat=seat)
 
 
 class ReplayServerHost:

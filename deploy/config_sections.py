@@ -75,6 +75,13 @@ class Reward(Section):
     """A registered name, or `module:Class`."""
     weight: Number = 1.0
     """Factor of this reward in the sum that is trained on; 0 measures only."""
+    scale: Literal["own", "standard"] = "own"
+    """`standard`: before it is weighted, its mean is taken off and it is divided by its standard
+    deviation, both over the first samples of the untouched policy, so that weights compare rewards
+    of different sizes. Evaluation reports it as it is."""
+    noise: NonNegative = 0.0
+    """Standard deviation of Gaussian noise on its labels, to study noisy queries; evaluation asks
+    the reward itself."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the reward's class."""
 
@@ -208,6 +215,9 @@ class Limits(Section):
 
     failure_budget: FailureBudget = FailureBudget()
     """Failed records that stop the run."""
+    reward_queries: Count | None = None
+    """Most scores of single pictures that training may ask for, those asked again after a failure
+    included; training ends when the next cycle's would not fit. null: no limit."""
     max_wall_s: Seconds | None = None
     """Wall time after which the run checkpoints and ends; null: no limit."""
     stall_s: Seconds = 600.0

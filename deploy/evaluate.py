@@ -55,7 +55,8 @@ class Evaluator:
         self, weights: Mapping[str, np.ndarray] | None, pictures: Path | None
     ) -> dict[str, float]:
         """Metrics by name: `exact_2step` of a score, `reward_2step` of what is trained on, which is
-        the weighted sum of the rewards, and `diversity`. A score that no picture has is left out.
+        the weighted sum of the rewards, `reward_NAME_2step` of each where there are several, and
+        `diversity`. A score that no picture has is left out.
 
         Args:
             weights: None: the policy as it is loaded now, at first the untouched one.
@@ -78,7 +79,7 @@ class Evaluator:
             for score in self._scores:
                 name = f"{score.name}_{label}"
                 metrics[name] = self._mean_score(score, images_BHWC, prompts)
-            metrics[f"reward_{label}"] = self._mean_reward(images_BHWC, prompts)
+            metrics |= self._mean_rewards(label, images_BHWC, prompts)
         metrics["diversity"] = self._diversity()
         if pictures is not None:
             pictures.parent.mkdir(parents=True, exist_ok=True)
@@ -104,13 +105,16 @@ class Evaluator:
         parts = latents_BCHW.split(_BATCH)
         return np.concatenate([decode_latents(self._vae, part) for part in parts])
 
-    def _mean_reward(self, images_BHWC: np.ndarray, prompts: list[str]) -> float:
-        """The weighted sum of the means of all rewards that are trained on."""
-        return sum(
-            self._config.rewards[reward.name].weight
-            * self._mean_score(reward, images_BHWC, prompts)
-            for reward in self._rewards
-        )
+    def _mean_rewards(
+        self, label: str, images_BHWC: np.ndarray, prompts: list[str]
+    ) -> dict[str, float]:
+        """The weighted sum of the means of all rewards that are trained on; several also alone."""
+        means = {r.name: self._mean_score(r, images_BHWC, prompts) for r in self._rewards}
+        weights = {name: self._config.rewards[name].weight for name in means}
+        metrics = {f"reward_{label}": sum(weights[name] * mean for name, mean in means.items())}
+        if len(means) > 1:
+            metrics |= {f"reward_{name}_{label}": mean for name, mean in means.items()}
+        return metrics
 
     def _mean_score(
         self, reward: TimedReward, images_BHWC: np.ndarray, prompts: list[str]

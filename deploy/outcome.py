@@ -49,10 +49,11 @@ class Outcome:
     def summary(self) -> dict[str, Any]:
         """`summary.json`.
 
-        `reward_queries` counts single scores of single pictures, `failures` how often each reason
-        stands among the quarantined records; `reason` is why the run failed.
+        `reward_queries` counts single scores of single pictures, `reward_queries_again` those that
+        may have been asked more than once, after a failure or a crash; `failures` how often each
+        reason stands among the quarantined records; `reason` is why the run failed.
         """
-        rewards = len(self.config.rewards) * self.config.rewarded_steps
+        rewards = self.config.queries_per_record
         counters = vars(self.counters) if self.counters else {}
         return {
             "name": self.config.name,
@@ -65,6 +66,7 @@ class Outcome:
             "setup_s": self.setup_s,
             "peak_rss_mb": round(self.peak_rss_mb),
             "reward_queries": counters.get("committed", 0) * rewards,
+            "reward_queries_again": counters.get("retried", 0) * rewards,
             "records": counters,
             "failures": self.failures,
             "learner_seconds": {name: round(s, 1) for name, s in self.seconds.items()},

@@ -98,15 +98,18 @@ def _unknown_rewards(config: RunConfig) -> Iterator[str]:
 
     The reward servers run in the environment that this runs in, so what fails here fails there.
     """
-    from reward_servers.registry import check_reward
+    from reward_servers.registry import check_differentiable, check_reward
 
     settings: dict[str, Reward | Metric] = {
         **{f"rewards.{name}": reward for name, reward in config.rewards.items()},
         **{f"evaluation.rewards.{name}": it for name, it in config.evaluation.rewards.items()},
     }
     for name, setting in settings.items():
+        climbed = isinstance(setting, Reward) and setting.weight != 0
         try:
             check_reward(setting.kind, setting.args)
+            if climbed and not config.method.learns_surrogate:
+                check_differentiable(setting.kind)
         except ValueError as error:
             yield f"{name}: {error}"
 
@@ -146,14 +149,10 @@ def describe(config: RunConfig) -> str:
         ),
         "Ray": _resources(config),
         "redis": _redis_in_words(config),
-        "pre-training": (
-            f"{method.pretrain.groups} groups, {held_out} held out, until pair accuracy "
-            f"{method.pretrain.target_accuracy:g} or {method.pretrain.max_steps} steps"
-        ),
+        "pre-training": f"{method.pretrain.groups} groups",
         "cycles": (
-            f"{method.cycles} × ({method.groups_per_cycle} groups, {method.surrogate_steps} "
-            f"surrogate steps of {method.surrogate.batch_groups} groups, {method.policy_steps} "
-            f"policy steps of {method.policy_batch} rows)"
+            f"{method.cycles} × ({method.groups_per_cycle} groups, {method.policy_steps} policy "
+            f"steps of {method.policy_batch} rows)"
         ),
         "samples": (
             f"{groups:,} groups × {actors.group_size} = {records:,} trajectories, up to "
@@ -161,21 +160,26 @@ def describe(config: RunConfig) -> str:
         ),
         "draws": f"each trajectory {config.samples_per_insert:.3g} times on average in a cycle",
         "reward queries": _queries(config, records),
-        "per rank": (
-            f"{method.policy_batch // config.learner.ranks} rows, "
-            f"{method.surrogate.batch_groups // config.learner.ranks} groups"
-        ),
+        "per rank": f"{method.policy_batch // config.learner.ranks} rows",
         "buffer": (
             f"{config.replay.capacity_groups:,} groups kept, up to "
             f"{config.replay.max_pending_records:,} records wait for a reward"
         ),
     }
+    if method.learns_surrogate:
+        batch = method.surrogate.batch_groups
+        lines["pre-training"] += (
+            f", {held_out} held out, until pair accuracy {method.pretrain.target_accuracy:g} or "
+            f"{method.pretrain.max_steps} steps"
+        )
+        lines["cycles"] += f", each with {method.surrogate_steps} surrogate steps of {batch} groups"
+        lines["per rank"] += f", {batch // config.learner.ranks} groups"
     width = max(map(len, lines))
     return "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
 
 
 def _queries(config: RunConfig, records: int) -> str:
-    training = records * config.rewarded_steps * len(config.rewards)
+    training = records * config.queries_per_record
     steps = len(config.step_labels)
     scores = len(config.evaluation.rewards) + sum(r.weight != 0 for r in config.rewards.values())
     measuring = 2 * config.evaluation.samples * steps * scores

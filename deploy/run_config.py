@@ -117,8 +117,21 @@ class RunConfig(Section):
     @property
     def rewarded_steps(self) -> int:
         """Clean latents of one trajectory that are scored."""
-        every = isinstance(self.method, Lasro) and self.method.reward_steps == "all"
-        return self.model.num_steps if every else 1
+        method = self.method
+        if isinstance(method, Lasro):
+            return self.model.num_steps if method.reward_steps == "all" else 1
+        return 1 + (method.states.kept if method.states.score_clean else 0)
+
+    @property
+    def queries_per_record(self) -> int:
+        """Scores of single pictures that a trajectory costs."""
+        return self.rewarded_steps * len(self.rewards)
+
+    @property
+    def max_records(self) -> int | None:
+        """Trajectories that the budget of queries pays for."""
+        budget = self.limits.reward_queries
+        return None if budget is None else budget // self.queries_per_record
 
     @property
     def samples_per_insert(self) -> float:
@@ -126,8 +139,10 @@ class RunConfig(Section):
 
         Learner and samplers take turns, so the ratio holds whatever their speeds are.
         """
-        method = self.method
-        drawn = method.surrogate_steps * method.surrogate.batch_groups * self.actors.group_size
+        method, drawn = self.method, 0
+        if method.learns_surrogate:
+            rows = method.surrogate.batch_groups * self.actors.group_size
+            drawn += method.surrogate_steps * rows
         if isinstance(method, Sqdf):
             drawn += method.policy_steps * method.policy_batch
         return drawn / self.records_per_cycle
@@ -199,7 +214,7 @@ def _method_problems(config: RunConfig) -> Iterator[Problem]:
         if isinstance(method, Lasro)
         else _sqdf_problems(config, method)
     )
-    if group < 2:
+    if group < 2 and method.learns_surrogate:
         yield Problem(
             "actors.group_size",
             f"must be at least 2, given {group}: a pair of one group is what the surrogate "
@@ -227,11 +242,18 @@ def _sqdf_problems(config: RunConfig, method: Sqdf) -> Iterator[Problem]:
             "method.states.kept",
             f"must be at most model.num_steps = {model.num_steps}, given {method.states.kept}",
         )
-    if method.states.times == "uniform" and method.discount < 1 and method.alpha == 0:
+    if method.states.score_clean and (method.clean.lora is None or not method.learns_surrogate):
         yield Problem(
-            "method.alpha",
-            "is 0, so nothing holds the policy near the model that it came from; give it a weight, "
-            "such as 1",
+            "method.states.score_clean",
+            "needs method.clean.by: consistency, whose model tells clean latents, and method."
+            "reward: surrogate, which learns from their scores",
+        )
+    rows = method.policy_batch // config.learner.ranks
+    if rows % method.micro_batches:
+        yield Problem(
+            "method.micro_batches",
+            f"must divide a rank's rows, method.policy_batch / learner.ranks = {rows}, given "
+            f"{method.micro_batches}: parts of one size have the gradient of the whole",
         )
 
 
@@ -285,11 +307,13 @@ def _buffer_problems(config: RunConfig) -> Iterator[Problem]:
             f"{replay.max_pending_records}: what one forward pass makes would never fit, and every "
             "sampler would wait for room without end",
         )
-    for name, needed in (
-        ("method.pretrain.groups", method.pretrain.groups),
-        ("method.surrogate.batch_groups", method.surrogate.batch_groups),
-        ("method.groups_per_cycle", method.groups_per_cycle),
-    ):
+    at_least = {
+        "method.pretrain.groups": method.pretrain.groups,
+        "method.groups_per_cycle": method.groups_per_cycle,
+    }
+    if method.learns_surrogate:
+        at_least["method.surrogate.batch_groups"] = method.surrogate.batch_groups
+    for name, needed in at_least.items():
         if replay.capacity_groups < needed:
             yield Problem(
                 "replay.capacity_groups",
@@ -305,9 +329,16 @@ def _buffer_problems(config: RunConfig) -> Iterator[Problem]:
             "samples, and held to it the learner would wait for samples that nobody is asked for: "
             "raise it or method.groups_per_cycle, or take fewer or smaller steps",
         )
+    first = (method.pretrain.groups + method.groups_per_cycle) * actors.group_size
+    if config.max_records is not None and config.max_records < first:
+        yield Problem(
+            "limits.reward_queries",
+            f"must be at least {first * config.queries_per_record:,}, which method.pretrain.groups "
+            f"and one cycle ask for, given {config.limits.reward_queries:,}",
+        )
     held_out = held_out_groups(config)
     kept = method.pretrain.groups - held_out
-    if kept < method.surrogate.batch_groups:
+    if method.learns_surrogate and kept < method.surrogate.batch_groups:
         yield Problem(
             "method.pretrain.groups",
             f"{method.pretrain.groups} groups less {held_out} held out leave {kept}, fewer than "
@@ -316,17 +347,16 @@ def _buffer_problems(config: RunConfig) -> Iterator[Problem]:
 
 
 def held_out_groups(config: RunConfig) -> int:
-    """Groups of the pre-training that measure and never train: at least one."""
+    """Groups of the pre-training that measure and never train: at least one for a surrogate."""
     pretrain = config.method.pretrain
     return max(1, round(pretrain.groups * pretrain.holdout_share))
 
 
 def _rank_problems(config: RunConfig) -> Iterator[Problem]:
     ranks, method = config.learner.ranks, config.method
-    batches = {
-        "method.policy_batch": method.policy_batch,
-        "method.surrogate.batch_groups": method.surrogate.batch_groups,
-    }
+    batches = {"method.policy_batch": method.policy_batch}
+    if method.learns_surrogate:
+        batches["method.surrogate.batch_groups"] = method.surrogate.batch_groups
     if isinstance(method, Lasro) and method.anchor.data != "none":
         batches["method.anchor.batch"] = method.anchor.batch
     for name, size in batches.items():

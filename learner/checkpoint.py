@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
-FORMAT = 3
+FORMAT = 4
 _CHUNK = 2**22
 
 

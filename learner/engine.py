@@ -64,7 +64,8 @@ class Engine:
 
     Args:
         parameters: those that are trained; the rest is frozen.
-        rows_per_rank: informs DeepSpeed's throughput figures only.
+        rows_per_rank: of a whole update; informs DeepSpeed's throughput figures only.
+        micro_batches: losses that one update accumulates.
     """
 
     def __init__(
@@ -77,14 +78,16 @@ class Engine:
         zero_stage: int,
         grad_clip: float,
         rows_per_rank: int,
+        micro_batches: int = 1,
     ) -> None:
         self._parameters = list(parameters)
+        self._micro_batches = micro_batches
         # Without ZeRO, DeepSpeed clips by the gradient norm and does not tell it.
         self._measures_norm = zero_stage == 0
         optimizer = torch.optim.AdamW(self._parameters, lr=learning_rate, weight_decay=weight_decay)
         config = {
-            "train_micro_batch_size_per_gpu": rows_per_rank,
-            "gradient_accumulation_steps": 1,
+            "train_micro_batch_size_per_gpu": max(1, rows_per_rank // micro_batches),
+            "gradient_accumulation_steps": micro_batches,
             "gradient_clipping": grad_clip,
             "zero_optimization": {"stage": zero_stage},
             "zero_allow_untested_optimizer": True,
@@ -105,11 +108,20 @@ class Engine:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._engine(*args, **kwargs)
 
-    def update(self, loss: Tensor) -> float:
-        """Backward, all-reduce, clip and step; returns the gradient norm before clipping."""
-        self._engine.backward(loss)
-        own = self._gradient_norm() if self._measures_norm else None
-        self._engine.step()
+    def update(self, losses: Iterable[Tensor]) -> float:
+        """Backward, all-reduce, clip and step; returns the gradient norm before clipping.
+
+        Args:
+            losses: of as many micro-batches as the engine was made for, equally large; the step
+                is up their mean. Each is asked for when the one before has been differentiated.
+        """
+        own = None
+        for number, loss in enumerate(losses, start=1):
+            self._engine.backward(loss)
+            if self._measures_norm and number == self._micro_batches:
+                own = self._gradient_norm()
+            # Until the last micro-batch DeepSpeed only counts.
+            self._engine.step()
         return float(self._engine.get_global_grad_norm() if own is None else own)
 
     def _gradient_norm(self) -> Tensor:

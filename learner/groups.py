@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 _POLL_S = 0.05
 # A stop lets a cycle that is under way come to its end, where it can be saved.
 _GRACE_S = 15.0
+_Values = TypeVar("_Values", np.ndarray, Tensor)
 
 
 class StallError(RuntimeError):
@@ -41,9 +43,11 @@ class GroupSource:
 
     Attributes:
         rewards: weight of every reward in the sum that is trained on, by name.
+        standardised: names of those that are brought to mean 0 and deviation 1 before.
         max_open: groups that may be under way at once.
         max_staleness: cycles whose groups may be issued before their turn.
         capacity_groups: groups that the replay keeps.
+        max_records: that may be asked for, repeated ones included; None: any number.
         stall_s: a wait without any new log entry for so long raises StallError.
         stopping: set from another thread to end a wait.
     """
@@ -56,13 +60,16 @@ class GroupSource:
     capacity_groups: int
     stall_s: float
     stopping: threading.Event
+    max_records: int | None = None
+    standardised: frozenset[str] = frozenset()
 
 
 class ScoredGroups:
     """The learner's view of the replay.
 
     Args:
-        steps: positions among a record's scored latents that are trained on.
+        steps: positions among a record's scored latents that are trained on, the end of the
+            trajectory last.
         admits: whether this rank lets tickets be issued; one of all does.
         ahead: groups beyond those asked for that may be issued already.
         num_tickets: of the whole run; None: no end is known.
@@ -84,6 +91,8 @@ class ScoredGroups:
         self._ahead = ahead
         self._num_tickets = num_tickets
         self.index = LogIndex(group_size=source.group_size)
+        # Mean and deviation of what is standardised; saved with the method.
+        self.moments: dict[str, tuple[float, float]] = {}
 
     def catch_up(self) -> int:
         """Reads the log to its end; returns how many entries were new."""
@@ -162,22 +171,45 @@ class ScoredGroups:
             end = max(limit, min(end, self._num_tickets))
         self._replay.admit(limit=min(end, window), policy_version=policy_version)
 
+    def affords(self, tickets: range) -> bool:
+        """Whether the budget of queries pays for their records too; the same on every rank.
+
+        A record that was queued again counts as often: its reward may have been asked before.
+        """
+        budget = self.source.max_records
+        if budget is None:
+            return True
+        asked = tickets.stop * self.source.group_size + self._replay.counters().retried
+        return not any_rank(asked > budget)
+
     def complete(self, tickets: range) -> list[int]:
         """Those of the tickets whose whole group is live, in ascending order."""
         rows_GM = self.index.groups(self.index.rows_of(tickets.start, tickets.stop))
         return self.index.ticket[rows_GM[:, 0]].tolist()
+
+    def standardise(self, tickets: Sequence[int]) -> None:
+        """Takes the moments of rewards from complete groups of the untouched policy."""
+        rows_GN = self._rows(tickets)
+        for name in sorted(self.source.standardised):
+            values = self.index.rewards_of(name, rows_GN)[:, :, list(self.steps)].astype(np.float64)
+            self.moments[name] = float(values.mean()), max(float(values.std()), 1e-6)
+
+    def weighed(self, name: str, values: _Values) -> _Values:
+        """What values of a reward add to the sum that is trained on."""
+        mean, std = self.moments.get(name, (0.0, 1.0))
+        return self.source.rewards[name] * ((values - mean) / std)
 
     def rewards(self, tickets: Sequence[int]) -> Tensor:
         """Weighted sums of true rewards of complete groups, float32 [G, N, K]."""
         return self._rewards(self._rows(tickets))
 
     def final_rewards(self) -> np.ndarray:
-        """Weighted sum of the true rewards of every live trajectory's last clean latent, [N]."""
+        """Weighted sum of the true rewards of every live trajectory's last trained step, [N]."""
         index = self.index
         return sum(
             (
-                weight * index.reward(name)[:, -1].astype(np.float64)
-                for name, weight in self.source.rewards.items()
+                self.weighed(name, index.reward(name)[:, self.steps[-1]].astype(np.float64))
+                for name in self.source.rewards
             ),
             start=np.zeros(len(index)),
         )
@@ -207,7 +239,7 @@ class ScoredGroups:
 
     def _rewards(self, rows_GN: np.ndarray) -> Tensor:
         total = sum(
-            weight * self.index.rewards_of(name, rows_GN)[:, :, list(self.steps)]
-            for name, weight in self.source.rewards.items()
+            self.weighed(name, self.index.rewards_of(name, rows_GN)[:, :, list(self.steps)])
+            for name in self.source.rewards
         )
         return torch.from_numpy(np.asarray(total, dtype=np.float32))

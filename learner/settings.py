@@ -76,6 +76,9 @@ class Learner(Section):
     """Ray GPUs of one rank."""
     grad_clip: Positive = 1.0
     """Largest gradient norm of a step."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, more
+    time."""
     checkpoint_every_cycles: Count = 5
     """Cycles between two checkpoints; the end of a run always writes one."""
     keep_checkpoints: Count = 2
@@ -92,6 +95,14 @@ class Surrogate(Section):
     """Bootstrap heads, each trained on its own resample."""
     pessimism: NonNegative = 0.0
     """λ in mean − λ·std over the heads, which the policy maximises."""
+    confidence: Literal["pessimistic", "bootstrap", "ucb"] = "pessimistic"
+    """What the policy climbs: `pessimistic`, the mean over the heads less their spread; for online
+    black-box optimisation `bootstrap`, the largest head, or `ucb`, the mean and a bonus for what
+    the labels tell little about."""
+    ucb_bonus: NonNegative = 1.0
+    """Weight of that bonus, sqrt(φᵀ(Σφφᵀ + λI)⁻¹φ) of the last layer's features φ."""
+    ucb_ridge: Positive = 1.0
+    """λ in it."""
     loss: Literal["best_worst", "all_pairs"] = "best_worst"
     """Pairs of a group in the ranking loss: best against worst, or every ordered pair."""
     regression_weight: NonNegative = 0.0
@@ -113,6 +124,15 @@ class Surrogate(Section):
             raise ValueError(
                 f"pessimism {self.pessimism:g} needs the spread of at least 2 heads; "
                 f"heads is {self.heads}"
+            )
+        if self.confidence == "bootstrap" and self.heads < 2:
+            raise ValueError(
+                f"confidence: bootstrap is the largest of at least 2 heads; heads is {self.heads}"
+            )
+        if self.confidence != "pessimistic" and self.pessimism > 0:
+            raise ValueError(
+                f"pessimism {self.pessimism:g} and confidence {self.confidence} contradict each "
+                "other; set one of them"
             )
         return self
 
@@ -179,6 +199,11 @@ class Alternation(Section):
     accuracy_brake: Share = 0.0
     """Pair accuracy on fresh samples below which a cycle leaves its policy steps out; 0: never."""
 
+    @property
+    def learns_surrogate(self) -> bool:
+        """Whether policy steps climb a surrogate; its settings mean nothing otherwise."""
+        return True
+
 
 class Lasro(Alternation):
     """LaSRO: a learned latent surrogate of any reward, for models of few steps."""
@@ -199,7 +224,16 @@ class StateDraw(Section):
     """Which states of replayed trajectories the policy steps from."""
 
     kept: Count = 6
-    """States that a trajectory keeps, evenly over its chain."""
+    """States that a trajectory keeps."""
+    keep: Literal["spread", "last"] = "spread"
+    """Which those are: one of each of as many parts of the chain, of equal weight by `times`; or
+    those before the last steps, as DRaFT has it."""
+    score_clean: bool = False
+    """Let samplers tell the clean latent of every kept state as well, and score it: more of what
+    the surrogate is asked about, for one call of the network each."""
+    store_reference: bool = False
+    """Let samplers keep the untouched model's noise at every kept state, so that the learner calls
+    that model no more; each state then takes twice the bytes."""
     trajectories: Literal["uniform", "prioritised"] = "uniform"
     """How trajectories are drawn: all alike, or by the rank of their reward."""
     rank_exponent: NonNegative = 0.7
@@ -237,12 +271,15 @@ class Sqdf(Alternation):
 
     kind: Literal["sqdf"] = "sqdf"
     """Which method this is."""
+    reward: Literal["surrogate", "decoded"] = "surrogate"
+    """What a policy step climbs: the latent surrogate's standard score, for any reward; or the
+    rewards themselves on images decoded in the learner, which must be differentiable."""
     clean: Clean
     """How a clean latent is told from a noisy one."""
     states: StateDraw = StateDraw()
     """Which replayed states the policy steps from."""
     alpha: NonNegative = 1.0
-    """Weight of the KL to the untouched policy; the reward is the surrogate's standard score."""
+    """Weight of the KL to the untouched policy."""
     target_kl: Positive | None = None
     """True KL of a step, in nats, that alpha is steered towards; null: alpha stays."""
     discount: Annotated[float, Field(gt=0, le=1)] = 0.9
@@ -253,6 +290,29 @@ class Sqdf(Alternation):
     kl_std: Literal["posterior", "forward"] = "posterior"
     """σ that the KL divides by: the step's own, in which one of 50 steps has half of the weight,
     or the forward process', which is of one size in all."""
+    micro_batches: Count = 1
+    """Parts that a rank's rows of a policy step go through in, one after the other, for less
+    memory."""
     positive_only: bool = False
     """Drop rows whose reward is not above 0, as the paper's code does; wrong for rewards around
     zero, as a standard score is."""
+
+    @property
+    def learns_surrogate(self) -> bool:
+        """Not where the rewards themselves are climbed."""
+        return self.reward == "surrogate"
+
+    @model_validator(mode="after")
+    def _nothing_is_set_in_vain(self) -> Self:
+        fields = Alternation.model_fields
+        unused = [
+            name
+            for name in ("surrogate", "surrogate_steps", "accuracy_brake")
+            if getattr(self, name) != fields[name].default
+        ]
+        if unused and not self.learns_surrogate:
+            raise ValueError(
+                f"{' and '.join(unused)}: no surrogate is learned with `reward: decoded`; leave "
+                f"{'it' if len(unused) == 1 else 'them'} out, or set `reward: surrogate`"
+            )
+        return self

@@ -15,9 +15,10 @@ from numpy.random import Generator
 from torch import Tensor
 
 from buffer.index import LogIndex
-from buffer.sampling import discounted_slots, fresh_first, prioritised, rank_priority, uniform
+from buffer.sampling import fresh_first, prioritised, rank_priority, uniform
+from learner.diffusion.strata import Strata
 from learner.groups import ScoredGroups
-from learner.settings import StateDraw
+from learner.settings import Sqdf, StateDraw
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,18 @@ class StateBatch:
     Args:
         latents_BCHW: float32, scaled; the states before the steps.
         step_B: number of the step that each is about to take, int64 [B].
+        ref_eps_BCHW: the reference's guided noise at them, float32, where samplers keep it.
     """
 
     latents_BCHW: Tensor
     step_B: Tensor
     prompts: Sequence[str]
+    ref_eps_BCHW: Tensor | None = None
+
+    def rows(self, rows: slice) -> "StateBatch":
+        """Some of them."""
+        ref_eps = None if self.ref_eps_BCHW is None else self.ref_eps_BCHW[rows]
+        return StateBatch(self.latents_BCHW[rows], self.step_B[rows], self.prompts[rows], ref_eps)
 
 
 def draw_trajectories(
@@ -51,20 +59,12 @@ def draw_trajectories(
     return np.resize(np.concatenate([newest, older]), count)
 
 
-def draw_slots(
-    index: LogIndex, rows: np.ndarray, num_steps: int, discount: float, rng: Generator
-) -> np.ndarray:
-    """One kept state of each trajectory, by its slot: in proportion to γ^k, 1 for uniform.
-
-    The clean state takes no step and is never drawn.
-    """
-    slots = []
-    for entry in index.entries(rows):
-        states = np.array([state for state in entry.steps if state < num_steps])
-        after = num_steps - 1 - states
-        # γ^k of early states alone may be below what floats hold: only ratios matter.
-        slots.append(discounted_slots(after - after.min(), discount, 1, rng)[0])
-    return np.array(slots)
+def strata_of(settings: Sqdf, num_steps: int) -> Strata:
+    """Which states samplers keep and the learner draws; both must ask for the same."""
+    states = settings.states
+    weight = settings.discount if states.times == "discounted" else 1.0
+    cut = Strata.spread if states.keep == "spread" else Strata.last
+    return cut(num_steps, states.kept, weight)
 
 
 class StateReplay:
@@ -72,15 +72,15 @@ class StateReplay:
 
     Args:
         groups: whose index is drawn from; it must have caught up.
-        num_steps: of the chain.
+        strata: by which its trajectories' states were kept.
     """
 
-    def __init__(self, groups: ScoredGroups, settings: StateDraw, *, num_steps: int) -> None:
+    def __init__(self, groups: ScoredGroups, settings: StateDraw, strata: Strata) -> None:
         self._groups = groups
         self._settings = settings
-        self._num_steps = num_steps
+        self._strata = strata
 
-    def draw(self, count: int, discount: float, rng: Generator, share: slice) -> StateBatch:
+    def draw(self, count: int, rng: Generator, share: slice) -> StateBatch:
         """This rank's share of a batch of `count` states.
 
         Raises:
@@ -89,22 +89,32 @@ class StateReplay:
         index = self._groups.index
         reward_N = self._groups.final_rewards()
         rows = draw_trajectories(index, reward_N, count, self._settings, rng)
-        slots = draw_slots(index, rows, self._num_steps, discount, rng)
+        slots = self._strata.draw(count, rng)
         entries = index.entries(rows[share])
         mine = slots[share].tolist()
         wanted = [(entry.record_id, slot) for entry, slot in zip(entries, mine, strict=True)]
-        latents = self._groups.source.replay.read_latents(wanted)
-        there = [i for i, latent in enumerate(latents) if latent is not None]
+        if self._settings.store_reference:
+            # As many places from the end as the state is from the end of the states.
+            back = [slot - self._settings.kept for slot in mine]
+            wanted += [(e.record_id, len(e.steps) + b) for e, b in zip(entries, back, strict=True)]
+        read = self._groups.source.replay.read_latents(wanted)
+        latents, noises = read[: len(mine)], read[len(mine) :]
+        pairs = zip(latents, noises or latents, strict=True)
+        there = [i for i, (x, eps) in enumerate(pairs) if x is not None and eps is not None]
         if not there:
             raise LookupError(
                 "none of the drawn states is in the replay any more: its capacity is too small "
                 "for what is drawn from it, or another run evicts it"
             )
         # Every rank has rows enough, whatever was evicted meanwhile.
-        kept = np.resize(there, len(wanted)).tolist()
-        stacked = np.stack([latents[i] for i in kept]).astype(np.float32)  # pyright: ignore
+        kept = np.resize(there, len(mine)).tolist()
         return StateBatch(
-            latents_BCHW=torch.from_numpy(stacked),
+            latents_BCHW=_float32([latents[i] for i in kept]),
             step_B=torch.tensor([entries[i].steps[mine[i]] for i in kept]),
             prompts=[entries[i].prompt for i in kept],
+            ref_eps_BCHW=_float32([noises[i] for i in kept]) if noises else None,
         )
+
+
+def _float32(latents: Sequence[np.ndarray | None]) -> Tensor:
+    return torch.from_numpy(np.stack([x for x in latents if x is not None]).astype(np.float32))

@@ -6,12 +6,14 @@ Shape suffixes: G groups, N samples of a group, K rewarded steps, C H W latent, 
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from buffer.sampling import Pairs, best_worst_pairs, ordered_pairs
 from learner.engine import Engine, mean_over_ranks, rank_mean
+from learner.policy.text import Text
 from learner.preference import (
     bootstrap_counts,
     bradley_terry_loss,
@@ -23,7 +25,7 @@ from learner.preference import (
 )
 from learner.settings import Surrogate
 
-Encode = Callable[[list[str]], Tensor]
+Encode = Callable[[list[str]], Text]
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,18 @@ class GroupBatch:
 
 @dataclass(frozen=True)
 class RewardMoments:
-    """Mean and standard deviation of the reward at each step, to standardise targets."""
+    """Mean and standard deviation of the reward at each step, to standardise targets.
+
+    One of each where all steps share a scale.
+    """
 
     means: tuple[float, ...]
     stds: tuple[float, ...]
 
     @classmethod
-    def of(cls, rewards_GNK: Tensor) -> "RewardMoments":
+    def of(cls, rewards_GNK: Tensor, *, by_step: bool = True) -> "RewardMoments":
         flat = rewards_GNK.flatten(0, 1).double()
+        flat = flat if by_step else flat.flatten()[:, None]
         return cls(tuple(flat.mean(dim=0).tolist()), tuple(flat.std(dim=0).tolist()))
 
     def standardise(self, rewards_GNK: Tensor) -> Tensor:
@@ -72,13 +78,21 @@ class SurrogateTrainer:
     Args:
         engine: of a surrogate module.
         encode: prompts -> text states.
+        tells_steps: whether the module is told which step a latent is of.
     """
 
-    def __init__(self, settings: Surrogate, engine: Engine, encode: Encode) -> None:
+    def __init__(
+        self, settings: Surrogate, engine: Engine, encode: Encode, *, tells_steps: bool = True
+    ) -> None:
         self._settings = settings
+        self._tells_steps = tells_steps
         self._engine = engine
         self._encode = encode
         self.moments: RewardMoments | None = None
+
+    def standardise(self, rewards_GNK: Tensor) -> None:
+        """Takes the moments from rewards of the untouched policy."""
+        self.moments = RewardMoments.of(rewards_GNK, by_step=self._tells_steps)
 
     def step(self, batch: GroupBatch) -> dict[str, float]:
         """One update on this rank's groups; returns losses, and the accuracy before it."""
@@ -101,7 +115,7 @@ class SurrogateTrainer:
             counts_GH,
             total=rank_mean(counts_GH.sum()),
         )
-        norm = self._engine.update(ranking + self._settings.regression_weight * regression)
+        norm = self._engine.update([ranking + self._settings.regression_weight * regression])
         return mean_over_ranks(
             {
                 "ranking_loss": float(ranking.detach()),
@@ -120,19 +134,36 @@ class SurrogateTrainer:
         pairs = ordered_pairs(batch.rewards_GNK.numpy())
         return [pair_accuracy(scores_GNK, pairs, k) for k in range(scores_GNK.shape[2])]
 
+    @torch.no_grad()
+    def features(self, batch: GroupBatch) -> Tensor:
+        """Of the last layer but one, [labels, F], on the CPU."""
+        module: Any = self._engine.module
+        return self._call(batch, lambda *inputs: module.read(*inputs)[1])
+
+    @property
+    def num_features(self) -> int:
+        """F of `features`."""
+        module: Any = self._engine.module
+        return module.head.hidden.out_features
+
     def _pairs(self, rewards_GNK: Tensor) -> Pairs:
         rule = best_worst_pairs if self._settings.loss == "best_worst" else ordered_pairs
         return rule(rewards_GNK.numpy())
 
     def _scores(self, batch: GroupBatch, call: Callable[..., Tensor]) -> Tensor:
-        """[G, N, K, H] of all latents in one call; back on the CPU, where the rewards are."""
+        """[G, N, K, H] of all latents in one call."""
+        return self._call(batch, call).view(*batch.rewards_GNK.shape, -1)
+
+    def _call(self, batch: GroupBatch, call: Callable[..., Tensor]) -> Tensor:
+        """A row for every latent; back on the CPU, where the rewards are."""
         groups, samples, steps = batch.rewards_GNK.shape
         device = self._engine.device
-        text = self._encode(list(batch.prompts)).repeat_interleave(samples * steps, dim=0)
+        text = self._encode(list(batch.prompts)).repeat_interleave(samples * steps)
         step_B = torch.arange(steps).repeat(groups * samples)
+        if not self._tells_steps:
+            step_B = torch.zeros_like(step_B)
         latents = batch.latents_GNKCHW.flatten(0, 2)
-        scores = call(latents.to(device), text.to(device), step_B.to(device))
-        return scores.view(groups, samples, steps, -1).cpu()
+        return call(latents.to(device), text.to(device), step_B.to(device)).cpu()
 
 
 def _bootstrap_seed(ticket: int) -> int:

@@ -154,7 +154,8 @@ class Trainer:
             if not method.prepared:
                 method.prepare(self._breathe)
                 self._checkpoint()
-            for cycle in range(self._next_cycle, method.cycles):
+            # A method may end sooner than it set out to.
+            while (cycle := self._next_cycle) < method.cycles:
                 journal.cycle = cycle
                 if any_rank(self._stopping.is_set()):
                     self._checkpoint()

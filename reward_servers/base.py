@@ -9,9 +9,12 @@ Shape suffixes: B images, H W pixels.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 _MAX_REASON = 400  # characters; a reason is kept with its record
@@ -56,6 +59,22 @@ class RewardModel(Protocol):
 
         Returns:
             float32 [B], or a `Scored` when some rows cannot be scored. Raising fails the batch.
+        """
+        ...
+
+
+class DifferentiableReward(RewardModel, Protocol):
+    """A reward that a gradient can pass: a torch module whose `score` tells the same.
+
+    A method that decodes in the learner calls it there; everywhere else it is a `RewardModel`.
+    """
+
+    def forward(self, images_BCHW: "Tensor", prompts: Sequence[str]) -> "Tensor":
+        """Float32 [B], differentiable in the images.
+
+        Args:
+            images_BCHW: float32 [B, 3, H, W], RGB in [0, 1].
+            prompts: B texts.
         """
         ...
 

@@ -15,8 +15,10 @@ from reward_servers.base import RewardModel
 
 SHIPPED: dict[str, str] = {
     "jpeg-size": "reward_servers.jpeg:JpegSize",
+    "shapes-aesthetic": "reward_servers.aesthetic:ShapesAesthetic",
     "shapes-binding": "reward_servers.binding:ShapesBinding",
     "shapes-exact": "reward_servers.binding:ShapesExact",
+    "shapes-taste": "reward_servers.aesthetic:ShapesTaste",
 }
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
@@ -50,6 +52,22 @@ def check_reward(kind: str, args: Mapping[str, Any] | None = None) -> None:
     _check_args(kind, make, args or {})
     if isinstance(make, type) and not callable(getattr(make, "score", None)):
         raise ValueError(_no_score(kind, make))
+
+
+def check_differentiable(kind: str) -> None:
+    """Looks whether a gradient can pass; builds nothing.
+
+    Raises:
+        ValueError: its class is not a torch module, or cannot be imported.
+    """
+    from torch import nn
+
+    make = _class_at(kind, path_of(kind))
+    if not (isinstance(make, type) and issubclass(make, nn.Module)):
+        raise ValueError(
+            f"reward {kind!r} cannot be differentiated: {path_of(kind)} is no torch module whose "
+            "forward takes images (reward_servers.base.DifferentiableReward)"
+        )
 
 
 def build_reward(kind: str, args: Mapping[str, Any] | None = None) -> RewardModel:

@@ -17,6 +17,7 @@ from actors.rollout import FewStepPolicy, Group
 from deploy.bench.timing import Way, Work, again_and_again
 from deploy.shapes.world import draw_scene, render
 from learner.policy.components import PipelineFolder, decode_latents
+from learner.policy.denoiser import Denoiser
 from reward_servers.binding import ShapesBinding, ShapesExact
 from reward_servers.jpeg import JpegSize
 
@@ -106,14 +107,8 @@ def _prompts(count: int) -> list[str]:
 def _policy(folder: PipelineFolder) -> FewStepPolicy:
     """The bare model, without an adapter, as the pipeline beside it has none."""
     unet = folder.unet()
-
-    def network(
-        x: torch.Tensor, t_B: torch.Tensor, text: torch.Tensor, guidance: torch.Tensor | None
-    ) -> torch.Tensor:
-        return unet(x, t_B, encoder_hidden_states=text, timestep_cond=guidance).sample
-
     return FewStepPolicy(
-        network=network,
+        network=Denoiser(unet),
         encode=folder.prompt_encoder(),
         take=lambda weights: None,
         schedule=folder.schedule,

@@ -4,17 +4,17 @@ from collections.abc import Sequence
 
 import torch
 
-from learner.groups import GroupSource, ScoredGroups
+from learner.groups import GroupSource
 from learner.methods.alternation import Alternating
-from learner.methods.engines import policy_engine, surrogate_engine
 from learner.methods.lasro_policy import LasroPolicy, rewarded_steps
 from learner.methods.lasro_steps import LasroSteps
+from learner.methods.parts import Surrogacy, policy_engine, scored_groups
 from learner.policy.components import PipelineFolder
 from learner.policy.denoiser import Denoiser
 from learner.policy.trainable import trainable_unet
 from learner.seat import Seat
 from learner.settings import Lasro, Learner, Model
-from learner.surrogate_training import SurrogateTrainer
+from learner.trainer import Journal
 
 
 def build_lasro(
@@ -35,16 +35,20 @@ def build_lasro(
     steps = rewarded_steps(settings, model)
     denoiser = Denoiser(trainable_unet(pipeline, model, seed=seat.seed))
     policy = policy_engine(settings, learner, denoiser)
-    surrogate = surrogate_engine(settings, learner, teacher, num_steps=len(steps), seed=seat.seed)
+    groups, journal = scored_groups(settings, source, steps=steps, seat=seat), Journal()
+    labels = [f"{step + 1}step" for step in steps]
+    surrogate = Surrogacy(
+        settings,
+        learner,
+        teacher,
+        encode,
+        groups=groups,
+        labels=labels,
+        journal=journal,
+        seat=seat,
+    )
     # After the surrogate has copied its blocks, which the engine places by itself.
     torch.nn.Module.to(teacher, policy.device)
-    groups = ScoredGroups(
-        source,
-        steps=steps,
-        admits=seat.is_first,
-        ahead=source.max_staleness * settings.groups_per_cycle,
-        num_tickets=settings.pretrain.groups + settings.cycles * settings.groups_per_cycle,
-    )
     climb = LasroPolicy(
         settings,
         model,
@@ -52,17 +56,17 @@ def build_lasro(
         pipeline.schedule,
         pipeline.latent_shape,
         encode,
-        None if settings.anchor.data == "none" else teacher,
-        surrogate.module,
+        None if settings.anchor.data == "none" else Denoiser(teacher),
+        surrogate.climb,
         seat,
     )
     return Alternating(
         settings,
         LasroSteps(settings, climb, prompts),
         groups=groups,
-        labels=[f"{step + 1}step" for step in steps],
+        labels=labels,
         policy_engine=policy,
-        surrogate=SurrogateTrainer(settings.surrogate, surrogate, encode),
-        surrogate_engine=surrogate,
+        surrogate=surrogate.steps,
+        journal=journal,
         seat=seat,
     )

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from learner.diffusion.consistency import (
     consistency_prediction,
@@ -25,6 +24,7 @@ from learner.diffusion.consistency import (
 )
 from learner.diffusion.schedule import NoiseSchedule, add_noise, consistency_timesteps
 from learner.engine import Engine, all_rows, mean_over_ranks, rank_mean
+from learner.exploration import Climb
 from learner.methods.lasro import (
     RewardScale,
     anchor_weight,
@@ -33,12 +33,12 @@ from learner.methods.lasro import (
     squash,
 )
 from learner.policy.denoiser import Denoiser
-from learner.preference import pessimistic
+from learner.policy.text import Text
 from learner.seat import Seat
 from learner.settings import Lasro, Model
 
 log = logging.getLogger(__name__)
-Encode = Callable[[list[str]], Tensor]
+Encode = Callable[[list[str]], Text]
 # x, t_B, text, guidance embedding -> eps: the engine, or its bare module.
 Network = Callable[..., Tensor]
 # The anchor's weight is measured anew every so many steps: two backward passes.
@@ -75,8 +75,8 @@ class LasroPolicy:
 
     Args:
         engine: of a `Denoiser`.
-        teacher: frozen multi-step UNet, or None without an anchor.
-        surrogate: called with (latents, text, step index); gets no gradient here.
+        teacher: frozen multi-step network, or None without an anchor.
+        climb: the reward, called with (latents, text, step index).
     """
 
     def __init__(
@@ -87,8 +87,8 @@ class LasroPolicy:
         schedule: NoiseSchedule,
         latent_shape: tuple[int, int, int],
         encode: Encode,
-        teacher: UNet2DConditionModel | None,
-        surrogate: nn.Module,
+        teacher: Denoiser | None,
+        climb: Climb,
         seat: Seat,
     ) -> None:
         self._settings = settings
@@ -100,15 +100,13 @@ class LasroPolicy:
         self._latent_shape = latent_shape
         self._encode = encode
         self._teacher = teacher
-        self._surrogate = surrogate
+        self._climb = climb
         self._timesteps = consistency_timesteps(model.num_steps, schedule.num_train_timesteps)
         self.state = PolicyState(scales=(RewardScale(),) * len(self._rewarded))
 
     def step(self, prompts: Sequence[str], anchor: AnchorData | None) -> dict[str, float]:
         """One update on fresh noise for prompts drawn from `prompts`; returns its metrics."""
         draw = self._draw(prompts, anchor)
-        # Its parameters stay out of the graph; what flows through it to the latents is wanted.
-        self._surrogate.requires_grad_(False)
         weight = self._anchor_weight(draw)
         scores, anchor_loss = self._terms(self._engine, draw)
         scales, squashed, clips = [], [], []
@@ -119,8 +117,7 @@ class LasroPolicy:
             squashed.append(value_B)
             clips.append(clip)
         gain = reward_loss(squashed, step_weights(self._settings, self._model))
-        norm = self._engine.update(gain + weight * anchor_loss)
-        self._surrogate.requires_grad_(True)
+        norm = self._engine.update([gain + weight * anchor_loss])
         self.state = PolicyState(self.state.step + 1, weight, tuple(scales))
         metrics = {
             "anchor_loss": float(anchor_loss.detach()),
@@ -148,12 +145,10 @@ class LasroPolicy:
     def _terms(self, network: Network, draw: "_Draw") -> tuple[list[Tensor], Tensor]:
         """Surrogate rewards [B] of every rewarded step, and the anchor's loss."""
         clean, anchor_loss = self._clean_predictions(network, draw)
-        pessimism, rows = self._settings.surrogate.pessimism, len(draw.text)
-        scores = []
+        rows, scores = len(draw.text), []
         for k, step in enumerate(self._rewarded):
-            step_B = torch.full((rows,), k, device=draw.text.device)
-            scores_BH = self._surrogate(clean[step], draw.text, step_B)
-            scores.append(pessimistic(scores_BH, pessimism))
+            step_B = torch.full((rows,), k, device=draw.noise.device)
+            scores.append(self._climb(clean[step], draw.text, step_B))
         return scores, anchor_loss
 
     def _clean_predictions(self, network: Network, draw: "_Draw") -> tuple[list[Tensor], Tensor]:
@@ -164,7 +159,7 @@ class LasroPolicy:
         anchor_loss = torch.zeros(())
         x = noise[0]
         for k, timestep in enumerate(self._timesteps):
-            t_B = torch.full((len(text),), timestep, device=text.device)
+            t_B = torch.full((len(text),), timestep, device=noise.device)
             if k > 0:
                 before = clean[-1] if self._settings.cross_term else clean[-1].detach()
                 x = add_noise(before, noise[k], t_B, self._schedule)
@@ -172,7 +167,7 @@ class LasroPolicy:
                 eps, anchor_eps = network(
                     torch.cat([x, anchoring.x_start]),
                     torch.cat([t_B, anchoring.start_B]),
-                    torch.cat([text, anchoring.text]),
+                    Text.cat([text, anchoring.text]),
                     _concat(guidance, self._guidance(len(anchoring.text))),
                 ).split([len(text), len(anchoring.text)])
                 anchor_loss = self._anchor_loss(anchor_eps, anchoring)
@@ -190,7 +185,7 @@ class LasroPolicy:
         times = distillation_times(index_B.to(device), self._schedule.num_train_timesteps)
         start_B, end_B = times
         text = self._encode([anchor.prompts[int(i)] for i in rows]).to(device)
-        empty = self._encode([""]).to(device).expand(len(rows), -1, -1)
+        empty = self._encode([""] * len(rows)).to(device)
         latents = anchor.latents_NCHW[rows].to(device)
         x_start = add_noise(latents, noise.to(device), start_B, self._schedule)
         assert self._teacher is not None
@@ -198,8 +193,8 @@ class LasroPolicy:
             cond, uncond = self._teacher(
                 torch.cat([x_start, x_start]),
                 torch.cat([start_B, start_B]),
-                encoder_hidden_states=torch.cat([text, empty]),
-            ).sample.chunk(2)
+                Text.cat([text, empty]),
+            ).chunk(2)
             w = torch.tensor(self._model.guidance_scale - 1)
             x_end = teacher_step(x_start, cond, uncond, w, start_B, end_B, self._schedule)
         return _Anchoring(x_start, start_B, x_end, end_B, text)
@@ -265,7 +260,7 @@ def step_weights(settings: Lasro, model: Model) -> tuple[float, ...]:
 class _Draw:
     """What a step works on: text states, noise of every sampling step, the anchor's batch."""
 
-    text: Tensor
+    text: Text
     noise: Tensor
     anchoring: "_Anchoring | None"
 
@@ -278,7 +273,7 @@ class _Anchoring:
     start_B: Tensor
     x_end: Tensor
     end_B: Tensor
-    text: Tensor
+    text: Text
 
 
 def _concat(a: Tensor | None, b: Tensor | None) -> Tensor | None:

@@ -5,7 +5,7 @@
 
 Source: "Diffusion Fine-Tuning via Reparameterized Policy Gradient of the Soft Q-Function" (SQDF,
 ICLR 2026). x_t comes from replay and takes no gradient; z is fresh, so no importance weight is
-needed. Step i of T goes from state i to state i + 1; state T is the clean latent.
+needed. Step i of T goes from state i to state i + 1 (`learner.diffusion.chain`).
 Shape suffixes: B rows; tensors without one are [B, C, H, W].
 """
 
@@ -16,50 +16,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from learner.diffusion.consistency import NoiseModel, consistency_prediction
+from learner.diffusion.chain import Chain
+from learner.diffusion.consistency import NoiseModel
 from learner.diffusion.ddim import ddim_moments
-from learner.diffusion.schedule import (
-    NoiseSchedule,
-    consistency_timesteps,
-    ddim_timesteps,
-    predict_x0,
-)
+from learner.diffusion.schedule import ddim_timesteps, predict_x0
 
 KlStd = Literal["posterior", "forward"]
 Clean = Callable[[Tensor, Tensor], Tensor]
 """x_prev, step_B -> x̂0: what the reward is asked about."""
-
-
-@dataclass(frozen=True)
-class Chain:
-    """The sampler's time grid by step number."""
-
-    schedule: NoiseSchedule
-    num_steps: int = 50
-
-    def times(self, step_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Timesteps of the states before and after a step, int64 [B]; 0 after the last one."""
-        grid = torch.tensor(ddim_timesteps(self.num_steps, self.schedule.num_train_timesteps))
-        t_B = grid[step_B.cpu()]
-        stride = self.schedule.num_train_timesteps // self.num_steps
-        return t_B, (t_B - stride).clamp(min=0)
-
-    def steps_after(self, step_B: Tensor) -> Tensor:
-        """k: how many steps come after each one; 0 after the last."""
-        return self.num_steps - 1 - step_B
-
-    def is_last(self, step_B: Tensor) -> Tensor:
-        """Rows whose next state is the clean latent, bool [B]."""
-        return step_B == self.num_steps - 1
-
-    def consistency_times(self, step_B: Tensor) -> Tensor:
-        """Where a consistency model takes the state after a step: nearest on its grid of 50.
-
-        Its grid has no time below 19, so the states nearest to the clean one are told 19.
-        """
-        _, prev_t_B = self.times(step_B)
-        grid = torch.tensor(consistency_timesteps(50, self.schedule.num_train_timesteps))
-        return grid[(prev_t_B[:, None] - grid[None, :]).abs().argmin(dim=1)]
 
 
 @dataclass(frozen=True)
@@ -104,8 +68,7 @@ def clean_by_consistency(model: NoiseModel, chain: Chain) -> Clean:
     """x̂0 = f(x_prev, nearest time) in one call without guidance; the last step's is x_prev."""
 
     def clean(x_prev: Tensor, step_B: Tensor) -> Tensor:
-        t_B = chain.consistency_times(step_B)
-        x0 = consistency_prediction(x_prev, model(x_prev, t_B), t_B, chain.schedule)
+        x0 = chain.told_clean(model, x_prev, step_B + 1)
         return _unless_last(x0, x_prev, step_B, chain)
 
     return clean

@@ -1,75 +1,100 @@
 """Puts SQDF together on one rank: one base, three networks over it, engines, what connects them."""
 
-import copy
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DConditionModel
 
-from learner.groups import GroupSource, ScoredGroups
+from learner.diffusion.chain import Chain
+from learner.groups import GroupSource
 from learner.methods.alternation import Alternating
-from learner.methods.engines import policy_engine, surrogate_engine
-from learner.methods.sqdf import Chain
+from learner.methods.parts import Surrogacy, policy_engine, scored_groups
 from learner.methods.sqdf_policy import SqdfPolicy
-from learner.methods.sqdf_steps import SqdfSteps, surrogate_reward
+from learner.methods.sqdf_rewards import DecodedReward, SurrogateReward
+from learner.methods.sqdf_steps import SqdfSteps
 from learner.policy.components import PipelineFolder
 from learner.policy.denoiser import Denoiser
-from learner.policy.trainable import make_policy_trainable
-from learner.policy.views import shared_view, with_lora
+from learner.policy.views import policy_over, with_lora
 from learner.seat import Seat
 from learner.settings import Learner, Model, Sqdf
-from learner.states import StateReplay
-from learner.surrogate_training import SurrogateTrainer
+from learner.states import StateReplay, strata_of
+from learner.trainer import Journal
+from reward_servers.base import DifferentiableReward
 
 
 def build_sqdf(
-    settings: Sqdf, model: Model, learner: Learner, *, source: GroupSource, seat: Seat
+    settings: Sqdf,
+    model: Model,
+    learner: Learner,
+    *,
+    source: GroupSource,
+    rewards: Mapping[str, DifferentiableReward],
+    seat: Seat,
 ) -> Alternating:
-    """The method, ready for the trainer."""
+    """The method, ready for the trainer.
+
+    Args:
+        rewards: by the names of `source.rewards`; none where a surrogate is climbed.
+    """
     torch.set_num_threads(learner.threads)
     pipeline = PipelineFolder.locate(model.path)
     base = pipeline.unet(model.attention).requires_grad_(False)
     consistency = with_lora(base, Path(settings.clean.lora)) if settings.clean.lora else None
     encode = pipeline.prompt_encoder()
-    denoiser = Denoiser(_policy(base, model, seat.seed))
-    policy = policy_engine(settings, learner, denoiser)
-    surrogate = surrogate_engine(settings, learner, base, num_steps=1, seed=seat.seed)
+    engine = policy_engine(
+        settings,
+        learner,
+        Denoiser(policy_over(base, model, seed=seat.seed)),
+        micro_batches=settings.micro_batches,
+    )
+    # The end of a trajectory is scored first, and what is told of its states after it.
+    told = settings.states.kept if settings.states.score_clean else 0
+    ends = (*range(1, told + 1), 0)
+    labels = [*(f"told{part}" for part in range(1, told + 1)), f"{model.num_steps}step"]
+    groups, journal = scored_groups(settings, source, steps=ends, seat=seat), Journal()
+    if settings.reward == "decoded":
+        surrogate = None
+        vae = pipeline.vae(str(engine.device)).requires_grad_(False)
+        checkpointing = learner.gradient_checkpointing
+        reward = DecodedReward(vae, rewards, groups.weighed, checkpointing=checkpointing)
+    else:
+        surrogate = Surrogacy(
+            settings,
+            learner,
+            base,
+            encode,
+            groups=groups,
+            labels=labels,
+            tells_steps=False,
+            journal=journal,
+            seat=seat,
+        )
+        reward = SurrogateReward(surrogate.climb)
+    # After the surrogate has copied its blocks, which the engine places by itself.
     for network in (base, consistency):
         if network is not None:
-            torch.nn.Module.to(network, policy.device)
-    groups = ScoredGroups(
-        source,
-        steps=(0,),
-        admits=seat.is_first,
-        ahead=source.max_staleness * settings.groups_per_cycle,
-        num_tickets=settings.pretrain.groups + settings.cycles * settings.groups_per_cycle,
-    )
-    steps = SqdfPolicy(
+            torch.nn.Module.to(network, engine.device)
+            if learner.gradient_checkpointing:
+                network.enable_gradient_checkpointing()
+    policy = SqdfPolicy(
         settings,
-        policy,
+        engine,
         Chain(pipeline.schedule, model.num_steps),
         encode,
-        base,
-        consistency,
-        surrogate_reward(surrogate.module, settings.surrogate.pessimism),
+        Denoiser(base),
+        Denoiser(consistency) if consistency else None,
+        reward,
         guidance_scale=model.guidance_scale,
         seat=seat,
     )
-    states = StateReplay(groups, settings.states, num_steps=model.num_steps)
+    states = StateReplay(groups, settings.states, strata_of(settings, model.num_steps))
     return Alternating(
         settings,
-        SqdfSteps(settings, steps, states, surrogate.module, seat),
+        SqdfSteps(settings, policy, states, seat),
         groups=groups,
-        labels=[f"{model.num_steps}step"],
-        policy_engine=policy,
-        surrogate=SurrogateTrainer(settings.surrogate, surrogate, encode),
-        surrogate_engine=surrogate,
+        labels=labels,
+        policy_engine=engine,
+        surrogate=surrogate.steps if surrogate else None,
+        journal=journal,
         seat=seat,
     )
-
-
-def _policy(base: UNet2DConditionModel, model: Model, seed: int) -> UNet2DConditionModel:
-    """Over the base's tensors with an adapter; with tensors of its own where all are trained."""
-    view = shared_view(base) if model.trainable == "lora" else copy.deepcopy(base)
-    make_policy_trainable(view, model, seed=seed)
-    return view

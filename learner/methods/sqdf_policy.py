@@ -2,21 +2,21 @@
 
 Every random draw is a function of (seed, step), of the whole batch on every rank, so that cutting
 the batch over ranks changes nothing but the order of a sum.
-Shape suffixes: B rows of this rank, C H W latent, L tokens, E embedding.
+Shape suffixes: B rows of this rank, C H W latent.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from learner.diffusion.chain import Chain
 from learner.diffusion.ddim import gaussian_kl, guided
 from learner.engine import Engine, mean_over_ranks
 from learner.methods.sqdf import (
-    Chain,
     Clean,
     adapted_alpha,
     clean_by_consistency,
@@ -27,13 +27,15 @@ from learner.methods.sqdf import (
     soft_q_loss,
     take_step,
 )
+from learner.policy.denoiser import Denoiser
+from learner.policy.text import Text
 from learner.seat import Seat
 from learner.settings import Sqdf
 from learner.states import StateBatch
 
-Encode = Callable[[list[str]], Tensor]
-RewardOf = Callable[[Tensor, Tensor], Tensor]
-"""Clean latents [B, C, H, W], text states [B, L, E] -> rewards [B], with a gradient to latents."""
+Encode = Callable[[list[str]], Text]
+RewardOf = Callable[[Tensor, Text, Sequence[str]], Tensor]
+"""Clean latents [B, C, H, W], text, prompts -> rewards [B], with a gradient to the latents."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class SqdfPolicy:
 
     Args:
         engine: of a `Denoiser` of many steps.
-        reference: the untouched UNet, frozen.
+        reference: the untouched network, frozen.
         consistency: a frozen consistency model; None where the reference tells clean latents.
         guidance_scale: of policy and reference; the consistency model has none.
     """
@@ -63,8 +65,8 @@ class SqdfPolicy:
         engine: Engine,
         chain: Chain,
         encode: Encode,
-        reference: nn.Module,
-        consistency: nn.Module | None,
+        reference: Denoiser,
+        consistency: Denoiser | None,
         reward: RewardOf,
         *,
         guidance_scale: float,
@@ -83,40 +85,58 @@ class SqdfPolicy:
 
     def step(self, batch: StateBatch) -> dict[str, float]:
         """One update from states of this rank; returns its metrics."""
+        parts: list[dict[str, float]] = []
+        norm = self._engine.update(self._losses(batch, parts))
+        metrics = mean_over_ranks(
+            {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
+        )
+        alpha = self.state.alpha
+        if self._settings.target_kl is not None:
+            alpha = adapted_alpha(alpha, metrics["kl_nats"], self._settings.target_kl)
+        self.state = SqdfState(self.state.step + 1, alpha)
+        return {**metrics, "gradient_norm": norm}
+
+    def _losses(self, batch: StateBatch, parts: list[dict[str, float]]) -> Iterator[Tensor]:
+        """The loss of one micro-batch after the other; their metrics are added to `parts`."""
+        noise = self._noise(batch.latents_BCHW)
+        count = self._settings.micro_batches
+        for part in range(count):
+            # Rows of one part are `count` apart, as are those of a rank.
+            rows = slice(part, None, count)
+            loss, metrics = self._loss(batch.rows(rows), noise[rows])
+            parts.append(metrics)
+            yield loss
+
+    def _loss(self, batch: StateBatch, noise: Tensor) -> tuple[Tensor, dict[str, float]]:
         settings, chain, device = self._settings, self._chain, self._engine.device
         x, step_B = batch.latents_BCHW.to(device), batch.step_B.to(device)
         text = self._encode(list(batch.prompts)).to(device)
-        empty = self._encode([""]).to(device).expand(len(text), -1, -1)
+        empty = self._encode([""] * len(text)).to(device)
         t_B = chain.times(step_B)[0].to(device)
-        eps = self._guided(self._policy_noise, x, t_B, text, empty)
-        with torch.no_grad():
-            ref_eps = self._guided(self._reference_noise, x, t_B, text, empty)
-        taken = take_step(x, eps, ref_eps, self._noise(x), step_B, chain)
-        reward_B = self._reward(self._clean(text, empty)(taken.x_prev, step_B), text)
+        eps = self._guided(self._engine, x, t_B, text, empty)
+        if batch.ref_eps_BCHW is not None:
+            ref_eps = batch.ref_eps_BCHW.to(device)
+        else:
+            with torch.no_grad():
+                ref_eps = self._guided(self._reference, x, t_B, text, empty)
+        taken = take_step(x, eps, ref_eps, noise.to(x), step_B, chain)
+        clean = self._clean(text, empty)(taken.x_prev, step_B)
+        reward_B = self._reward(clean, text, batch.prompts)
         std = kl_std(step_B, chain, x, settings.kl_std)
         kl_B = gaussian_kl(taken.mean, taken.ref_mean, std, reduce=settings.kl_reduce)
         weight_B = self._weights(step_B).to(reward_B)
         loss = soft_q_loss(
             reward_B, kl_B, weight_B, alpha=self.state.alpha, positive_only=settings.positive_only
         )
-        norm = self._engine.update(loss)
         nats = gaussian_kl(taken.mean.detach(), taken.ref_mean, taken.std)
-        metrics = mean_over_ranks(
-            {
-                "soft_q_loss": float(loss.detach()),
-                "surrogate_reward": float(reward_B.detach().mean()),
-                "weighted_reward": float((weight_B * reward_B.detach()).mean()),
-                "kl_nats": float(nats.mean()),
-                "kl_penalty": self.state.alpha * float(kl_B.detach().mean()),
-                "alpha": self.state.alpha,
-                "gradient_norm": norm,
-            }
-        )
-        alpha = self.state.alpha
-        if settings.target_kl is not None:
-            alpha = adapted_alpha(alpha, metrics["kl_nats"], settings.target_kl)
-        self.state = SqdfState(self.state.step + 1, alpha)
-        return metrics
+        return loss, {
+            "soft_q_loss": float(loss.detach()),
+            f"{settings.reward}_reward": float(reward_B.detach().mean()),
+            "weighted_reward": float((weight_B * reward_B.detach()).mean()),
+            "kl_nats": float(nats.mean()),
+            "kl_penalty": self.state.alpha * float(kl_B.detach().mean()),
+            "alpha": self.state.alpha,
+        }
 
     def _weights(self, step_B: Tensor) -> Tensor:
         """γ^k, unless times were drawn in proportion to it already."""
@@ -125,22 +145,20 @@ class SqdfPolicy:
         return discount_weights(step_B, self._chain, self._settings.discount)
 
     def _noise(self, x: Tensor) -> Tensor:
-        """This rank's share of the step's noise."""
+        """This rank's share of the step's noise, like its states."""
         generator = torch.Generator().manual_seed(self._seat.seed * 1_000_003 + self.state.step)
         shape = (self._settings.policy_batch, *x.shape[1:])
         return torch.randn(shape, generator=generator)[self._seat.share].to(x)
 
-    def _clean(self, text: Tensor, empty: Tensor) -> Clean:
+    def _clean(self, text: Text, empty: Text) -> Clean:
         by = self._settings.clean.by
         if by == "consistency":
             model = self._consistency
             assert model is not None
-            return clean_by_consistency(
-                lambda x, t_B: _unet_noise(model, x, t_B, text), self._chain
-            )
+            return clean_by_consistency(lambda x, t_B: model(x, t_B, text), self._chain)
 
         def reference(x: Tensor, t_B: Tensor) -> Tensor:
-            return self._guided(self._reference_noise, x, t_B.to(x.device), text, empty)
+            return self._guided(self._reference, x, t_B, text, empty)
 
         if by == "tweedie":
             return clean_by_tweedie(reference, self._chain)
@@ -148,25 +166,15 @@ class SqdfPolicy:
 
     def _guided(
         self,
-        noise: Callable[[Tensor, Tensor, Tensor], Tensor],
+        network: Callable[[Tensor, Tensor, Text], Tensor],
         x: Tensor,
         t_B: Tensor,
-        text: Tensor,
-        empty: Tensor,
+        text: Text,
+        empty: Text,
     ) -> Tensor:
         """ε with classifier-free guidance, in one doubled call; scale 1 needs no second half."""
         if self._guidance_scale == 1:
-            return noise(x, t_B, text)
-        both = noise(torch.cat([x, x]), torch.cat([t_B, t_B]), torch.cat([empty, text]))
+            return network(x, t_B, text)
+        both = network(torch.cat([x, x]), torch.cat([t_B, t_B]), Text.cat([empty, text]))
         uncond, cond = both.chunk(2)
         return guided(cond, uncond, self._guidance_scale)
-
-    def _policy_noise(self, x: Tensor, t_B: Tensor, text: Tensor) -> Tensor:
-        return self._engine(x, t_B, text, None)
-
-    def _reference_noise(self, x: Tensor, t_B: Tensor, text: Tensor) -> Tensor:
-        return _unet_noise(self._reference, x, t_B, text)
-
-
-def _unet_noise(unet: nn.Module, x: Tensor, t_B: Tensor, text: Tensor) -> Tensor:
-    return unet(x, t_B.to(x.device), encoder_hidden_states=text).sample

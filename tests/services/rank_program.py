@@ -18,8 +18,10 @@ import torch
 from deploy.shapes.models import new_unet
 from learner.diffusion.schedule import NoiseSchedule
 from learner.engine import Engine, join_ranks, leave_ranks
+from learner.exploration import Climb
 from learner.methods.lasro_policy import AnchorData, LasroPolicy
 from learner.policy.denoiser import Denoiser
+from learner.policy.text import Text
 from learner.policy.trainable import make_trainable
 from learner.seat import Seat
 from learner.settings import Lasro, Model
@@ -41,13 +43,15 @@ SCHEDULE = NoiseSchedule.from_config(
 )
 
 
-def encode(prompts: list[str]) -> torch.Tensor:
+def encode(prompts: list[str]) -> Text:
     """Text states of made-up prompts: noise that a prompt always gets again."""
-    return torch.stack(
-        [
-            torch.randn(5, 64, generator=torch.Generator().manual_seed(zlib.crc32(p.encode())))
-            for p in prompts
-        ]
+    return Text(
+        torch.stack(
+            [
+                torch.randn(5, 64, generator=torch.Generator().manual_seed(zlib.crc32(p.encode())))
+                for p in prompts
+            ]
+        )
     )
 
 
@@ -91,8 +95,8 @@ class TinyLearner:
             SCHEDULE,
             (4, 8, 8),
             encode,
-            teacher,
-            self.engines["surrogate"].module,
+            Denoiser(teacher),
+            Climb(self.engines["surrogate"].module, SETTINGS.surrogate),
             Seat(5, rank, ranks),
         )
         generator = torch.Generator().manual_seed(6)

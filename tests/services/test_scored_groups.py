@@ -164,3 +164,58 @@ def test_resuming_on_a_lost_log_issues_only_new_tickets(replay: RedisReplay) -> 
     ticket = replay.lease_ticket("sampler", lease_s=10)
     assert ticket is not None
     assert ticket.number == 7
+
+
+def test_standardised_rewards_have_mean_0_and_deviation_1_where_the_moments_were_taken(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    score_groups(replay, make_group, 0, 1, 2)
+    groups = view(replay, rewards={"a": 2.0, "b": 1.0}, standardised=frozenset({"a"}))
+    groups.collect(range(3), 0)
+    raw_a = groups.index.reward("a").astype(float)
+    groups.standardise([0, 1, 2])
+    expected = 2.0 * (raw_a - raw_a.mean()) / raw_a.std() + groups.index.reward("b")
+    rewards = groups.rewards([0, 1, 2]).reshape(-1, 2)
+    np.testing.assert_allclose(rewards.numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(groups.final_rewards(), expected[:, -1], rtol=1e-5)
+
+
+def test_a_reward_that_never_differs_is_not_divided_by_zero(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    score_groups(replay, make_group, 0)
+    groups = view(replay, rewards={"b": 1.0}, steps=(0,), standardised=frozenset({"b"}))
+    groups.collect(range(1), 0)
+    groups.standardise([0])
+    assert groups.rewards([0]).tolist() == [[[0.0], [0.0]]]
+
+
+def test_the_end_of_a_trajectory_is_the_last_of_the_trained_steps(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    put(replay, make_group(0))
+    commit(replay, make_group(0), a=3.0)
+    groups = view(replay, steps=(1, 0))
+    groups.catch_up()
+    assert groups.final_rewards().tolist() == [3.0, 3.0]
+    assert groups.rewards([0]).tolist() == [[[3.0, 3.0], [4.0, 3.0]]]
+
+
+def test_a_budget_pays_for_tickets_and_for_what_was_asked_again(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    groups = view(replay, max_records=3 * MEMBERS)
+    assert groups.affords(range(1, 3))
+    assert not groups.affords(range(2, 4))
+    records = make_group(0)
+    put(replay, records)
+    replay.claim("server", max_records=MEMBERS, block_s=0, lease_s=10)
+    replay.fail(records[0].record_id, "try again", retry=True)
+    # One more score was asked for, so the last ticket is not paid for any more.
+    assert replay.counters().retried == 1
+    assert not groups.affords(range(1, 3))
+    assert groups.affords(range(2))
+
+
+def test_without_a_budget_everything_is_afforded(replay: RedisReplay) -> None:
+    assert view(replay).affords(range(10**9))

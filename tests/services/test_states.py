@@ -1,5 +1,6 @@
 """States of replayed trajectories, on a real server: which are drawn, and what is read."""
 
+import dataclasses
 import threading
 
 import numpy as np
@@ -8,12 +9,14 @@ import torch
 
 from buffer.records import Record, Scores, record_id
 from buffer.redis_replay import RedisReplay
+from learner.diffusion.strata import Strata
 from learner.groups import GroupSource, ScoredGroups
 from learner.settings import StateDraw
-from learner.states import StateReplay, draw_slots, draw_trajectories
+from learner.states import StateReplay, draw_trajectories
 
 pytestmark = pytest.mark.redis
-MEMBERS, STEPS = 2, 50
+MEMBERS = 2
+STRATA = Strata.spread(50, 2)
 KEPT = {0: (3, 28, 50), 1: (20, 45, 50), 2: (24, 49, 50)}
 ALL = slice(None)
 
@@ -50,7 +53,13 @@ def groups(replay: RedisReplay) -> ScoredGroups:
         replay.commit(
             [(r.record_id, Scores({"a": (10.0 * ticket + r.member,)})) for r in records], "server"
         )
-    source = GroupSource(
+    view = ScoredGroups(source_of(replay), steps=(0,), admits=False)
+    view.catch_up()
+    return view
+
+
+def source_of(replay: RedisReplay) -> GroupSource:
+    return GroupSource(
         replay=replay,
         rewards={"a": 2.0},
         group_size=MEMBERS,
@@ -59,9 +68,6 @@ def groups(replay: RedisReplay) -> ScoredGroups:
         stall_s=1.0,
         stopping=threading.Event(),
     )
-    view = ScoredGroups(source, steps=(0,), admits=False)
-    view.catch_up()
-    return view
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -73,7 +79,7 @@ def test_groups_that_kept_different_states_share_an_index(groups: ScoredGroups) 
 
 
 def test_a_drawn_latent_is_the_state_that_it_is_said_to_be(groups: ScoredGroups) -> None:
-    batch = StateReplay(groups, StateDraw(), num_steps=STEPS).draw(6, 1.0, rng(), ALL)
+    batch = StateReplay(groups, StateDraw(), STRATA).draw(6, rng(), ALL)
     tickets = [int(prompt.removeprefix("prompt ")) for prompt in batch.prompts]
     assert sorted(tickets) == [0, 0, 1, 1, 2, 2]
     for row, (ticket, step) in enumerate(zip(tickets, batch.step_B.tolist(), strict=True)):
@@ -83,29 +89,12 @@ def test_a_drawn_latent_is_the_state_that_it_is_said_to_be(groups: ScoredGroups)
 
 
 def test_ranks_draw_one_batch_and_share_it(groups: ScoredGroups) -> None:
-    states = StateReplay(groups, StateDraw(), num_steps=STEPS)
-    whole = states.draw(6, 0.9, rng(), ALL)
-    parts = [states.draw(6, 0.9, rng(), slice(rank, None, 2)) for rank in (0, 1)]
+    states = StateReplay(groups, StateDraw(), STRATA)
+    whole = states.draw(6, rng(), ALL)
+    parts = [states.draw(6, rng(), slice(rank, None, 2)) for rank in (0, 1)]
     for rank, part in enumerate(parts):
         torch.testing.assert_close(part.latents_BCHW, whole.latents_BCHW[rank::2])
         assert part.step_B.tolist() == whole.step_B[rank::2].tolist()
-
-
-def test_the_clean_state_is_never_drawn(groups: ScoredGroups) -> None:
-    rows = np.repeat(np.arange(6), 50)
-    slots = draw_slots(groups.index, rows, STEPS, 1.0, rng())
-    assert set(slots.tolist()) == {0, 1}
-
-
-def test_times_are_drawn_in_proportion_to_the_discount(groups: ScoredGroups) -> None:
-    rows = np.full(4000, 2)  # states 20 and 45: 25 steps apart
-    share = np.mean(draw_slots(groups.index, rows, STEPS, 0.95, rng()) == 1)
-    assert share == pytest.approx(1 / (1 + 0.95**25), abs=0.03)
-
-
-def test_a_strong_discount_on_early_states_is_no_division_by_zero(groups: ScoredGroups) -> None:
-    slots = draw_slots(groups.index, np.zeros(10, int), STEPS, 1e-20, rng())
-    assert set(slots.tolist()) == {1}
 
 
 def test_fresh_rows_are_those_of_the_newest_policy(groups: ScoredGroups) -> None:
@@ -123,7 +112,7 @@ def test_priorities_go_by_the_rank_of_the_reward(groups: ScoredGroups) -> None:
 
 
 def test_more_states_than_trajectories_come_again(groups: ScoredGroups) -> None:
-    batch = StateReplay(groups, StateDraw(), num_steps=STEPS).draw(16, 1.0, rng(), ALL)
+    batch = StateReplay(groups, StateDraw(), STRATA).draw(16, rng(), ALL)
     assert len(batch.prompts) == 16
 
 
@@ -131,12 +120,33 @@ def test_evicted_states_are_replaced_by_others_of_the_batch(
     groups: ScoredGroups, replay: RedisReplay
 ) -> None:
     replay.consume(2)
-    batch = StateReplay(groups, StateDraw(), num_steps=STEPS).draw(6, 1.0, rng(), ALL)
+    batch = StateReplay(groups, StateDraw(), STRATA).draw(6, rng(), ALL)
     assert set(batch.prompts) == {"prompt 2"}
     assert len(batch.latents_BCHW) == 6
+
+
+def test_the_references_noise_comes_with_its_state(replay: RedisReplay) -> None:
+    replay.admit(limit=1, policy_version=0)
+    replay.lease_ticket("sampler", lease_s=10)
+    labels = (3, 28, 50, 105, 130)
+    records = [
+        dataclasses.replace(
+            record, steps=labels, latents=tuple(latent(0, record.member, each) for each in labels)
+        )
+        for record in group(0)
+    ]
+    replay.put_group(0, records)
+    replay.commit([(r.record_id, Scores({"a": (1.0,)})) for r in records], "server")
+    view = ScoredGroups(source_of(replay), steps=(0,), admits=False)
+    view.catch_up()
+    states = StateReplay(view, StateDraw(kept=2, store_reference=True), STRATA)
+    batch = states.draw(8, rng(), ALL)
+    assert batch.ref_eps_BCHW is not None
+    apart = batch.ref_eps_BCHW - batch.latents_BCHW
+    assert apart.unique().tolist() == [102.0]
 
 
 def test_without_any_state_left_it_says_so(groups: ScoredGroups, replay: RedisReplay) -> None:
     replay.consume(3)
     with pytest.raises(LookupError, match="capacity is too small"):
-        StateReplay(groups, StateDraw(), num_steps=STEPS).draw(6, 1.0, rng(), ALL)
+        StateReplay(groups, StateDraw(), STRATA).draw(6, rng(), ALL)

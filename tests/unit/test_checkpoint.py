@@ -102,7 +102,7 @@ def test_another_rank_saves_its_part_and_nothing_more(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ('{"format": 99}', "has format 99; this version reads 3"),
+        ('{"format": 99}', "has format 99; this version reads 4"),
         ("{}", "has format None"),
         ("[]", "has format None"),
         ('{"format": 1', "cannot be read"),

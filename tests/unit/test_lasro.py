@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from deploy.shapes.models import new_unet
 from learner.diffusion.schedule import NoiseSchedule
+from learner.exploration import Climb
 from learner.methods.lasro import RewardScale, anchor_weight, gradient, reward_loss, squash
 from learner.methods.lasro_policy import AnchorData, LasroPolicy, PolicyState
 from learner.policy.denoiser import Denoiser
@@ -70,10 +71,10 @@ def adapted_unet() -> Denoiser:
     return Denoiser(unet)
 
 
-def teacher() -> Any:
+def teacher() -> Denoiser:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
-        return new_unet().requires_grad_(False)
+        return Denoiser(new_unet().requires_grad_(False))
 
 
 def anchor_data() -> AnchorData:
@@ -89,15 +90,16 @@ def policy_of(
     rank: int = 0,
     ranks: int = 1,
 ) -> LasroPolicy:
+    chosen = Lasro.model_validate({"policy_batch": 4, "anchor": NO_ANCHOR, **settings})
     return LasroPolicy(
-        Lasro.model_validate({"policy_batch": 4, "anchor": NO_ANCHOR, **settings}),
+        chosen,
         MODEL,
         engine,  # pyright: ignore[reportArgumentType]
         SCHEDULE,
         (4, 8, 8),
         encode,
         teacher() if "anchor" in settings else None,
-        surrogate or fitted_surrogate(),
+        Climb(surrogate or fitted_surrogate(), chosen.surrogate),
         Seat(7, rank, ranks),
     )
 

@@ -260,7 +260,9 @@ def test_a_chain_of_many_steps_is_rewarded_at_its_end() -> None:
     [
         ("model.num_steps=2", "model.num_steps: sqdf trains models of 50 steps, given 2"),
         ("method.states.kept=51", "method.states.kept: must be at most model.num_steps = 50"),
-        ("method.alpha=0", "method.alpha: is 0, so nothing holds the policy"),
+        ("method.micro_batches=3", "method.micro_batches: must divide a rank's rows"),
+        ("limits.reward_queries=35", "limits.reward_queries: must be at least 36"),
+        ("method.reward=decoded", "method: surrogate and surrogate_steps: no surrogate is"),
         ("method.clean.by=tweedie", "method.clean: `by: consistency` needs `lora`"),
         ("method.clean.lora=null", "method.clean: `by: consistency` needs `lora`"),
         ("method.discount=1.1", "method.discount: must be less than or equal to 1"),
@@ -326,3 +328,18 @@ def test_every_setting_is_documented() -> None:
         return missing
 
     assert undocumented(RunConfig) == []
+
+
+def test_clean_latents_are_scored_only_where_something_tells_them_and_learns_from_them() -> None:
+    scored = "method.states.score_clean=true"
+    assert load_config(SMOKE_SQDF, [scored]).rewarded_steps == 5
+    with pytest.raises(ConfigError, match=r"method\.states\.score_clean: needs method\.clean\.by"):
+        load_config(SMOKE_SQDF, [scored, "method.clean={by: tweedie}"])
+
+
+def test_a_budget_is_counted_in_scores_and_holds_whole_trajectories() -> None:
+    config = load_config(
+        SMOKE_SQDF, ["limits.reward_queries=504", "method.states.score_clean=true"]
+    )
+    # Each trajectory has its end and four told latents scored.
+    assert (config.queries_per_record, config.max_records) == (5, 100)

@@ -22,11 +22,12 @@ from actors.rollout import FewStepPolicy, Group, ManyStepPolicy, to_records
 from actors.sampling import (
     INITIAL_NOISE,
     group_noise,
+    guided_noise,
     member_noise,
     sample_ddpm,
     sample_few_steps,
-    stratified_states,
 )
+from learner.diffusion.chain import Chain
 from learner.diffusion.consistency import guidance_embedding
 from learner.diffusion.schedule import NoiseSchedule
 
@@ -348,26 +349,30 @@ def test_groups_of_a_batch_may_keep_different_states() -> None:
         np.testing.assert_array_equal(rollout.latents, whole.latents[:, list(rollout.steps)])
 
 
-@pytest.mark.parametrize("count", [1, 6, 7, 50])
-def test_stratified_states_are_apart_and_all_equally_often_kept(count: int) -> None:
-    drawn = [stratified_states(seed, 50, count) for seed in range(2000)]
-    assert {len(set(states)) for states in drawn} == {count}
-    times = np.bincount(np.concatenate(drawn), minlength=50)
-    expected = 2000 * count / 50
-    assert abs(times - expected).max() <= 6 * expected**0.5
-    gaps = np.diff(np.array(drawn), axis=1)
-    assert count == 1 or (gaps.min() >= 50 // count and gaps.max() <= -(-50 // count))
+def test_what_is_told_of_a_kept_state_is_kept_and_scored_after_the_end() -> None:
+    policy = ManyStepPolicy(**parts(num_steps=50), keep=lambda seed: (7, 40), consistency=network())
+    rollout = policy.sample([CAT, DOG])[1]
+    assert (rollout.steps, rollout.scored) == ((7, 40, 50, 58, 91), (2, 3, 4))
+    states = torch.from_numpy(rollout.latents[:, :2]).float()
+    text, chain = encode(["a dog"] * 3), Chain(SCHEDULE)
+    for slot, state in enumerate((7, 40)):
+        told = chain.told_clean(
+            lambda x, t_B: network()(x, t_B, text, None), states[:, slot], torch.full((3,), state)
+        )
+        kept = torch.from_numpy(rollout.latents[:, 3 + slot]).float()
+        torch.testing.assert_close(kept, told, atol=2e-2, rtol=1e-2)
 
 
-def test_stratified_states_are_a_function_of_the_seed() -> None:
-    assert stratified_states(7, 50, 6) == stratified_states(7, 50, 6)
-    assert len({stratified_states(seed, 50, 6) for seed in range(100)}) > 5
-
-
-@pytest.mark.parametrize("count", [0, 51])
-def test_a_number_of_states_that_a_chain_does_not_have_is_refused(count: int) -> None:
-    with pytest.raises(ValueError, match="keep 1 to 50"):
-        stratified_states(0, 50, count)
+def test_the_references_noise_is_that_of_the_state_as_it_is_stored() -> None:
+    policy = ManyStepPolicy(**parts(num_steps=50), keep=lambda seed: (7, 40), reference=network())
+    rollout = policy.sample([CAT])[0]
+    assert (rollout.steps, rollout.scored) == ((7, 40, 50, 109, 142), (2,))
+    states = torch.from_numpy(rollout.latents[:, :2]).float()
+    doubled = encode([""] * 3 + ["a cat"] * 3)
+    for slot, t in enumerate((841, 181)):
+        eps = guided_noise(network(), states[:, slot], torch.full((3,), t), doubled, 2.0)
+        kept = torch.from_numpy(rollout.latents[:, 3 + slot])
+        torch.testing.assert_close(kept, eps.half(), atol=1e-3, rtol=1e-3)
 
 
 def test_guidance_embedding_reaches_the_network_as_scale_minus_one() -> None:

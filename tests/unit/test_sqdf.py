@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from learner.diffusion.chain import Chain
 from learner.diffusion.ddim import Reduce, gaussian_kl
 from learner.diffusion.schedule import NoiseSchedule
 from learner.methods.sqdf import (
-    Chain,
     adapted_alpha,
     clean_by_consistency,
     clean_by_ddim,
@@ -45,8 +45,8 @@ def test_times_of_the_fifty_steps() -> None:
 
 
 def test_the_consistency_model_is_told_the_nearest_time_of_its_grid() -> None:
-    steps = torch.tensor([0, 1, 10, 45, 47, 48])
-    assert CHAIN.consistency_times(steps).tolist() == [959, 939, 759, 59, 19, 19]
+    states = torch.tensor([0, 1, 2, 11, 46, 48, 49, 50])
+    assert CHAIN.consistency_times(states).tolist() == [979, 959, 939, 759, 59, 19, 19, 19]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """SQDF's policy step: whose gradient flows, what is drawn, and what cutting a batch changes."""
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -7,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from deploy.shapes.models import new_unet
+from learner.diffusion.chain import Chain
+from learner.diffusion.ddim import guided
 from learner.diffusion.schedule import NoiseSchedule
-from learner.methods.sqdf import Chain
 from learner.methods.sqdf_policy import SqdfPolicy
 from learner.policy.denoiser import Denoiser
+from learner.policy.text import Text
 from learner.policy.trainable import make_trainable
 from learner.policy.views import shared_view
 from learner.seat import Seat
@@ -41,8 +45,8 @@ def adapted(unet: Any) -> Denoiser:
     return Denoiser(view)
 
 
-def brightness(x: Tensor, text: Tensor) -> Tensor:
-    return x.flatten(1).mean(dim=1) + text.flatten(1).mean(dim=1)
+def brightness(x: Tensor, text: Text, prompts: Sequence[str]) -> Tensor:
+    return x.flatten(1).mean(dim=1) + text.states_BLE.flatten(1).mean(dim=1)
 
 
 def batch(rows: slice = slice(None)) -> StateBatch:
@@ -69,8 +73,8 @@ def policy_of(
         engine,  # pyright: ignore[reportArgumentType]
         CHAIN,
         encode,
-        shared_view(unet),
-        shared_view(unet) if settings["clean"]["by"] == "consistency" else None,
+        Denoiser(shared_view(unet)),
+        Denoiser(shared_view(unet)) if settings["clean"]["by"] == "consistency" else None,
         reward,
         guidance_scale=guidance_scale,
         seat=seat or Seat(7),
@@ -100,7 +104,7 @@ def test_an_untouched_policy_has_no_kl_and_no_gradient_of_it() -> None:
     view = shared_view(unet)
     make_trainable(view, "lora", rank=2, alpha=2, seed=1)
     policy, engine = policy_of(
-        {"alpha": 1e6}, unet=unet, denoiser=Denoiser(view), reward=lambda x, text: 0 * x[:, 0, 0, 0]
+        {"alpha": 1e6}, unet=unet, denoiser=Denoiser(view), reward=lambda x, *_: 0 * x[:, 0, 0, 0]
     )
     metrics = policy.step(batch())
     assert metrics["kl_nats"] == 0
@@ -131,12 +135,40 @@ def test_two_ranks_have_the_gradient_of_one() -> None:
         torch.testing.assert_close((a + b) / 2, together, rtol=1e-4, atol=1e-7)
 
 
+def test_micro_batches_have_the_gradient_of_the_whole() -> None:
+    whole, engine = policy_of()
+    metrics = whole.step(batch())
+    parts, cut = policy_of({"micro_batches": 2})
+    cut_metrics = parts.step(batch())
+    assert cut.micro_batches == 2
+    assert cut_metrics == pytest.approx(metrics, rel=1e-4)
+    for together, apart in zip(gradients(engine), gradients(cut), strict=True):
+        torch.testing.assert_close(apart, together, rtol=1e-4, atol=1e-7)
+
+
+def test_activations_that_are_computed_again_give_the_same_gradient() -> None:
+    # Under another network's adapter the recomputed ones would differ.
+    plain, engine = policy_of()
+    plain.step(batch())
+    unet = base()
+    denoiser = adapted(unet)
+    for network in (unet, denoiser.unet):
+        network.enable_gradient_checkpointing()
+    again, checkpointed = policy_of(unet=unet, denoiser=denoiser)
+    calls: list[int] = []
+    denoiser.unet.mid_block.register_forward_hook(lambda *_: calls.append(1))
+    again.step(batch())
+    assert len(calls) >= 1
+    for kept, recomputed in zip(gradients(engine), gradients(checkpointed), strict=True):
+        torch.testing.assert_close(recomputed, kept)
+
+
 def test_the_noise_of_a_step_is_drawn_anew_at_the_next() -> None:
     seen: list[Tensor] = []
 
-    def reward(x: Tensor, text: Tensor) -> Tensor:
+    def reward(x: Tensor, text: Text, prompts: Sequence[str]) -> Tensor:
         seen.append(x.detach())
-        return brightness(x, text)
+        return brightness(x, text, prompts)
 
     policy, _ = policy_of(reward=reward)
     policy.step(batch())
@@ -152,6 +184,25 @@ def test_the_discount_weighs_rewards_in_the_loss_or_in_the_draw_and_never_in_bot
     in_draw = policy_of({"discount": 0.5, "states": {"times": "discounted"}})[0].step(batch())
     assert in_draw["weighted_reward"] == pytest.approx(in_draw["surrogate_reward"])
     assert in_loss["weighted_reward"] != pytest.approx(in_loss["surrogate_reward"])
+
+
+def test_the_references_stored_noise_saves_its_call_and_little_precision() -> None:
+    unet = base()
+    asked, engine = policy_of({"kl_reduce": "sum"}, unet=unet)
+    given, other = policy_of({"kl_reduce": "sum"}, unet=unet)
+    with torch.no_grad():
+        x, t_B = batch().latents_BCHW, CHAIN.state_times(batch().step_B)
+        doubled = Text.cat([encode([""] * 4), encode(PROMPTS)])
+        ref_eps = guided(
+            *Denoiser(unet)(torch.cat([x, x]), torch.cat([t_B, t_B]), doubled).chunk(2)[::-1], 3.0
+        )
+    stored = dataclasses.replace(batch(), ref_eps_BCHW=ref_eps.half().float())
+    expected = asked.step(batch())
+    given._reference = None  # pyright: ignore  it is not to be called
+    metrics = given.step(stored)
+    assert metrics["kl_nats"] == pytest.approx(expected["kl_nats"], rel=1e-2)
+    for rounded, exact in zip(gradients(other), gradients(engine), strict=True):
+        assert float((rounded - exact).norm()) <= 1e-2 * float(exact.norm())
 
 
 def test_guidance_of_one_makes_one_call_of_single_width() -> None:

@@ -1,0 +1,109 @@
+"""What alternating methods are put together from, alike for all of them."""
+
+from collections.abc import Sequence
+
+from diffusers import UNet2DConditionModel
+
+from learner.engine import Engine
+from learner.exploration import Climb
+from learner.groups import GroupSource, ScoredGroups
+from learner.methods.surrogate_steps import SurrogateSteps
+from learner.policy.components import PromptEncoder
+from learner.policy.denoiser import Denoiser
+from learner.seat import Seat
+from learner.settings import Alternation, Learner
+from learner.surrogate import new_surrogate
+from learner.surrogate_training import SurrogateTrainer
+from learner.trainer import Journal
+
+
+def policy_engine(
+    settings: Alternation, learner: Learner, denoiser: Denoiser, *, micro_batches: int = 1
+) -> Engine:
+    """The policy under its engine."""
+    if learner.gradient_checkpointing:
+        denoiser.unet.enable_gradient_checkpointing()
+    return Engine(
+        denoiser,
+        [parameter for parameter in denoiser.parameters() if parameter.requires_grad],
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        zero_stage=learner.zero_stage,
+        grad_clip=learner.grad_clip,
+        rows_per_rank=settings.policy_batch // learner.ranks,
+        micro_batches=micro_batches,
+    )
+
+
+def scored_groups(
+    settings: Alternation, source: GroupSource, *, steps: Sequence[int], seat: Seat
+) -> ScoredGroups:
+    """The replay's groups of a whole run.
+
+    Args:
+        steps: positions among a record's scored latents that are trained on.
+    """
+    tickets = settings.pretrain.groups + settings.cycles * settings.groups_per_cycle
+    if source.max_records is not None:
+        tickets = min(tickets, source.max_records // source.group_size)
+    return ScoredGroups(
+        source,
+        steps=steps,
+        admits=seat.is_first,
+        ahead=source.max_staleness * settings.groups_per_cycle,
+        num_tickets=tickets,
+    )
+
+
+class Surrogacy:
+    """The surrogate of a method: what policy steps climb of it, and its own steps.
+
+    Args:
+        unet: whose blocks it copies.
+        labels: of the rewarded latents of a trajectory.
+        tells_steps: whether it knows which of them a latent is; all have one scale otherwise.
+    """
+
+    def __init__(
+        self,
+        settings: Alternation,
+        learner: Learner,
+        unet: UNet2DConditionModel,
+        encode: PromptEncoder,
+        *,
+        groups: ScoredGroups,
+        labels: Sequence[str],
+        tells_steps: bool = True,
+        journal: Journal,
+        seat: Seat,
+    ) -> None:
+        options = settings.surrogate
+        network = new_surrogate(
+            options.backbone,
+            unet,
+            num_steps=len(labels) if tells_steps else 1,
+            heads=options.heads,
+            timestep=options.timestep,
+            precision=options.precision,
+            seed=seat.seed,
+        )
+        engine = Engine(
+            network,
+            network.parameters(),
+            learning_rate=options.learning_rate,
+            weight_decay=options.weight_decay,
+            zero_stage=learner.zero_stage,
+            grad_clip=learner.grad_clip,
+            rows_per_rank=options.batch_groups // learner.ranks,
+        )
+        self.climb = Climb(engine.module, options)
+        self.steps = SurrogateSteps(
+            settings,
+            SurrogateTrainer(options, engine, encode, tells_steps=tells_steps),
+            engine,
+            self.climb,
+            groups=groups,
+            labels=labels,
+            journal=journal,
+            seat=seat,
+        )

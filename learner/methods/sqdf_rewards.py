@@ -1,0 +1,65 @@
+"""What SQDF climbs: a reward of clean latents, with a gradient to them.
+
+Either a latent surrogate, for any reward, or differentiable rewards on decoded images.
+Shape suffixes: B rows, C H W latent.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from learner.exploration import Climb
+from learner.policy.components import decode_images
+from learner.policy.text import Text
+from reward_servers.base import DifferentiableReward
+
+
+class SurrogateReward:
+    """What the surrogate says of the latent that a chain ends in."""
+
+    def __init__(self, climb: Climb) -> None:
+        self._climb = climb
+
+    def __call__(self, x0_BCHW: Tensor, text: Text, prompts: Sequence[str]) -> Tensor:
+        """Rewards [B]."""
+        final_B = torch.zeros(len(x0_BCHW), dtype=torch.long, device=x0_BCHW.device)
+        return self._climb(x0_BCHW, text, final_B)
+
+
+class DecodedReward:
+    """The weighted sum of differentiable rewards on decoded images.
+
+    Args:
+        vae: frozen.
+        rewards: by name.
+        weigh: what a reward's values add to the sum, from its name and them.
+        checkpointing: compute the decoder's activations again in the backward pass.
+    """
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        rewards: Mapping[str, DifferentiableReward],
+        weigh: Callable[[str, Tensor], Tensor],
+        *,
+        checkpointing: bool = False,
+    ) -> None:
+        self._vae = vae
+        self._rewards = dict(rewards)
+        self._weigh = weigh
+        if checkpointing:
+            vae.enable_gradient_checkpointing()
+        for reward in self._rewards.values():
+            assert isinstance(reward, nn.Module)
+            reward.eval().requires_grad_(False).to(vae.device)
+
+    def __call__(self, x0_BCHW: Tensor, text: Text, prompts: Sequence[str]) -> Tensor:
+        """Rewards [B]."""
+        images_BCHW = decode_images(self._vae, x0_BCHW)
+        values = [
+            self._weigh(name, reward.forward(images_BCHW, prompts))
+            for name, reward in self._rewards.items()
+        ]
+        return torch.stack(values).sum(dim=0)

@@ -1,0 +1,198 @@
+"""The surrogate's side of an alternation: fitted before the first cycle, adapted in every one.
+
+True rewards come from the replay alone, and are never differentiated.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from learner.engine import Engine, rank_mean
+from learner.exploration import Climb, gram
+from learner.groups import ScoredGroups
+from learner.seat import Seat
+from learner.settings import Alternation
+from learner.surrogate_training import GroupBatch, RewardMoments, SurrogateTrainer
+from learner.trainer import Journal
+
+log = logging.getLogger(__name__)
+_FRESH_SHARE = 0.5
+"""Of a surrogate batch in a cycle: from the newest groups; the rest from all of the replay."""
+_AT_ONCE = 64
+_GRAM_FILE = "gram.safetensors"
+
+
+@dataclass
+class SurrogateFit:
+    """How far the fit before the first cycle has come.
+
+    Attributes:
+        best: highest held-out accuracy so far.
+        stale: checks in a row that did not raise it.
+    """
+
+    steps: int = 0
+    best: float = 0.0
+    stale: int = 0
+
+    def judge(self, accuracy: float) -> None:
+        """Notes the accuracy of a check."""
+        if accuracy > self.best + 1e-3:
+            self.best, self.stale = accuracy, 0
+        else:
+            self.stale += 1
+
+
+class SurrogateSteps:
+    """Fits, judges and adapts the surrogate on one rank.
+
+    Args:
+        labels: of the rewarded latents of a trajectory, such as '2step'.
+    """
+
+    def __init__(
+        self,
+        settings: Alternation,
+        trainer: SurrogateTrainer,
+        engine: Engine,
+        climb: Climb,
+        *,
+        groups: ScoredGroups,
+        labels: Sequence[str],
+        journal: Journal,
+        seat: Seat,
+    ) -> None:
+        self._settings = settings
+        self._trainer = trainer
+        self._engine = engine
+        self._climb = climb
+        self._groups = groups
+        self._labels = list(labels)
+        self._journal = journal
+        self._seat = seat
+        self._fit = SurrogateFit()
+        self._step = 0
+        self._fresh_accuracy = 1.0
+
+    @property
+    def guides(self) -> bool:
+        """Whether it was right often enough on the newest samples to be climbed."""
+        return self._fresh_accuracy >= self._settings.accuracy_brake
+
+    def standardise(self, rewards_GNK: Tensor) -> None:
+        """Takes the rewards' moments from groups of the untouched policy."""
+        self._trainer.standardise(rewards_GNK)
+
+    def fit(self, tickets: list[int], breathe: Callable[[], None]) -> None:
+        """Steps until the held-out accuracy is reached, or stops rising."""
+        settings, fit = self._settings.pretrain, self._fit
+        stride = max(2, round(1 / settings.holdout_share))
+        held_out = tickets[::stride]
+        train = [ticket for ticket in tickets if ticket not in set(held_out)]
+        while fit.steps < settings.max_steps and fit.stale < settings.patience:
+            breathe()
+            with self._journal.timed("surrogate"):
+                metrics = self._update(train, [])
+                fit.steps += 1
+                if fit.steps % settings.check_every_steps and fit.steps < settings.max_steps:
+                    continue
+                accuracies = self._held_out_accuracy(held_out)
+            accuracy = float(np.nanmean(list(accuracies.values())))
+            self._journal.record("pretrain", fit.steps, {**metrics, **accuracies})
+            log.info("surrogate step %d: held-out pair accuracy %.3f", fit.steps, accuracy)
+            if accuracy >= settings.target_accuracy:
+                break
+            fit.judge(accuracy)
+        self._count_labels(tickets)
+
+    def judge(self, cycle: int, batch: GroupBatch) -> None:
+        """How many pairs of fresh samples it has right."""
+        accuracies = self._trainer.accuracy(batch)
+        known = [accuracy for accuracy in accuracies if not math.isnan(accuracy)]
+        if known:  # without any pair, in groups of equal rewards, the last judgement stands
+            self._fresh_accuracy = float(np.mean(known))
+        named = {
+            f"fresh_accuracy_{label}": a for label, a in zip(self._labels, accuracies, strict=True)
+        }
+        self._journal.record("fresh", cycle, named)
+
+    def adapt(self, cycle: int, known: Sequence[int], fresh: Sequence[int]) -> None:
+        """n_s steps on groups of the replay, half of them fresh."""
+        with self._journal.timed("surrogate"):
+            metrics: dict[str, float] = {}
+            for _ in range(self._settings.surrogate_steps):
+                metrics = self._update(known, fresh)
+        self._count_labels([*known, *fresh])
+        self._journal.record("surrogate", cycle, metrics)
+
+    def save(self, folder: Path, *, first: bool) -> None:
+        """Weights and optimizer; every rank must call it, and one is the first."""
+        self._engine.save(folder / "surrogate", {})
+        if first and self._climb.gram_FF is not None:
+            save_file({"gram": self._climb.gram_FF}, folder / _GRAM_FILE)
+
+    def load(self, folder: Path, state: dict[str, Any]) -> None:
+        """Restores `save` and `state`."""
+        self._engine.load(folder / "surrogate")
+        if (folder / _GRAM_FILE).exists():
+            self._climb.gram_FF = load_file(folder / _GRAM_FILE)["gram"]
+        self._trainer.moments = RewardMoments(**state["moments"])
+        self._fit = SurrogateFit(**state["fit"])
+        self._step = state["step"]
+        self._fresh_accuracy = state["fresh_accuracy"]
+
+    def state(self) -> dict[str, Any]:
+        """What fits JSON."""
+        assert self._trainer.moments is not None
+        return {
+            "moments": asdict(self._trainer.moments),
+            "fit": asdict(self._fit),
+            "step": self._step,
+            "fresh_accuracy": self._fresh_accuracy,
+        }
+
+    def _count_labels(self, tickets: Sequence[int]) -> None:
+        """For `ucb`: the Gram matrix of all labels, by the network as it is now."""
+        if self._settings.surrogate.confidence != "ucb":
+            return
+        mine = list(tickets)[self._seat.share]
+        parts = [
+            gram(self._trainer.features(self._groups.fetch(mine[i : i + _AT_ONCE])))
+            for i in range(0, len(mine), _AT_ONCE)
+        ]
+        width = self._trainer.num_features
+        own = torch.stack(parts).sum(dim=0) if parts else torch.zeros(width, width).double()
+        self._climb.gram_FF = rank_mean(own) * self._seat.ranks
+
+    def _held_out_accuracy(self, tickets: list[int]) -> dict[str, float]:
+        """All ranks measure the same groups, so all stop at the same step."""
+        parts = [
+            self._trainer.accuracy(self._groups.fetch(tickets[i : i + _AT_ONCE]))
+            for i in range(0, len(tickets), _AT_ONCE)
+        ]
+        means = np.nanmean(np.array(parts), axis=0)
+        return {
+            f"heldout_accuracy_{label}": float(x)
+            for label, x in zip(self._labels, means, strict=True)
+        }
+
+    def _update(self, known: Sequence[int], fresh: Sequence[int]) -> dict[str, float]:
+        """One step on a batch that every rank draws alike and takes its share of."""
+        rng = np.random.default_rng([self._seat.seed, 1, self._step])
+        self._step += 1
+        size = self._settings.surrogate.batch_groups
+        num_fresh = min(len(fresh), math.ceil(size * _FRESH_SHARE)) if known else size
+        newest = rng.permutation(np.asarray(fresh, dtype=np.int64))[:num_fresh]
+        older = rng.permutation(np.asarray(known, dtype=np.int64))[: size - len(newest)]
+        # Too few groups come again, so that every rank has its share.
+        drawn = np.resize(np.concatenate([newest, older]), size)
+        mine = drawn[self._seat.share].tolist()
+        return self._trainer.step(self._groups.fetch(mine))

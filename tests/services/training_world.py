@@ -1,0 +1,243 @@
+"""A whole learner over a real replay, in threads, that tests stop, kill and resume.
+
+Samplers and reward servers are plain threads here. One group a batch and one record a decode,
+so that a run is the same bit by bit whoever does which part of the work.
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from actors.prompts import PromptSource
+from actors.rollout import FewStepPolicy
+from actors.worker import SamplerWorker
+from buffer.redis_replay import RedisReplay, ReplaySettings
+from learner.groups import GroupSource, ScoredGroups
+from learner.methods.lasro_build import build_lasro
+from learner.policy.board import PolicyBoard, Weights
+from learner.policy.components import PipelineFolder, decode_latents
+from learner.policy.denoiser import Denoiser
+from learner.policy.trainable import load_arrays, trainable_unet
+from learner.seat import Seat
+from learner.settings import Lasro, Learner, Model
+from learner.trainer import Trainer
+from reward_servers.base import Scored
+from reward_servers.server import RewardServer, ServerSettings
+
+PROMPTS = ["a red circle", "a blue square", "a green heart", "two red squares", "a blue circle"]
+MEMBERS, STEPS, SEED = 2, 2, 11
+LASRO = Lasro.model_validate(
+    {
+        "surrogate": {"backbone": "conv", "heads": 2, "pessimism": 0.5, "batch_groups": 2},
+        "pretrain": {"groups": 6, "max_steps": 4, "check_every_steps": 2, "holdout_share": 0.34},
+        "cycles": 4,
+        "groups_per_cycle": 2,
+        "policy_steps": 2,
+        "surrogate_steps": 2,
+        "policy_batch": 2,
+        "learning_rate": 1e-3,
+        "anchor": {"ratio": 0.5, "batch": 2},
+        "weight_average": 0.9,
+    }
+)
+TICKETS = LASRO.pretrain.groups + LASRO.cycles * LASRO.groups_per_cycle
+
+
+class Killed(Exception):  # noqa: N818  not an error but the end of a process
+    """Ends a learner in the midst of its work."""
+
+
+class Brightness:
+    """The mean pixel, and how many pictures it was asked for.
+
+    Args:
+        refused: of this prompt, the first picture that comes cannot be scored, now or later.
+    """
+
+    def __init__(self, refused: str | None = None) -> None:
+        self.pictures = 0
+        self._refused = refused
+        self._picture: bytes | None = None
+        self._lock = threading.Lock()
+
+    def score(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> Scored:
+        with self._lock:
+            self.pictures += len(prompts)
+            failures = {
+                row: "refused"
+                for row, (image, prompt) in enumerate(zip(images_BHWC, prompts, strict=True))
+                if prompt == self._refused and self._is_refused(image)
+            }
+        return Scored(images_BHWC.mean(axis=(1, 2, 3), dtype=np.float32), failures)
+
+    def _is_refused(self, image: np.ndarray) -> bool:
+        digest = hashlib.sha256(image.tobytes()).digest()
+        self._picture = self._picture or digest
+        return digest == self._picture
+
+
+class Shelf:
+    """A policy board in this process, as a sampler reads it."""
+
+    def __init__(self) -> None:
+        self.board = PolicyBoard()
+
+    def latest(self) -> tuple[int, int]:
+        return self.board.latest()
+
+    def fetch(self, at_least: int, /) -> tuple[int, Weights]:
+        version, refs = self.board.weights(at_least)
+        return version, refs[0]
+
+
+@dataclass
+class Life:
+    """What a learner's life left behind."""
+
+    finished: bool = False
+    published: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
+
+    @property
+    def final_weights(self) -> dict[str, np.ndarray]:
+        return self.published[max(self.published)]
+
+
+@dataclass
+class World:
+    """What outlives a learner: the server, the run's name and folder, the pipelines."""
+
+    url: str
+    run: str
+    folder: Path
+    pipelines: Path
+    reward: Brightness = field(default_factory=Brightness)
+    settings: Lasro = LASRO
+    max_records: int | None = None
+
+    def replay(self) -> RedisReplay:
+        return RedisReplay.connect(
+            ReplaySettings(url=self.url, run=self.run, capacity_records=1000)
+        )
+
+    @property
+    def model(self) -> Model:
+        return Model(
+            path=str(self.pipelines / "lcm"),
+            teacher=str(self.pipelines / "base"),
+            lora_rank=2,
+            lora_alpha=2,
+            guidance_scale=3.0,
+        )
+
+    def live(
+        self,
+        *,
+        resume: bool = False,
+        at_version: Callable[[int, threading.Event], None] = lambda version, stopping: None,
+    ) -> Life:
+        """One life of learner, samplers and reward servers.
+
+        Args:
+            at_version: called when a version was published; may set the event or raise `Killed`.
+        """
+        life, shelf, stopping = Life(), Shelf(), threading.Event()
+
+        def publish(version: int, weights: dict[str, np.ndarray]) -> None:
+            life.published[version] = weights
+            shelf.board.publish(version, [weights])
+            at_version(version, stopping)
+
+        with self._crew(shelf):
+            method = build_lasro(
+                self.settings,
+                self.model,
+                Learner(),
+                source=self._source(stopping),
+                prompts=PROMPTS,
+                seat=Seat(SEED),
+            )
+            trainer = Trainer(
+                method,
+                publish,
+                folder=self.folder,
+                rank=0,
+                resume=resume,
+                every=1,
+                keep=2,
+                stopping=stopping,
+            )
+            with suppress(Killed):
+                life.finished = trainer.run()
+        return life
+
+    def complete_groups(self) -> list[int]:
+        """Tickets whose every record has its rewards."""
+        groups = ScoredGroups(self._source(threading.Event()), steps=range(STEPS), admits=False)
+        groups.catch_up()
+        return groups.complete(range(TICKETS))
+
+    def _source(self, stopping: threading.Event) -> GroupSource:
+        return GroupSource(
+            replay=self.replay(),
+            rewards={"brightness": 1.0},
+            group_size=MEMBERS,
+            max_open=3,
+            capacity_groups=500,
+            stall_s=240,
+            max_records=self.max_records,
+            stopping=stopping,
+        )
+
+    @contextmanager
+    def _crew(self, shelf: Shelf) -> Iterator[None]:
+        workers = [self._sampler(shelf, i) for i in range(2)]
+        workers += [self._reward_server(i) for i in range(2)]
+        threads = [threading.Thread(target=worker.run) for worker in workers]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            for worker in workers:
+                worker.stop()
+            for thread in threads:
+                thread.join()
+
+    def _sampler(self, shelf: Shelf, number: int) -> SamplerWorker:
+        pipeline = PipelineFolder.locate(self.model.path)
+        unet = trainable_unet(pipeline, self.model, seed=SEED)
+        policy = FewStepPolicy(
+            network=Denoiser(unet),
+            encode=pipeline.prompt_encoder(),
+            take=lambda weights: load_arrays(unet, dict(weights)),
+            schedule=pipeline.schedule,
+            latent_shape=pipeline.latent_shape,
+            group_size=MEMBERS,
+            num_steps=STEPS,
+            guidance_scale=self.model.guidance_scale,
+            guidance_dim=unet.config.time_cond_proj_dim,  # pyright: ignore
+        )
+        return SamplerWorker(
+            self.replay(),
+            PromptSource(PROMPTS, run_seed=SEED),
+            shelf,
+            policy,
+            owner=f"sampler-{number}",
+            loaded_version=0,
+        )
+
+    def _reward_server(self, number: int) -> RewardServer:
+        vae = PipelineFolder.locate(self.model.path).vae()
+        return RewardServer(
+            self.replay(),
+            lambda latents: decode_latents(vae, torch.from_numpy(latents)),
+            {"brightness": self.reward},
+            owner=f"reward-{number}",
+            settings=ServerSettings(max_batch=STEPS, block_s=0.1),
+        )
