@@ -43,6 +43,7 @@ class Estimate:
         self._clock = clock
         self._samples: deque[tuple[float, float]] = deque()
         self._cycles: list[tuple[float, float]] = []
+        self._preparing = False
 
     def update(self, snapshot: Snapshot) -> None:
         now = self._clock()
@@ -53,6 +54,10 @@ class Estimate:
             self._samples.popleft()
         if cycle is not None and (not self._cycles or cycle > self._cycles[-1][1]):
             self._cycles.append((now, cycle))
+        elif self._preparing and len(self._cycles) == 1:
+            # What comes before the first cycle says nothing of how long one takes.
+            self._cycles[0] = now, self._cycles[0][1]
+        self._preparing = snapshot.get("stage") not in (None, "training")
 
     @property
     def samples_per_s(self) -> float | None:

@@ -111,6 +111,16 @@ def test_the_time_left_is_the_cycles_left_at_the_pace_so_far(clock: Clock) -> No
     assert estimate.left_s == pytest.approx(240.0)
 
 
+def test_the_time_before_the_first_cycle_is_no_cycles(clock: Clock) -> None:
+    estimate = Estimate(10, clock)
+    stages = ("collecting", "fitting the surrogate", "training")
+    for cycle, stage, pause_s in ((0, stages[0], 300), (0, stages[1], 200), (0, stages[2], 20)):
+        estimate.update({"cycle": cycle, "stage": stage})
+        clock.now_s += pause_s
+    estimate.update({"cycle": 1, "stage": "training"})
+    assert estimate.left_s == pytest.approx(9 * 20.0)
+
+
 def test_the_time_left_of_a_resumed_run_counts_from_where_it_began(clock: Clock) -> None:
     estimate = Estimate(10, clock)
     for cycle in (6, 7):
