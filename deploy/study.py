@@ -43,7 +43,6 @@ from deploy.run_config import RunConfig, load_config
 from learner.settings import Section, Whole
 
 log = logging.getLogger(__name__)
-ROOT = Path(__file__).resolve().parent.parent
 _STOPPED = {128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 """Exit statuses of a run that was asked to end; the study ends with it."""
 
@@ -202,7 +201,7 @@ def _row(values: Sequence[str]) -> str:
 def _run(command: Sequence[str]) -> int:
     """Exit status of a command that is told of every signal that asks this process to end."""
     # In a session of its own, or a terminal's Ctrl-C would reach it twice, which means at once.
-    child = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    child = subprocess.Popen(command, start_new_session=True)
     before = {
         number: signal.signal(number, lambda number, _: child.send_signal(number))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
