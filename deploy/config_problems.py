@@ -42,9 +42,9 @@ class ConfigError(ValueError):
 
 def problems_of(errors: Sequence[ErrorDetails], root: type[BaseModel]) -> list[Problem]:
     """Pydantic's errors in our words."""
-    # Of a choice between a word and a list, both fail: one of them is enough to be told.
-    words = {error["loc"][:-1] for error in errors if error["type"] == "literal_error"}
-    told = [e for e in errors if e["type"] != "tuple_type" or e["loc"][:-1] not in words]
+    # Of a choice between one value and a list, both fail: one of them is enough to be told.
+    single = {error["loc"][:-1] for error in errors if error["type"] != "tuple_type"}
+    told = [e for e in errors if e["type"] != "tuple_type" or e["loc"][:-1] not in single]
     return [problem for error in told for problem in _problems(error, root)]
 
 

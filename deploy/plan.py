@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined
 
 from deploy.config_problems import nested_models, without_password
 from deploy.config_sections import FilePrompts, Metric, Reward
-from deploy.run_config import RunConfig, held_out_groups
+from deploy.run_config import RunConfig
 from learner.settings import Lasro
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -135,11 +135,12 @@ def _unusable_redis(config: RunConfig, environ: Mapping[str, str]) -> Iterator[s
 def describe(config: RunConfig) -> str:
     """What the run would start, sample and ask, in lines for a terminal."""
     method, actors, model = config.method, config.actors, config.model
-    cycles_groups = method.cycles * method.groups_per_cycle
-    groups = method.pretrain.groups + cycles_groups
+    groups = method.round_ends[-1]
     records = groups * actors.group_size
     weights = f"LoRA rank {model.lora_rank}" if model.trainable == "lora" else "all weights"
-    held_out = held_out_groups(config)
+    of_cycles = method.round_sizes[1:]
+    fewest, most = min(of_cycles), max(of_cycles)
+    sizes = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     lines = {
         "run": f"{config.name}, seed {config.seed}, method {method.kind}",
         "model": f"{model.path}, {model.num_steps} steps, {weights}",
@@ -151,7 +152,7 @@ def describe(config: RunConfig) -> str:
         "redis": _redis_in_words(config),
         "pre-training": f"{method.pretrain.groups} groups",
         "cycles": (
-            f"{method.cycles} × ({method.groups_per_cycle} groups, {method.policy_steps} policy "
+            f"{method.cycles} × ({sizes} groups, {method.policy_steps} policy "
             f"steps of {method.policy_batch} rows)"
         ),
         "samples": (
@@ -169,8 +170,8 @@ def describe(config: RunConfig) -> str:
     if method.learns_surrogate:
         batch = method.surrogate.batch_groups
         lines["pre-training"] += (
-            f", {held_out} held out, until pair accuracy {method.pretrain.target_accuracy:g} or "
-            f"{method.pretrain.max_steps} steps"
+            f", {method.pretrain.held_out} held out, until pair accuracy "
+            f"{method.pretrain.target_accuracy:g} or {method.pretrain.max_steps} steps"
         )
         lines["cycles"] += f", each with {method.surrogate_steps} surrogate steps of {batch} groups"
         lines["per rank"] += f", {batch // config.learner.ranks} groups"

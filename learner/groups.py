@@ -7,6 +7,7 @@ left out of training as a whole: its pairs would be fewer than the others'.
 import logging
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -71,8 +72,8 @@ class ScoredGroups:
         steps: positions among a record's scored latents that are trained on, the end of the
             trajectory last.
         admits: whether this rank lets tickets be issued; one of all does.
-        ahead: groups beyond those asked for that may be issued already.
-        num_tickets: of the whole run; None: no end is known.
+        round_ends: the first ticket after each round of the run; samplers may be `max_staleness`
+            of them ahead. None: issued is what is asked for.
     """
 
     def __init__(
@@ -81,15 +82,13 @@ class ScoredGroups:
         *,
         steps: Sequence[int],
         admits: bool,
-        ahead: int = 0,
-        num_tickets: int | None = None,
+        round_ends: Sequence[int] = (),
     ) -> None:
         self.source = source
         self.steps = tuple(steps)
         self._replay = source.replay
         self._admits = admits
-        self._ahead = ahead
-        self._num_tickets = num_tickets
+        self._round_ends = tuple(round_ends)
         self.index = LogIndex(group_size=source.group_size)
         # Mean and deviation of what is standardised; saved with the method.
         self.moments: dict[str, tuple[float, float]] = {}
@@ -166,10 +165,15 @@ class ScoredGroups:
             return
         finished = self._replay.counters().progress
         window = limit_by_window(num_finished=finished, max_open=self.source.max_open)
-        end = limit + self._ahead
-        if self._num_tickets is not None:
-            end = max(limit, min(end, self._num_tickets))
-        self._replay.admit(limit=min(end, window), policy_version=policy_version)
+        self._replay.admit(limit=min(self._horizon(limit), window), policy_version=policy_version)
+
+    def _horizon(self, limit: int) -> int:
+        """Up to where tickets may be issued by now if those below `limit` are asked for."""
+        later = self._round_ends[bisect_left(self._round_ends, limit) :]
+        end = later[min(self.source.max_staleness, len(later) - 1)] if later else limit
+        if self.source.max_records is not None:
+            end = min(end, self.source.max_records // self.source.group_size)
+        return max(limit, end)
 
     def affords(self, tickets: range) -> bool:
         """Whether the budget of queries pays for their records too; the same on every rank.

@@ -4,6 +4,7 @@ One frozen model a section; a field's docstring is its documentation, and its de
 and nowhere else. Imports no torch, so a config error costs no start-up time.
 """
 
+from itertools import accumulate
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -153,6 +154,16 @@ class Pretrain(Section):
     check_every_steps: Count = 50
     """Surrogate steps between two checks."""
 
+    @property
+    def held_out_stride(self) -> int:
+        """Of the groups in a row, the first of every so many is held out."""
+        return max(2, round(1 / self.holdout_share))
+
+    @property
+    def held_out(self) -> int:
+        """How many that are."""
+        return -(-self.groups // self.held_out_stride)
+
 
 class Anchor(Section):
     """The distillation loss that keeps the policy a good image model."""
@@ -182,8 +193,9 @@ class Alternation(Section):
     """Its fit before the policy moves."""
     cycles: Count = 20
     """Rounds of fresh samples, surrogate steps and policy steps."""
-    groups_per_cycle: Count = 32
-    """Fresh groups of the current policy that a cycle samples and scores."""
+    groups_per_cycle: Count | tuple[Count, ...] = 32
+    """Fresh groups of the current policy that a cycle samples and scores; a list has one number for
+    every cycle, such as rounds of queries that grow."""
     policy_steps: Count = 5
     """Policy steps of a cycle (n_g)."""
     surrogate_steps: Count = 20
@@ -203,6 +215,32 @@ class Alternation(Section):
     def learns_surrogate(self) -> bool:
         """Whether policy steps climb a surrogate; its settings mean nothing otherwise."""
         return True
+
+    @property
+    def round_sizes(self) -> tuple[int, ...]:
+        """Groups that are sampled together: before the first cycle, and in each of them."""
+        sizes = self.groups_per_cycle
+        of_cycles = (sizes,) * self.cycles if isinstance(sizes, int) else sizes
+        return (self.pretrain.groups, *of_cycles)
+
+    @property
+    def round_ends(self) -> tuple[int, ...]:
+        """The first ticket after each of these rounds."""
+        return tuple(accumulate(self.round_sizes))
+
+    def tickets_of(self, cycle: int) -> range:
+        """The tickets that a cycle samples, numbered from 0."""
+        return range(*self.round_ends[cycle : cycle + 2])
+
+    @model_validator(mode="after")
+    def _every_cycle_has_its_groups(self) -> Self:
+        sizes = self.groups_per_cycle
+        if not isinstance(sizes, int) and len(sizes) != self.cycles:
+            raise ValueError(
+                f"groups_per_cycle must be one number, or one for each of the {self.cycles} "
+                f"cycles, given {len(sizes)} numbers"
+            )
+        return self
 
 
 class Lasro(Alternation):

@@ -118,7 +118,7 @@ def _method(config: RunConfig, replay: RedisReplay) -> Alternating:
 def _fill(replay: RedisReplay, config: RunConfig) -> None:
     """Every group that the run will ask for, scored."""
     method = config.method
-    count = method.pretrain.groups + method.cycles * method.groups_per_cycle
+    count = method.round_ends[-1]
     shape = PipelineFolder.locate(config.model.path).latent_shape
     rng = np.random.default_rng(0)
     replay.admit(limit=count, policy_version=0)

@@ -126,8 +126,7 @@ class Alternating:
     def adapt(self, cycle: int, *, last: bool) -> None:
         """Fresh groups of the new policy; on them, how good the surrogate is, and its steps."""
         settings = self._settings
-        first = settings.pretrain.groups + cycle * settings.groups_per_cycle
-        fresh_range = range(first, first + settings.groups_per_cycle)
+        fresh_range = settings.tickets_of(cycle)
         if not self._groups.affords(fresh_range):
             log.info("the budget of reward queries is spent: cycle %d is the last", cycle)
             self.cycles = cycle + 1
@@ -142,7 +141,7 @@ class Alternating:
             self._surrogate.judge(cycle, self._groups.fetch(fresh))
         # Older ones than the replay keeps are not drawn.
         oldest = max(0, fresh_range.stop - self._groups.source.capacity_groups)
-        known = self._groups.complete(range(oldest, first))
+        known = self._groups.complete(range(oldest, fresh_range.start))
         if not last and (fresh or known):
             self._surrogate.adapt(cycle, known, fresh)
 

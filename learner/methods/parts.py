@@ -43,16 +43,7 @@ def scored_groups(
     Args:
         steps: positions among a record's scored latents that are trained on.
     """
-    tickets = settings.pretrain.groups + settings.cycles * settings.groups_per_cycle
-    if source.max_records is not None:
-        tickets = min(tickets, source.max_records // source.group_size)
-    return ScoredGroups(
-        source,
-        steps=steps,
-        admits=seat.is_first,
-        ahead=source.max_staleness * settings.groups_per_cycle,
-        num_tickets=tickets,
-    )
+    return ScoredGroups(source, steps=steps, admits=seat.is_first, round_ends=settings.round_ends)
 
 
 class Surrogacy:

@@ -94,8 +94,7 @@ class SurrogateSteps:
     def fit(self, tickets: list[int], breathe: Callable[[], None]) -> None:
         """Steps until the held-out accuracy is reached, or stops rising."""
         settings, fit = self._settings.pretrain, self._fit
-        stride = max(2, round(1 / settings.holdout_share))
-        held_out = tickets[::stride]
+        held_out = tickets[:: settings.held_out_stride]
         train = [ticket for ticket in tickets if ticket not in set(held_out)]
         while fit.steps < settings.max_steps and fit.stale < settings.patience:
             breathe()

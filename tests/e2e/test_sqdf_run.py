@@ -20,7 +20,8 @@ METRICS = {"exact_50step", "reward_50step", "diversity"}
 
 @pytest.fixture(scope="module")
 def sqdf(run_job: Callable[..., Ended]) -> Ended:
-    ended = run_job("sqdf", "seed=5", preset=SMOKE.with_name("smoke-sqdf.yaml"))
+    growing = "method.groups_per_cycle=[2, 6]"
+    ended = run_job("sqdf", "seed=5", growing, preset=SMOKE.with_name("smoke-sqdf.yaml"))
     assert ended.status == 0, ended.output
     return ended
 
@@ -30,7 +31,7 @@ def test_the_summary_holds_both_evaluations_of_the_chains_end(sqdf: Ended) -> No
 
 
 def test_one_clean_latent_of_a_trajectory_is_scored(sqdf: Ended) -> None:
-    # 8 groups before the first cycle and 4 in each of two, 3 trajectories each.
+    # 8 groups before the first cycle, 2 and 6 in the others, 3 trajectories each.
     assert sqdf.summary["reward_queries"] == 48
     records = sqdf.summary["records"]
     assert (records["committed"], records["failed"], records["pending"]) == (48, 0, 0)
@@ -68,6 +69,7 @@ def test_a_run_that_is_resumed_goes_on_with_its_next_cycle(
         "sqdf",
         "seed=5",
         "method.cycles=3",
+        "method.groups_per_cycle=[2, 6, 3]",
         job="sqdf-again",
         preset=SMOKE.with_name("smoke-sqdf.yaml"),
         resume=True,

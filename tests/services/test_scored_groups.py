@@ -219,3 +219,26 @@ def test_a_budget_pays_for_tickets_and_for_what_was_asked_again(
 
 def test_without_a_budget_everything_is_afforded(replay: RedisReplay) -> None:
     assert view(replay).affords(range(10**9))
+
+
+@pytest.mark.parametrize(
+    ("staleness", "budget", "issued"),
+    [(0, None, 2), (1, None, 3), (2, None, 6), (9, None, 6), (2, 5, 5), (9, 1, 2)],
+)
+def test_samplers_are_ahead_by_whole_rounds_however_large_these_are(
+    replay: RedisReplay, staleness: int, budget: int | None, issued: int
+) -> None:
+    waiting = ScoredGroups(
+        source(
+            replay,
+            max_open=100,
+            max_staleness=staleness,
+            max_records=None if budget is None else budget * MEMBERS,
+        ),
+        steps=(0,),
+        admits=True,
+        round_ends=(2, 3, 6),
+    )
+    with pytest.raises(StallError):
+        waiting.collect(range(2), 0)
+    assert replay.counters().admitted == issued

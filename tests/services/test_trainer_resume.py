@@ -187,7 +187,7 @@ def test_a_budget_of_queries_ends_the_run_and_a_resumed_one_spends_no_more(
     new_world: Callable[..., World],
 ) -> None:
     # The first groups and two of the four cycles.
-    paid = (LASRO.pretrain.groups + 2 * LASRO.groups_per_cycle) * MEMBERS
+    paid = LASRO.round_ends[2] * MEMBERS
     world = new_world(max_records=paid)
     assert not world.live(at_version=stop_at(1)).finished
     life = world.live(resume=True)

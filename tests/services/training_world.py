@@ -46,7 +46,7 @@ LASRO = Lasro.model_validate(
         "weight_average": 0.9,
     }
 )
-TICKETS = LASRO.pretrain.groups + LASRO.cycles * LASRO.groups_per_cycle
+TICKETS = LASRO.round_ends[-1]
 
 
 class Killed(Exception):  # noqa: N818  not an error but the end of a process

@@ -114,6 +114,12 @@ def test_the_plan_counts_trajectories_and_queries(pipeline: str) -> None:
     assert "96 in training" in plan
 
 
+def test_the_plan_counts_rounds_that_differ(pipeline: str) -> None:
+    plan = describe(_config(pipeline, "method.groups_per_cycle=[2, 5]"))
+    assert "15 groups × 3 = 45 trajectories" in plan
+    assert "2 × (2 to 5 groups" in plan
+
+
 def test_the_plan_counts_the_evaluations(pipeline: str) -> None:
     # 2 evaluations × 8 samples × 2 steps × (1 score and the reward that is trained on).
     assert "64 in the evaluations" in describe(_config(pipeline))

@@ -107,6 +107,19 @@ def test_a_misspelt_choice_is_told_the_nearest() -> None:
     assert text.endswith("given 'unet_encodr'; did you mean unet_encoder?")
 
 
+def test_of_a_choice_between_a_number_and_a_list_one_error_is_told() -> None:
+    assert "must be a valid integer" in _problem("method.groups_per_cycle=many")
+
+
+def test_rounds_that_differ_follow_each_other_without_a_gap() -> None:
+    method = load_config(SMOKE, ["method.cycles=3", "method.groups_per_cycle=[2, 4, 8]"]).method
+    assert [method.tickets_of(cycle) for cycle in range(3)] == [
+        range(8, 10),
+        range(10, 14),
+        range(14, 22),
+    ]
+
+
 def test_several_errors_are_reported_at_once() -> None:
     paths = [
         text.split(":")[0] for text in _problems("actors.cuont=2", "seed=-1", "learner.ranks=x")
@@ -205,6 +218,12 @@ def test_an_override_does_not_leak_through_a_yaml_alias(tmp_path: Path) -> None:
             "every pair ties",
         ),
         (["method.step_weights=[1]"], "method.step_weights", "must hold 2 weights"),
+        (["method.groups_per_cycle=[4]"], "method", "one for each of the 2 cycles, given 1"),
+        (
+            ["method.groups_per_cycle=[4, 40]"],
+            "replay.capacity_groups",
+            "method.groups_per_cycle = 40",
+        ),
         (["model.teacher=null"], "model.teacher", "anchor distils from it"),
         (["rewards.binding.weight=0"], "rewards", "nothing to train on"),
         (["replay.max_pending_records=5"], "replay.max_pending_records", "room without end"),

@@ -1,0 +1,219 @@
+"""What is impossible between settings of a config, and the wait without end that it would cause.
+
+Every check yields all that is wrong. It looks at the config alone; `deploy.plan` at the machine.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from deploy.config_problems import Problem
+from deploy.config_sections import FilePrompts, ShapesPrompts
+from learner.settings import Lasro, Sqdf
+
+if TYPE_CHECKING:
+    from deploy.run_config import RunConfig
+
+
+def cross_problems(config: "RunConfig") -> Iterator[Problem]:
+    """All of them."""
+    yield from _method_problems(config)
+    yield from _pace_problems(config)
+    yield from _buffer_problems(config)
+    yield from _rank_problems(config)
+    yield from _wait_problems(config)
+    yield from _measure_problems(config)
+
+
+def _method_problems(config: "RunConfig") -> Iterator[Problem]:
+    model, method, group = config.model, config.method, config.actors.group_size
+    yield from (
+        _lasro_problems(config, method)
+        if isinstance(method, Lasro)
+        else _sqdf_problems(config, method)
+    )
+    if group < 2 and method.learns_surrogate:
+        yield Problem(
+            "actors.group_size",
+            f"must be at least 2, given {group}: a pair of one group is what the surrogate "
+            "learns from, so it would wait for pairs without end",
+        )
+    if config.actors.fixed_initial_noise and model.num_steps == 1:
+        yield Problem(
+            "actors.fixed_initial_noise",
+            "with model.num_steps 1 every image of a group is the same, so that every pair ties",
+        )
+    if all(reward.weight == 0 for reward in config.rewards.values()):
+        yield Problem("rewards", "every weight is 0, so there is nothing to train on")
+
+
+def _sqdf_problems(config: "RunConfig", method: Sqdf) -> Iterator[Problem]:
+    model = config.model
+    if model.num_steps <= 8:
+        yield Problem(
+            "model.num_steps",
+            f"sqdf trains models of 50 steps, given {model.num_steps}: a few-step model has no "
+            "chain of small steps; train it with lasro",
+        )
+    if method.states.kept > model.num_steps:
+        yield Problem(
+            "method.states.kept",
+            f"must be at most model.num_steps = {model.num_steps}, given {method.states.kept}",
+        )
+    if method.states.score_clean and (method.clean.lora is None or not method.learns_surrogate):
+        yield Problem(
+            "method.states.score_clean",
+            "needs method.clean.by: consistency, whose model tells clean latents, and method."
+            "reward: surrogate, which learns from their scores",
+        )
+    rows = method.policy_batch // config.learner.ranks
+    if rows % method.micro_batches:
+        yield Problem(
+            "method.micro_batches",
+            f"must divide a rank's rows, method.policy_batch / learner.ranks = {rows}, given "
+            f"{method.micro_batches}: parts of one size have the gradient of the whole",
+        )
+
+
+def _lasro_problems(config: "RunConfig", method: Lasro) -> Iterator[Problem]:
+    model = config.model
+    if model.num_steps > 8:
+        yield Problem(
+            "model.num_steps",
+            f"lasro trains models of 1, 2, 4 or 8 steps, given {model.num_steps}",
+        )
+    weights = method.step_weights
+    if weights is not None and len(weights) != config.rewarded_steps:
+        yield Problem(
+            "method.step_weights",
+            f"must hold {config.rewarded_steps} weights, one for each rewarded step "
+            f"(model.num_steps {model.num_steps}, reward_steps {method.reward_steps}), "
+            f"given {len(weights)}",
+        )
+    if method.anchor.data != "none" and model.teacher is None:
+        yield Problem(
+            "model.teacher",
+            "is missing: method.anchor distils from it; name a multi-step pipeline, or set "
+            "method.anchor.data: none",
+        )
+
+
+def _pace_problems(config: "RunConfig") -> Iterator[Problem]:
+    if config.pace == "free":
+        return
+    if config.actors.groups_per_batch != 1:
+        yield Problem(
+            "actors.groups_per_batch",
+            f"must be 1 with pace: lockstep, given {config.actors.groups_per_batch}: which groups "
+            "share a forward pass changes their last bits",
+        )
+    if config.replay.max_staleness:
+        yield Problem(
+            "replay.max_staleness",
+            f"must be 0 with pace: lockstep, given {config.replay.max_staleness}: which policy "
+            "version a sampler finds would depend on its speed",
+        )
+
+
+def _buffer_problems(config: "RunConfig") -> Iterator[Problem]:
+    replay, actors, method = config.replay, config.actors, config.method
+    at_once = actors.group_size * actors.groups_per_batch
+    if replay.max_pending_records < at_once:
+        yield Problem(
+            "replay.max_pending_records",
+            f"must be at least actors.group_size × actors.groups_per_batch = {at_once}, given "
+            f"{replay.max_pending_records}: what one forward pass makes would never fit, and every "
+            "sampler would wait for room without end",
+        )
+    at_least = {
+        "method.pretrain.groups": method.pretrain.groups,
+        "method.groups_per_cycle": max(method.round_sizes[1:]),
+    }
+    if method.learns_surrogate:
+        at_least["method.surrogate.batch_groups"] = method.surrogate.batch_groups
+    for name, needed in at_least.items():
+        if replay.capacity_groups < needed:
+            yield Problem(
+                "replay.capacity_groups",
+                f"must be at least {name} = {needed}, given {replay.capacity_groups}: the oldest "
+                "groups would make room before the last arrive, and the learner would wait for "
+                "them without end",
+            )
+    most, ratio = replay.max_samples_per_insert, config.samples_per_insert
+    if most is not None and ratio > most:
+        yield Problem(
+            "replay.max_samples_per_insert",
+            f"is {most:g}, but the steps of a cycle draw {ratio:.3g} trajectories for each that it "
+            "samples, and held to it the learner would wait for samples that nobody is asked for: "
+            "raise it or method.groups_per_cycle, or take fewer or smaller steps",
+        )
+    first = method.round_ends[1] * actors.group_size
+    if config.max_records is not None and config.max_records < first:
+        yield Problem(
+            "limits.reward_queries",
+            f"must be at least {first * config.queries_per_record:,}, which method.pretrain.groups "
+            f"and one cycle ask for, given {config.limits.reward_queries:,}",
+        )
+    held_out = method.pretrain.held_out
+    kept = method.pretrain.groups - held_out
+    if method.learns_surrogate and kept < method.surrogate.batch_groups:
+        yield Problem(
+            "method.pretrain.groups",
+            f"{method.pretrain.groups} groups less {held_out} held out leave {kept}, fewer than "
+            f"one batch (method.surrogate.batch_groups {method.surrogate.batch_groups})",
+        )
+
+
+def _rank_problems(config: "RunConfig") -> Iterator[Problem]:
+    ranks, method = config.learner.ranks, config.method
+    batches = {"method.policy_batch": method.policy_batch}
+    if method.learns_surrogate:
+        batches["method.surrogate.batch_groups"] = method.surrogate.batch_groups
+    if isinstance(method, Lasro) and method.anchor.data != "none":
+        batches["method.anchor.batch"] = method.anchor.batch
+    for name, size in batches.items():
+        if size % ranks:
+            yield Problem(
+                name,
+                f"must be divisible by learner.ranks = {ranks}, given {size}: a rank with fewer "
+                "rows would leave the others waiting in a collective without end",
+            )
+
+
+def _wait_problems(config: "RunConfig") -> Iterator[Problem]:
+    stall_s = config.limits.stall_s
+    shorter = {
+        "actors.lease_s": (config.actors.lease_s, "the work of a dead actor is handed on"),
+        "scoring.lease_s": (config.scoring.lease_s, "the work of a dead actor is handed on"),
+        "scoring.timeout_s": (config.scoring.timeout_s, "a reward that stalls is given up"),
+        "scoring.outage_s": (config.scoring.outage_s, "a reward that is down is given up"),
+        "replay.outage_s": (config.replay.outage_s, "a Redis that is down is given up"),
+    }
+    for name, (seconds, first) in shorter.items():
+        if seconds >= stall_s:
+            yield Problem(
+                "limits.stall_s",
+                f"must be above {name} = {seconds:g}, given {stall_s:g}: the run would end before "
+                f"{first}",
+            )
+
+
+def _measure_problems(config: "RunConfig") -> Iterator[Problem]:
+    training, held_out = config.prompts, config.evaluation.prompts
+    same_file = isinstance(training, FilePrompts) and training == held_out
+    same_scenes = (
+        isinstance(training, ShapesPrompts)
+        and isinstance(held_out, ShapesPrompts)
+        and training.held_out == held_out.held_out
+    )
+    if same_file or same_scenes:
+        yield Problem(
+            "evaluation.prompts",
+            "are the training prompts; evaluate on others"
+            + (", with held_out: true" if same_scenes else ""),
+        )
+    if config.evaluation.samples < config.evaluation.diversity.prompts:
+        yield Problem(
+            "evaluation.samples",
+            f"must be at least evaluation.diversity.prompts = "
+            f"{config.evaluation.diversity.prompts}, given {config.evaluation.samples}",
+        )
