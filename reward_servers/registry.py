@@ -14,6 +14,8 @@ from typing import Any
 from reward_servers.base import RewardModel
 
 SHIPPED: dict[str, str] = {
+    "clip-aesthetic": "reward_servers.clip:ClipAesthetic",
+    "clip-score": "reward_servers.clip:ClipScore",
     "jpeg-size": "reward_servers.jpeg:JpegSize",
     "shapes-aesthetic": "reward_servers.aesthetic:ShapesAesthetic",
     "shapes-binding": "reward_servers.binding:ShapesBinding",
@@ -39,19 +41,24 @@ def path_of(kind: str) -> str:
 
 
 def check_reward(kind: str, args: Mapping[str, Any] | None = None) -> None:
-    """Looks for what `build_reward` would refuse. Shipped rewards are light and are built; of
-    anybody's own class only the module is imported.
+    """Looks for what `build_reward` would refuse, without loading a model.
+
+    A class whose arguments need a look has a static method `check`, which takes them all and
+    raises ValueError. Shipped rewards without one are light and are built; of anybody's own class
+    without one only the module is imported.
 
     Raises:
         ValueError: as `build_reward`.
     """
-    if kind in SHIPPED:
-        build_reward(kind, args)
-        return
     make = _class_at(kind, path_of(kind))
     _check_args(kind, make, args or {})
     if isinstance(make, type) and not callable(getattr(make, "score", None)):
         raise ValueError(_no_score(kind, make))
+    look = getattr(make, "check", None)
+    if callable(look):
+        look(**(args or {}))
+    elif kind in SHIPPED:
+        build_reward(kind, args)
 
 
 def check_differentiable(kind: str) -> None:
