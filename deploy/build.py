@@ -111,7 +111,7 @@ def policy_of(
     strata, consistency = strata_of(method, num_steps), None
     if method.states.score_clean:
         assert method.clean.lora is not None
-        consistency = Denoiser(with_lora(base, Path(method.clean.lora)))
+        consistency = Denoiser(with_lora(base, method.clean.lora))
     return ManyStepPolicy(
         **parts,
         keep=lambda seed: kept_states(seed, strata),

@@ -58,10 +58,10 @@ def _missing_models(config: RunConfig) -> Iterator[str]:
     if isinstance(method, Lasro):
         if config.model.teacher is not None and method.anchor.data != "none":
             paths["model.teacher"] = config.model.teacher
-    elif method.clean.lora is not None and not any(Path(method.clean.lora).glob("*.safetensors")):
+    elif (lora := method.clean.lora) is not None and not _may_hold_lora(lora):
         yield (
-            f"method.clean.lora: the folder {method.clean.lora} holds no LoRA in safetensors; give "
-            "one that diffusers' save_lora_weights wrote"
+            f"method.clean.lora: the folder {lora} holds no LoRA in safetensors; give one that "
+            "diffusers' save_lora_weights wrote, or a hub id such as owner/name"
         )
     for name, path in paths.items():
         folder = Path(path)
@@ -72,6 +72,11 @@ def _missing_models(config: RunConfig) -> Iterator[str]:
             f"{name}: the folder {path} {reason}; give a folder that diffusers' save_pretrained "
             "wrote, or a hub id such as owner/name"
         )
+
+
+def _may_hold_lora(path: str) -> bool:
+    folder = Path(path)
+    return any(folder.glob("*.safetensors")) or (_is_hub_id(path) and not folder.exists())
 
 
 def _is_hub_id(path: str) -> bool:

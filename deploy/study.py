@@ -24,6 +24,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -244,7 +245,7 @@ def main() -> int:
     log.info("%d runs, %d of them finished", len(cells), len(cells) - len(waiting))
     if options.check:
         for cell in waiting:
-            log.info("%s", " ".join(cell.command(in_cluster=options.in_cluster)))
+            log.info("%s", shlex.join(cell.command(in_cluster=options.in_cluster)))
         return 0
     folder = cells[0].config.run_folder(os.environ).parent / name
     folder.mkdir(parents=True, exist_ok=True)

@@ -290,7 +290,7 @@ class Clean(Section):
     """A consistency model in one call; or the reference model, by its expectation or by a few
     deterministic steps (ablations)."""
     lora: str | None = None
-    """Folder of an LCM-LoRA over the policy's pipeline, the consistency model."""
+    """Folder or hub id of an LCM-LoRA over the policy's pipeline, the consistency model."""
     calls: Count = 4
     """Steps of `ddim`."""
 
@@ -298,8 +298,8 @@ class Clean(Section):
     def _consistency_has_a_model(self) -> Self:
         if (self.by == "consistency") != (self.lora is not None):
             raise ValueError(
-                "`by: consistency` needs `lora`, the folder of an LCM-LoRA; tweedie and ddim take "
-                "none"
+                "`by: consistency` needs `lora`, the folder or hub id of an LCM-LoRA; tweedie and "
+                "ddim take none"
             )
         return self
 

@@ -80,6 +80,12 @@ def _learner(options: argparse.Namespace) -> list[Row]:
     return steps(options.pipeline, teacher, repeats=options.repeats, few=options.few)
 
 
+def _sqdf(options: argparse.Namespace) -> list[Row]:
+    from deploy.bench.sqdf import sqdf
+
+    return sqdf(repeats=options.repeats, threads=options.threads, few=options.few)
+
+
 def _run(options: argparse.Namespace) -> list[Row]:
     from deploy.bench.whole_run import newest, shares
 
@@ -98,6 +104,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "decode": lambda options: _policy("decode", options),
     "rewards": lambda options: _policy("rewards", options),
     "learner": _learner,
+    "sqdf": _sqdf,
     "run": _run,
 }
 

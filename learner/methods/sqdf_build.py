@@ -1,7 +1,6 @@
 """Puts SQDF together on one rank: one base, three networks over it, engines, what connects them."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 
@@ -39,7 +38,7 @@ def build_sqdf(
     torch.set_num_threads(learner.threads)
     pipeline = PipelineFolder.locate(model.path)
     base = pipeline.unet(model.attention).requires_grad_(False)
-    consistency = with_lora(base, Path(settings.clean.lora)) if settings.clean.lora else None
+    consistency = with_lora(base, settings.clean.lora) if settings.clean.lora else None
     encode = pipeline.prompt_encoder()
     engine = policy_engine(
         settings,

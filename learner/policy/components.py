@@ -23,6 +23,27 @@ from learner.policy.text import PromptEncoder
 Attention = Literal["sdpa", "plain"]
 
 
+def local_folder(path_or_id: str, *, holds: str) -> Path:
+    """A folder here, or what a hub id is downloaded to.
+
+    Args:
+        holds: what the folder is looked up for, for the error.
+
+    Raises:
+        ValueError: neither.
+    """
+    path = Path(path_or_id)
+    if path.is_dir():
+        return path
+    try:
+        return Path(snapshot_download(path_or_id))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no model at {path_or_id!r}: it is not a folder here, and the hub said: {error}. Give "
+            f"a folder with {holds} or a hub id."
+        ) from error
+
+
 @dataclass(frozen=True)
 class PipelineFolder:
     """Where a pipeline lies and what its configs say; loads no weights by itself.
@@ -40,15 +61,7 @@ class PipelineFolder:
         Raises:
             ValueError: nothing there that looks like a pipeline.
         """
-        path = Path(path_or_id)
-        if not path.is_dir():
-            try:
-                path = Path(snapshot_download(path_or_id))
-            except (OSError, ValueError) as error:
-                raise ValueError(
-                    f"no model at {path_or_id!r}: it is not a folder here, and the hub said: "
-                    f"{error}. Give a folder with a model_index.json or a hub id."
-                ) from error
+        path = local_folder(path_or_id, holds="a model_index.json")
         if not (path / "model_index.json").is_file():
             raise ValueError(f"{path} is not a pipeline folder: it has no model_index.json")
         return cls(path)

@@ -90,7 +90,7 @@ class PromptEncoder:
         self._kept: dict[str, tuple[Tensor, ...]] = {}
 
     @classmethod
-    def load(cls, path: Path, device: str = "cpu") -> "PromptEncoder":
+    def load(cls, path: Path, device: str = "cpu", *, kept_bytes: int = 2**29) -> "PromptEncoder":
         """Of a pipeline's folder, in float32."""
         towers = []
         for suffix, kind in (("", CLIPTextModel), ("_2", CLIPTextModelWithProjection)):
@@ -101,14 +101,14 @@ class PromptEncoder:
                 )
                 towers.append((tokenizer, encoder.eval().requires_grad_(False).to(device)))
         if len(towers) == 1:
-            return cls(towers)
+            return cls(towers, kept_bytes=kept_bytes)
         unet, vae = (
             json.loads((path / part / "config.json").read_text()) for part in ("unet", "vae")
         )
         side = unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
         index = json.loads((path / "model_index.json").read_text())
         zeros = bool(index.get("force_zeros_for_empty_prompt", True))
-        return cls(towers, image_size=(side, side), zeros_when_empty=zeros)
+        return cls(towers, image_size=(side, side), zeros_when_empty=zeros, kept_bytes=kept_bytes)
 
     @torch.no_grad()
     def __call__(self, prompts: list[str]) -> Text:

@@ -7,7 +7,6 @@ base tensors cost no memory and know nothing of each other.
 
 import copy
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,6 +15,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from learner.policy.components import local_folder
 from learner.policy.trainable import load_arrays, make_policy_trainable
 from learner.settings import Model
 
@@ -79,12 +79,16 @@ class SamplingPolicy:
                 plain.weight.copy_(weight + layer.get_delta_weight("default"))  # pyright: ignore
 
 
-def with_lora(unet: UNet2DConditionModel, folder: Path) -> UNet2DConditionModel:
-    """A view of a UNet with a frozen LoRA from a folder on it, as an LCM-LoRA over its base.
+def with_lora(unet: UNet2DConditionModel, path_or_id: str) -> UNet2DConditionModel:
+    """A view of a UNet with a frozen LoRA on it, as an LCM-LoRA over its base.
+
+    Args:
+        path_or_id: a local folder, or a hub id that is downloaded.
 
     Raises:
-        ValueError: the folder holds no LoRA that fits.
+        ValueError: it holds no LoRA that fits.
     """
+    folder = local_folder(path_or_id, holds="a LoRA in safetensors")
     view = shared_view(unet)
     try:
         state, alphas = StableDiffusionPipeline.lora_state_dict(  # pyright: ignore

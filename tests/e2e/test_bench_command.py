@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = {"codec", "replay", "index", "sampler", "decode", "rewards", "learner", "run"}
+NAMES = {"codec", "replay", "index", "sampler", "decode", "rewards", "learner", "sqdf", "run"}
 SUMMARY = {
     "wall_s": 10.0,
     "learner_seconds": {"policy": 2.0},
@@ -65,6 +65,13 @@ def test_the_sampler_is_compared_with_the_pipeline(out: Path) -> None:
     ways = {row["way"]: row["ratio"] for row in _content(out, "sampler")["rows"]}
     assert ways["fleetune"]["median"] > 0
     assert ways["diffusers, text states"] is None
+
+
+def test_the_reference_codes_way_of_sqdf_is_what_ours_is_compared_with(out: Path) -> None:
+    ratios = {(row["unit"], row["way"]): row["ratio"] for row in _content(out, "sqdf")["rows"]}
+    assert {way for _, way in ratios} == {"stored reference noise", "reference"}
+    assert ratios["MB", "reference"] is None
+    assert ratios["MB", "stored reference noise"]["median"] > 0
 
 
 def test_the_time_of_a_run_is_told_in_shares(out: Path) -> None:

@@ -49,6 +49,19 @@ def test_a_hub_id_is_left_to_the_hub(pipeline: str) -> None:
     assert check_environment(_config(pipeline, "model.path=some-owner/some-model"), {}) == []
 
 
+@pytest.mark.parametrize(
+    ("lora", "complaints"), [("owner/lcm-lora", 0), ("./nowhere", 1), ("tests/unit", 1)]
+)
+def test_a_consistency_lora_is_looked_for_here_unless_the_hub_has_it(
+    pipeline: str, lora: str, complaints: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(SMOKE.parents[2])
+    preset = SMOKE.with_name("smoke-sqdf.yaml")
+    config = load_config(preset, [f"model.path={pipeline}", f"method.clean.lora={lora}", "name=n"])
+    found = check_environment(config, {})
+    assert [text.startswith("method.clean.lora: ") for text in found] == [True] * complaints
+
+
 def test_a_teacher_that_nobody_asks_need_not_be_there(pipeline: str) -> None:
     overrides = ("model.teacher=no/such/folder", "method.anchor={data: none}")
     assert check_environment(_config(pipeline, *overrides), {}) == []

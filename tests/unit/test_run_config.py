@@ -10,6 +10,7 @@ import pytest
 
 from deploy.config_problems import ConfigError
 from deploy.run_config import RunConfig, config_from_json, load_config
+from learner.settings import Sqdf
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = sorted((ROOT / "deploy" / "configs").glob("*.yaml"))
@@ -38,6 +39,43 @@ def _file(folder: Path, text: str) -> Path:
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.name)
 def test_every_shipped_preset_loads(preset: Path) -> None:
     assert load_config(preset).method.kind == ("sqdf" if "sqdf" in preset.name else "lasro")
+
+
+@pytest.mark.parametrize(
+    ("preset", "rank", "guidance", "discount", "alpha", "rate", "batch", "steps", "queries"),
+    [
+        ("aesthetic", 4, 5.0, 0.9, 2.0, 1e-3, 64, 2000, 2001 * 64),
+        ("hps", 32, 5.0, 0.93, 0.05, 5e-4, 256, 500, 501 * 256),
+        ("blackbox", 4, 7.5, 0.9, 1.0, 1e-3, 64, 160, 15_360 + 4),
+    ],
+)
+def test_the_papers_presets_have_the_papers_settings(
+    preset: str,
+    rank: int,
+    guidance: float,
+    discount: float,
+    alpha: float,
+    rate: float,
+    batch: int,
+    steps: int,
+    queries: int,
+) -> None:
+    config = load_config(SMOKE.with_name(f"sd15-sqdf-{preset}.yaml"))
+    model, method = config.model, config.method
+    assert isinstance(method, Sqdf)
+    assert (model.lora_rank, model.lora_alpha, model.guidance_scale) == (rank, rank, guidance)
+    assert (method.discount, method.alpha, method.learning_rate) == (discount, alpha, rate)
+    assert (method.policy_batch, method.cycles * method.policy_steps) == (batch, steps)
+    assert (method.kl_reduce, method.kl_std) == ("sqdf", "posterior")
+    trajectories = method.round_ends[-1] * config.actors.group_size
+    assert trajectories * config.queries_per_record == queries
+
+
+def test_the_papers_rounds_of_queries_double_and_spend_the_budget() -> None:
+    config = load_config(SMOKE.with_name("sd15-sqdf-blackbox.yaml"))
+    asked = [size * config.actors.group_size for size in config.method.round_sizes[:-1]]
+    assert asked == [1024, 2048, 4096, 8192]
+    assert sum(asked) == config.limits.reward_queries
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.name)

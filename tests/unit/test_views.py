@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from deploy.shapes.models import PIPELINES, new_unet
@@ -14,7 +15,7 @@ from learner.policy.trainable import make_trainable, trainable_arrays
 from learner.policy.views import SamplingPolicy, policy_over, shared_view, with_lora
 from learner.settings import Model
 
-LORA = PIPELINES / "lcm-lora"
+LORA = str(PIPELINES / "lcm-lora")
 
 
 def unet(seed: int = 0) -> UNet2DConditionModel:
@@ -87,9 +88,27 @@ def test_a_consistency_view_is_the_base_with_the_adapter_as_diffusers_loads_it()
     assert not torch.allclose(got, plain)
 
 
+def test_a_lora_in_the_names_of_the_first_trainers_is_understood(tmp_path: Path) -> None:
+    # As latent-consistency/lcm-lora-sdv1-5 on the hub is named, its scale beside the weights.
+    layers = load_file(Path(LORA) / "pytorch_lora_weights.safetensors")
+    renamed = {}
+    for name, tensor in layers.items():
+        module, _, part = name.removeprefix("unet.").rpartition(".lora_")
+        module = f"lora_unet_{module.replace('.', '_')}"
+        down = part == "A.weight"
+        renamed[f"{module}.lora_{'down' if down else 'up'}.weight"] = tensor
+        if down:
+            renamed[f"{module}.alpha"] = torch.tensor(float(len(tensor)))
+    save_file(renamed, tmp_path / "pytorch_lora_weights.safetensors")
+    own = with_lora(unet(), LORA)
+    torch.testing.assert_close(
+        call(with_lora(unet(), str(tmp_path)), latents()), call(own, latents())
+    )
+
+
 def test_a_folder_without_a_lora_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no LoRA for this UNet"):
-        with_lora(unet(), tmp_path)
+        with_lora(unet(), str(tmp_path))
 
 
 def test_a_lora_of_another_network_is_an_error(tmp_path: Path) -> None:
@@ -98,7 +117,7 @@ def test_a_lora_of_another_network_is_an_error(tmp_path: Path) -> None:
     layers = {name: t.repeat(2, 2) for name, t in get_peft_model_state_dict(network).items()}
     StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=layers)
     with pytest.raises(ValueError, match="holds no LoRA for this UNet"):
-        with_lora(unet(), tmp_path)
+        with_lora(unet(), str(tmp_path))
 
 
 @pytest.mark.parametrize("trainable", ["lora", "full"])
