@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from threading import Event
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
@@ -118,6 +118,23 @@ class WorkerHost:
         return {"owner": self._owner} if self._worker is None else self._worker.stats()
 
 
+State = Literal["placing", "building", "working", "draining", "down"]
+"""Of an actor: Ray looks for a place, or asks its autoscaler for one; models are loaded; at work;
+finishes its batch before it ends; has ended and is replaced soon."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An actor when it last answered.
+
+    Args:
+        stats: its worker's counters since the start.
+    """
+
+    state: State
+    stats: Mapping[str, float | str]
+
+
 @dataclass
 class _Slot:
     """One numbered place in the fleet and the actor that fills it now, if any."""
@@ -125,6 +142,8 @@ class _Slot:
     name: str
     actor: Any = None
     running: Any = None  # the reference that `run` will fill
+    asked: Any = None  # the reference that `stats` will fill
+    stats: Mapping[str, float | str] | None = None
     started_at: float = 0.0
     due_at: float = 0.0  # an empty slot is filled from then on; a draining actor killed
     failures: int = 0
@@ -134,7 +153,25 @@ class _Slot:
 
     def kill(self) -> None:
         ray.kill(self.actor)
-        self.actor = self.running = None
+        self.actor = self.running = self.asked = self.stats = None
+
+    def glance(self) -> None:
+        """Takes an answer that has come, and asks again."""
+        if self.actor is None:
+            return
+        if self.asked is not None and ray.wait([self.asked], timeout=0)[0]:
+            self.stats = _value_or_none(self.asked) or self.stats
+            self.asked = None
+        if self.asked is None:
+            self.asked = self.actor.stats.remote()
+
+    @property
+    def state(self) -> State:
+        if self.actor is None:
+            return "down"
+        if self.stats is None:
+            return "placing"
+        return "working" if len(self.stats) > 1 else "building"
 
 
 class Fleet:
@@ -213,6 +250,13 @@ class Fleet:
         answers = {asked[ref]: _value_or_none(ref) for ref in ready}
         return {name: answer for name, answer in answers.items() if answer is not None}
 
+    def glance(self) -> dict[str, Seen]:
+        """Every actor as it last answered, those that drain too; waits for none of them."""
+        for slot in (*self._slots, *self._draining):
+            slot.glance()
+        seen = {f"{s.name} (ending)": Seen("draining", s.stats or {}) for s in self._draining}
+        return {slot.name: Seen(slot.state, slot.stats or {}) for slot in self._slots} | seen
+
     def stop(self) -> None:
         """End every actor: batches in hand are finished and leases returned, within `drain_s`."""
         ending, self._slots = self._slots, []
@@ -247,6 +291,7 @@ class Fleet:
             log.info("%s: name not free yet: %s", slot.name, error)
             return False
         slot.running = slot.actor.run.remote()
+        slot.glance()
         slot.started_at = time.monotonic()
         self._lives += 1
         return True
@@ -267,7 +312,10 @@ class Fleet:
 
     def _drain(self, slots: list[_Slot]) -> None:
         for slot in slots:
-            if slot.actor is not None:
+            slot.glance()
+            if slot.state == "placing":
+                slot.kill()  # it has nothing in hand, and may never come up to be asked
+            elif slot.actor is not None:
                 slot.actor.stop.remote()
                 slot.due_at = time.monotonic() + self._settings.drain_s
                 self._draining.append(slot)

@@ -25,6 +25,8 @@ from buffer.errors import ReplayError
 from buffer.redis_replay import RedisReplay, ReplaySettings
 from deploy.build import Plan, ReplayServerHost, reward_server, sampler
 from deploy.curves import Curves
+from deploy.fleet_desk import DESK, FleetDesk
+from deploy.fleets import Fleets
 from deploy.job_log import quieten
 from deploy.outcome import Outcome, RunFolder
 from deploy.ranks import EvaluatorHandle, FirstEvaluation, Ranks, RunFailedError
@@ -38,10 +40,6 @@ _STOP_TIMEOUT_S = 25.0
 _SERVER_TIMEOUT_S = 90.0
 # Ray notices a killed driver, or a lost machine, and ends its actors within that.
 _TAKE_OVER_TIMEOUT_S = 60.0
-
-
-class Presence:
-    """An actor that lives as long as the controller: while it is there, the run is taken."""
 
 
 class Controller:
@@ -58,7 +56,7 @@ class Controller:
         self._resume = resume
         self._folder = RunFolder(config.run_folder(environ))
         self._stopping = threading.Event()
-        self._presence: Any = None
+        self._desk: Any = None
 
     def run(self) -> int:
         """Runs to the end; the exit status of the job."""
@@ -69,6 +67,7 @@ class Controller:
             self._heed_signals()
             self._take_namespace()
             self._folder.open(self._config, resume=self._resume)
+            self._folder.write_cluster(cluster_of_this_process())
         except ValueError as error:
             log.error("%s", error)
             return 2
@@ -162,9 +161,9 @@ class Controller:
                     f"first, or give this one another name (its actors: {', '.join(names)})"
                 )
             time.sleep(0.5)
-        self._presence = ray.remote(Presence).options(name="controller", num_cpus=0).remote()
+        self._desk = ray.remote(FleetDesk).options(name=DESK, num_cpus=0, max_restarts=-1).remote()
 
-    def _start_fleets(self, stack: contextlib.ExitStack, plan: Plan, board: Any) -> list[Fleet]:
+    def _start_fleets(self, stack: contextlib.ExitStack, plan: Plan, board: Any) -> Fleets:
         """Reward servers and samplers; they are ended in reverse, when the stack closes."""
         scoring, actors = self._config.scoring, self._config.actors
         rewards = Fleet(
@@ -179,9 +178,11 @@ class Controller:
         )
         stack.callback(rewards.stop)
         stack.callback(samplers.stop)
-        rewards.start(scoring.servers)
-        samplers.start(actors.count)
-        return [rewards, samplers]
+        fleets = Fleets(
+            {"rewards": rewards, "samplers": samplers}, desk=self._desk, folder=self._folder.path
+        )
+        fleets.start({"rewards": scoring.servers, "samplers": actors.count})
+        return fleets
 
     def _replay(self, stack: contextlib.ExitStack) -> RedisReplay:
         """The run's replay, on the server that is given or on one of its own."""
@@ -226,17 +227,22 @@ class Controller:
             signal.signal(number, lambda *_: self._stopping.set())
 
 
+def cluster_of_this_process() -> dict[str, str]:
+    """Where the run's Ray cluster is found; no secret is among it."""
+    context = ray.get_runtime_context()
+    return {"address": context.gcs_address, "node_ip": ray.util.get_node_ip_address()}
+
+
 def _end_ranks(ranks: Ranks, error: type[BaseException] | None, *_: object) -> None:
     """Asks the ranks to end; where the run has failed, its last checkpoint is good enough."""
     ranks.stop(timeout_s=0.0 if error else _STOP_TIMEOUT_S)
 
 
-def _note(outcome: Outcome, ranks: Ranks, fleets: list[Fleet], replay: RedisReplay) -> None:
+def _note(outcome: Outcome, ranks: Ranks, fleets: Fleets, replay: RedisReplay) -> None:
     """Last counts and seconds, before their processes end; what does not answer is left out."""
     outcome.seconds = ranks.last.get("seconds", {})
     with contextlib.suppress(ReplayError):
         outcome.counters = replay.counters()
         outcome.failures = failure_reasons(replay, at_most=20)
-    for fleet in fleets:
-        with contextlib.suppress(RayError):
-            outcome.workers.update(fleet.stats())
+    with contextlib.suppress(RayError):
+        outcome.workers.update(fleets.stats())

@@ -2,6 +2,7 @@
 
 runs/<name>/
     config.json      resolved config             summary.json  before, after, cost
+    cluster.json     address of its Ray cluster  fleet.jsonl   decisions about its fleets
     metrics.jsonl    curves                      report.html   everything, for a person
     tensorboard/     curves again                pictures/     before and after, .npz
     checkpoints/     to resume from              redis/        the replay's append-only file
@@ -26,6 +27,7 @@ from learner import checkpoint
 
 log = logging.getLogger(__name__)
 _BEFORE_FILE = "before.json"
+CLUSTER_FILE = "cluster.json"
 
 
 @dataclass
@@ -129,6 +131,10 @@ class RunFolder:
 
     def write_before(self, metrics: dict[str, float]) -> None:
         (self.path / _BEFORE_FILE).write_text(json.dumps(metrics))
+
+    def write_cluster(self, cluster: dict[str, str]) -> None:
+        """Where commands find the run while it is under way."""
+        (self.path / CLUSTER_FILE).write_text(json.dumps(cluster))
 
     def close(self, outcome: Outcome) -> None:
         """Writes the summary and the report."""

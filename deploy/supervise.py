@@ -8,14 +8,14 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from actors.fleet import Fleet
 from buffer.errors import ReplayUnavailable
 from buffer.records import Counters
 from buffer.redis_replay import RedisReplay
 from deploy.curves import Curves
+from deploy.fleets import Fleets
 from deploy.outcome import resident_mb
 from deploy.progress import Progress
 from deploy.ranks import Ranks, RunFailedError
@@ -42,7 +42,7 @@ class Supervisor:
         config: RunConfig,
         *,
         ranks: Ranks,
-        fleets: Sequence[Fleet],
+        fleets: Fleets,
         replay: RedisReplay,
         look: Callable[[], None],
         stopping: threading.Event,
@@ -72,9 +72,9 @@ class Supervisor:
                 self._write_rows(curves)
                 counters = self._counters() or counters
                 check_failures(self._config, self._replay, at_first, counters)
-                progress.show(snapshot(self._ranks.last, counters))
-                for fleet in self._fleets:
-                    fleet.ensure_alive()
+                now_known = snapshot(self._ranks.last, counters)
+                progress.show(now_known)
+                self._fleets.look({**now_known, "cycles": self._config.method.cycles})
                 self._ranks.ensure_published()
                 self._look()
                 now = time.monotonic()

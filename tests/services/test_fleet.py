@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Event
 
 import numpy as np
 import pytest
@@ -13,52 +12,15 @@ import ray
 
 from actors.fleet import BoardWeights, Fleet, FleetGaveUpError, FleetSettings, Worker
 from learner.policy.board import PolicyBoard
+from tests.services import fleet_world
+from tests.services.fleet_world import FAST, Waiting
 
-pytestmark = pytest.mark.ray
-
-FAST = FleetSettings(backoff_s=0.1, max_failures=1, drain_s=30, stats_timeout_s=30)
-
-
-class Waiting:
-    """A worker that waits to be stopped, and then takes a moment to leave its mark."""
-
-    def __init__(self, owner: str, marks: Path | None = None, leaving_s: float = 0.0) -> None:
-        self.owner = owner
-        self.marks = marks
-        self.leaving_s = leaving_s
-        self.stopping = Event()
-
-    def run(self) -> None:
-        self.stopping.wait(120)
-        time.sleep(self.leaving_s)
-        if self.marks is not None:
-            (self.marks / self.owner).touch()
-
-    def stop(self) -> None:
-        self.stopping.set()
-
-    def stats(self) -> dict[str, float | str]:
-        return {"owner": self.owner, "built": 1.0}
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+cluster = fleet_world.cluster
 
 
 def build_nothing(owner: str) -> Worker:
     raise OSError("no such weights")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            namespace="fleet",
-            log_to_driver=False,
-        )
-        yield
-        ray.shutdown()
 
 
 @pytest.fixture
@@ -77,11 +39,7 @@ def new_fleet() -> Iterator[Callable[..., Fleet]]:
 
 
 def eventually(condition: Callable[[], bool], fleet: Fleet) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "waited for 60 s"
-        fleet.ensure_alive()
-        time.sleep(0.05)
+    fleet_world.eventually(condition, fleet.ensure_alive)
 
 
 def owners(fleet: Fleet) -> list[str]:

@@ -1,0 +1,138 @@
+"""The fleets of a run: looked after, scaled while it runs, and shown to whoever asks.
+
+Every change is a decision with its reason: a line in the job's log, one in `fleet.jsonl` of the
+run's folder, and the newest of them on the page of `deploy.fleet`.
+"""
+
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from actors.fleet import Fleet, Seen
+
+log = logging.getLogger(__name__)
+DECISIONS_FILE = "fleet.jsonl"
+_SHOW_EVERY_S = 1.0
+_RATE_WINDOW_S = 30.0
+_DECISIONS_SHOWN = 10
+
+
+class Fleets:
+    """By role, in the driver of a run. Nothing here waits but `stop` and `stats`.
+
+    Args:
+        desk: handle of the `FleetDesk`.
+        folder: the run's, for the decisions.
+    """
+
+    def __init__(
+        self,
+        fleets: Mapping[str, Fleet],
+        *,
+        desk: Any,
+        folder: Path,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._fleets = dict(fleets)
+        self._desk = desk
+        self._file = folder / DECISIONS_FILE
+        self._clock = clock
+        self._asked: Any = None
+        self._shown_at = -_SHOW_EVERY_S
+        self._decisions: deque[dict[str, Any]] = deque(maxlen=_DECISIONS_SHOWN)
+        self._images: dict[str, deque[tuple[float, float]]] = {}
+
+    def start(self, counts: Mapping[str, int]) -> None:
+        """Creates the first actors."""
+        for role, count in counts.items():
+            self._fleets[role].start(count)
+
+    def look(self, facts: Mapping[str, Any]) -> None:
+        """Replaces what has ended, does what was asked for, and shows how it stands.
+
+        Args:
+            facts: of the run, for the page.
+
+        Raises:
+            FleetGaveUpError: an actor cannot be kept alive.
+        """
+        for fleet in self._fleets.values():
+            fleet.ensure_alive()
+        for role, count in self._wishes().items():
+            self.scale(role, count, "asked for by deploy.fleet")
+        now = self._clock()
+        if now - self._shown_at >= _SHOW_EVERY_S:
+            self._shown_at = now
+            self._desk.show.remote(self._page(facts, now))
+
+    def scale(self, role: str, count: int, why: str) -> None:
+        """Has so many actors of a role from now on; those too many finish their batch first."""
+        fleet, before = self._fleets[role], len(self._fleets[role])
+        if count == before:
+            return
+        fleet.scale(count)
+        decision = {"time": time.time(), "role": role, "from": before, "to": count, "why": why}
+        self._decisions.append(decision)
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(decision) + "\n")
+        log.info("%s: %d -> %d, %s", role, before, count, why)
+
+    def stats(self) -> dict[str, dict[str, float | str]]:
+        """Counters of all actors that answer in time."""
+        return {
+            name: each for fleet in self._fleets.values() for name, each in fleet.stats().items()
+        }
+
+    def _wishes(self) -> dict[str, int]:
+        """Those that have come since the last look."""
+        if self._asked is None:
+            self._asked = self._desk.wishes.remote()
+        if not ray.wait([self._asked], timeout=0)[0]:
+            return {}
+        asked, self._asked = self._asked, None
+        try:
+            return ray.get(asked)
+        except RayError as error:
+            log.warning("the desk of deploy.fleet does not answer: %s", error)
+            return {}
+
+    def _page(self, facts: Mapping[str, Any], now: float) -> dict[str, Any]:
+        seen = {role: fleet.glance() for role, fleet in self._fleets.items()}
+        there = {name for workers in seen.values() for name in workers}
+        self._images = {name: known for name, known in self._images.items() if name in there}
+        return {
+            **facts,
+            "fleets": {
+                role: {
+                    "wanted": len(self._fleets[role]),
+                    "workers": {name: self._row(name, it, now) for name, it in workers.items()},
+                }
+                for role, workers in seen.items()
+            },
+            "decisions": list(self._decisions),
+        }
+
+    def _row(self, name: str, seen: Seen, now: float) -> dict[str, Any]:
+        return {"state": seen.state, "images_per_s": self._rate(name, seen, now), **seen.stats}
+
+    def _rate(self, name: str, seen: Seen, now: float) -> float | None:
+        """Images a second over the last while; None before there are two counts."""
+        images = seen.stats.get("images")
+        if not isinstance(images, int | float):
+            self._images.pop(name, None)
+            return None
+        known = self._images.setdefault(name, deque())
+        if known and images < known[-1][1]:  # a new life of that actor counts from 0
+            known.clear()
+        known.append((now, float(images)))
+        while now - known[0][0] > _RATE_WINDOW_S:
+            known.popleft()
+        (start, first), (end, last) = known[0], known[-1]
+        return (last - first) / (end - start) if end > start else None

@@ -1,0 +1,167 @@
+"""A run's fleets under a real local Ray: wishes at the desk, decisions, pages."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from actors.fleet import Fleet, Worker
+from deploy.fleet import rendered
+from deploy.fleet_desk import FleetDesk
+from deploy.fleets import DECISIONS_FILE, Fleets
+from tests.services import fleet_world
+from tests.services.fleet_world import FAST, Waiting, eventually
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+cluster = fleet_world.cluster
+
+
+class Counting(Waiting):
+    """Counts an image more at every look."""
+
+    images = 0
+
+    def stats(self) -> dict[str, float | str]:
+        self.images += 1
+        return {"owner": self.owner, "images": self.images, "wait_s": 1.0, "sample_s": 3.0}
+
+
+@pytest.fixture
+def desk() -> Iterator[Any]:
+    actor = ray.remote(FleetDesk).options(num_cpus=0).remote()
+    yield actor
+    ray.kill(actor)
+
+
+@pytest.fixture
+def new_fleets(desk: Any, tmp_path: Path) -> Iterator[Callable[..., Fleets]]:
+    made: list[Fleet] = []
+
+    def make(build: Callable[[str], Worker] = Counting, **options: float) -> Fleets:
+        options = {"num_cpus": 0, **options}
+        fleets = {
+            role: Fleet(build, name=role, actor_options=options, settings=FAST)
+            for role in ("samplers", "rewards")
+        }
+        made.extend(fleets.values())
+        run = Fleets(fleets, desk=desk, folder=tmp_path)
+        run.start({"samplers": 1, "rewards": 1})
+        return run
+
+    yield make
+    for fleet in made:
+        fleet.stop()
+
+
+def page(desk: Any) -> dict[str, Any]:
+    return ray.get(desk.page.remote())
+
+
+def states(desk: Any, role: str) -> dict[str, str]:
+    workers = page(desk).get("fleets", {}).get(role, {"workers": {}})["workers"]
+    return {name: row["state"] for name, row in workers.items()}
+
+
+def test_a_wish_is_heeded_at_a_look_and_the_other_fleet_stays(
+    new_fleets: Callable[..., Fleets], desk: Any
+) -> None:
+    fleets = new_fleets()
+    ray.get(desk.ask.remote({"samplers": 3}))
+    both = {f"samplers-{i}": "working" for i in range(3)}
+    eventually(lambda: states(desk, "samplers") == both, lambda: fleets.look({}))
+    assert states(desk, "rewards") == {"rewards-0": "working"}
+    ray.get(desk.ask.remote({"samplers": 1}))
+    one = {"samplers-0": "working"}
+    eventually(lambda: states(desk, "samplers") == one, lambda: fleets.look({}))
+
+
+def test_the_last_of_two_wishes_counts(new_fleets: Callable[..., Fleets], desk: Any) -> None:
+    fleets = new_fleets()
+    for count in (5, 2):
+        ray.get(desk.ask.remote({"rewards": count}))
+    eventually(lambda: len(states(desk, "rewards")) == 2, lambda: fleets.look({}))
+
+
+@pytest.mark.parametrize("counts", [{"samplers": 0}, {"samplers": 10**6}, {"learners": 2}])
+def test_the_desk_takes_no_wish_that_cannot_be(desk: Any, counts: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"there is no fleet|give 1 to"):
+        ray.get(desk.ask.remote(counts))
+    assert ray.get(desk.wishes.remote()) == {}
+
+
+def test_every_decision_can_be_read_afterwards(
+    new_fleets: Callable[..., Fleets], desk: Any, tmp_path: Path
+) -> None:
+    fleets = new_fleets()
+    fleets.scale("samplers", 2, "first")
+    fleets.scale("samplers", 2, "nothing changes")
+    fleets.scale("samplers", 1, "second")
+    written = [json.loads(line) for line in (tmp_path / DECISIONS_FILE).read_text().splitlines()]
+    assert [(d["from"], d["to"], d["why"]) for d in written] == [(1, 2, "first"), (2, 1, "second")]
+    eventually(lambda: bool(page(desk)), lambda: fleets.look({}))
+    assert page(desk)["decisions"] == written
+
+
+def test_an_actor_that_finds_no_place_is_told_from_one_at_work(
+    new_fleets: Callable[..., Fleets], desk: Any
+) -> None:
+    fleets = new_fleets(num_cpus=1)
+    fleets.scale("samplers", 2, "one more than there are CPUs for")
+    placing = {"samplers-0": "working", "samplers-1": "placing"}
+    eventually(
+        lambda: (
+            states(desk, "samplers") == placing
+            and states(desk, "rewards") == {"rewards-0": "working"}
+        ),
+        lambda: fleets.look({}),
+    )
+    begun = time.monotonic()
+    fleets.scale("samplers", 1, "it has nothing in hand to finish")
+    assert states(desk, "samplers") == placing
+    eventually(
+        lambda: states(desk, "samplers") == {"samplers-0": "working"}, lambda: fleets.look({})
+    )
+    assert time.monotonic() - begun < FAST.drain_s / 2
+
+
+def test_an_actor_that_drains_is_shown_until_it_is_gone(
+    new_fleets: Callable[..., Fleets], desk: Any
+) -> None:
+    fleets = new_fleets(lambda owner: Counting(owner, leaving_s=2.5))
+    fleets.scale("samplers", 2, "for the test")
+    eventually(lambda: len(states(desk, "samplers")) == 2, lambda: fleets.look({}))
+    eventually(
+        lambda: set(states(desk, "samplers").values()) == {"working"}, lambda: fleets.look({})
+    )
+    fleets.scale("samplers", 1, "for the test")
+    ending = {"samplers-0": "working", "samplers-1 (ending)": "draining"}
+    eventually(lambda: states(desk, "samplers") == ending, lambda: fleets.look({}))
+    eventually(
+        lambda: states(desk, "samplers") == {"samplers-0": "working"}, lambda: fleets.look({})
+    )
+
+
+def test_a_page_tells_the_rate_and_what_the_run_is_at(
+    new_fleets: Callable[..., Fleets], desk: Any
+) -> None:
+    fleets = new_fleets()
+
+    def rate() -> float | None:
+        workers = page(desk).get("fleets", {}).get("samplers", {}).get("workers", {})
+        return workers.get("samplers-0", {}).get("images_per_s")
+
+    eventually(lambda: bool(rate()), lambda: fleets.look({"stage": "training", "cycle": 3}))
+    assert (page(desk)["stage"], page(desk)["cycle"]) == ("training", 3)
+    assert rendered(page(desk))
+
+
+def test_a_desk_that_died_loses_no_run(new_fleets: Callable[..., Fleets], desk: Any) -> None:
+    fleets = new_fleets()
+    ray.kill(desk, no_restart=True)
+    for _ in range(3):
+        fleets.look({})
+    fleets.scale("samplers", 2, "by another way")
