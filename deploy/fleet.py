@@ -2,17 +2,20 @@
 
     python -m deploy.fleet --run mine                              # how they are
     python -m deploy.fleet --run mine scale samplers=8 rewards=2   # have so many from now on
+    python -m deploy.fleet --run mine auto samplers=1-16           # as many as the learner needs
     python -m deploy.fleet --run mine top                          # every second, until Ctrl-C
 
 Runs on a machine of the run's Ray cluster; a local run's is found through its folder. Actors that
 are too many finish their batch and give their tickets back before they end; new ones wait for a
-place, for which Ray's autoscaler is asked.
+place, for which Ray's autoscaler is asked. The rule of `auto` is in `deploy/autoscale.py`; `scale`
+takes a role back from it.
 """
 
 import argparse
 import json
 import logging
 import os
+import re
 import socket
 import sys
 import time
@@ -26,7 +29,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from deploy.fleet_desk import DESK, ROLES, check_counts
+from deploy.fleet_desk import DESK, ROLES, Wish, check_wishes
 from deploy.outcome import CLUSTER_FILE
 
 log = logging.getLogger(__name__)
@@ -36,6 +39,11 @@ _KNOCK_S = 5.0
 _HEEDED_S = 20.0
 _LOOK_EVERY_S = 1.0
 _UNKNOWN = "–"
+_FORMS = {"scale": re.compile(r"(\d+)"), "auto": re.compile(r"(\d+)-(\d+)")}
+_EXAMPLES = {
+    "scale": "role=number, such as samplers=8",
+    "auto": "role=least-most, such as samplers=1-16",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,11 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     options = _options(arguments)
     try:
-        counts = counts_of(options.counts) if options.command == "scale" else {}
+        wishes = wishes_of(options.wishes, options.command)
         desk = _desk_of(options.run, options.address)
         if options.command == "top":
             return _top(desk)
-        page = _scaled(desk, counts) if counts else _page_of(desk)
+        page = _heeded(desk, wishes) if wishes else _page_of(desk)
     except ValueError as error:
         log.error("%s", error)
         return _USAGE_ERROR
@@ -55,24 +63,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def counts_of(words: Sequence[str]) -> dict[str, int]:
-    """Counts by role, of words such as `samplers=8`.
+def wishes_of(words: Sequence[str], command: str) -> dict[str, Wish]:
+    """Wishes by role, of words such as `samplers=8` for scale or `samplers=1-16` for auto.
 
     Raises:
-        ValueError: a word that is none, a role twice, or a count that there cannot be.
+        ValueError: a word that is none, a role twice, or a number that there cannot be.
     """
-    counts: dict[str, int] = {}
+    if command not in _FORMS:
+        return {}
+    wishes: dict[str, Wish] = {}
     for word in words:
         role, _, number = word.partition("=")
-        if not number.isdecimal():
-            raise ValueError(f"{word!r}: write role=number, such as samplers=8")
-        if role in counts:
+        if not (match := _FORMS[command].fullmatch(number)):
+            raise ValueError(f"{word!r}: {command} takes {_EXAMPLES[command]}")
+        if role in wishes:
             raise ValueError(f"{role} is given twice: {' '.join(words)}")
-        counts[role] = int(number)
-    if not counts:
-        raise ValueError(f"scale what? Give role=number; a run has {' and '.join(ROLES)}")
-    check_counts(counts)
-    return counts
+        numbers = tuple(int(part) for part in match.groups())
+        wishes[role] = numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+    if not wishes:
+        raise ValueError(
+            f"{command} what? Give {_EXAMPLES[command]}; a run has {' and '.join(ROLES)}"
+        )
+    check_wishes(wishes)
+    return wishes
 
 
 def rendered(page: Mapping[str, Any]) -> Group:
@@ -94,7 +107,10 @@ def _headline(page: Mapping[str, Any]) -> str:
 def _fleet_table(role: str, fleet: Mapping[str, Any]) -> Table:
     workers = fleet["workers"]
     at_work = sum(row["state"] == "working" for row in workers.values())
-    table = Table(title=f"{role}: {at_work} of {fleet['wanted']} at work", title_justify="left")
+    title = f"{role}: {at_work} of {fleet['wanted']} at work"
+    if bounds := fleet.get("bounds"):
+        title += f", {bounds['least']} to {bounds['most']} by what is measured"
+    table = Table(title=title, title_justify="left")
     table.add_column("actor")
     table.add_column("state")
     for column in ("images/s", "images", "waited", "failures"):
@@ -132,20 +148,26 @@ def _decisions_table(decisions: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _scaled(desk: Any, counts: Mapping[str, int]) -> dict[str, Any]:
+def _heeded(desk: Any, wishes: Mapping[str, Wish]) -> dict[str, Any]:
     """The page once the run has heard it."""
-    _answer(desk.ask.remote(dict(counts)))
+    _answer(desk.ask.remote(dict(wishes)))
     deadline = time.monotonic() + _HEEDED_S
     while time.monotonic() < deadline:
         page = _page_of(desk)
         fleets = page.get("fleets", {})
-        if all(fleets.get(role, {}).get("wanted") == count for role, count in counts.items()):
+        if all(role in fleets and _is_heeded(fleets[role], it) for role, it in wishes.items()):
             return page
         time.sleep(0.2)
     raise ValueError(
         f"the run has not heeded it within {_HEEDED_S:.0f} s: it is starting or ending; look again "
         "with --run NAME"
     )
+
+
+def _is_heeded(fleet: Mapping[str, Any], wish: Wish) -> bool:
+    if isinstance(wish, int):
+        return fleet["wanted"] == wish and fleet["bounds"] is None
+    return fleet["bounds"] == {"least": wish[0], "most": wish[1]}
 
 
 def _top(desk: Any) -> int:
@@ -231,11 +253,13 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--address", help="of Ray, host:port; default: the run's, or this machine's"
     )
-    parser.add_argument("command", nargs="?", choices=("show", "scale", "top"), default="show")
-    parser.add_argument("counts", nargs="*", metavar="ROLE=NUMBER")
+    parser.add_argument(
+        "command", nargs="?", choices=("show", "scale", "auto", "top"), default="show"
+    )
+    parser.add_argument("wishes", nargs="*", metavar="ROLE=NUMBER")
     options = parser.parse_args(arguments)
-    if options.counts and options.command != "scale":
-        parser.error(f"only scale takes {' '.join(options.counts)}")
+    if options.wishes and options.command not in _FORMS:
+        parser.error(f"only {' and '.join(_FORMS)} take {' '.join(options.wishes)}")
     return options
 
 

@@ -8,7 +8,7 @@ while it is there, the run's name is taken.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 DESK = "controller"
 ROLES = ("samplers", "rewards")
@@ -16,23 +16,27 @@ MOST = 10_000
 """Largest fleet that can be asked for: a slip of the finger is no cluster."""
 
 
+Wish: TypeAlias = int | tuple[int, int]
+"""A number of actors, or the least and the most that the rule of `deploy.autoscale` may have."""
+
+
 class FleetDesk:
     """Wishes in, pages out."""
 
     def __init__(self) -> None:
-        self._wishes: dict[str, int] = {}
+        self._wishes: dict[str, Wish] = {}
         self._page: dict[str, Any] = {}
 
-    def ask(self, counts: Mapping[str, int]) -> None:
-        """Wishes for so many actors by role; a later wish replaces an earlier one.
+    def ask(self, wishes: Mapping[str, Wish]) -> None:
+        """So many actors by role, or bounds; a later wish replaces an earlier one.
 
         Raises:
-            ValueError: a role or a count that there cannot be.
+            ValueError: a role or a number that there cannot be.
         """
-        check_counts(counts)
-        self._wishes.update(counts)
+        check_wishes(wishes)
+        self._wishes.update(wishes)
 
-    def wishes(self) -> dict[str, int]:
+    def wishes(self) -> dict[str, Wish]:
         """Those since the last call."""
         taken, self._wishes = self._wishes, {}
         return taken
@@ -46,13 +50,15 @@ class FleetDesk:
         return self._page
 
 
-def check_counts(counts: Mapping[str, int]) -> None:
-    """Raises ValueError for a role or a count that there cannot be."""
-    for role, count in counts.items():
+def check_wishes(wishes: Mapping[str, Wish]) -> None:
+    """Raises ValueError for a role or a number that there cannot be."""
+    for role, wish in wishes.items():
         if role not in ROLES:
             raise ValueError(f"there is no fleet {role!r}; a run has {' and '.join(ROLES)}")
-        if not 1 <= count <= MOST:
+        least, most = (wish, wish) if isinstance(wish, int) else wish
+        if not 1 <= least <= most <= MOST:
+            given = f"{wish}" if isinstance(wish, int) else f"{least}-{most}"
             raise ValueError(
-                f"{role}={count}: give 1 to {MOST:,}; a run without {role} would wait for them "
-                "without end"
+                f"{role}={given}: give 1 to {MOST:,}, the smaller number first; a run without "
+                f"{role} would wait for them without end"
             )

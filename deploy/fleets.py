@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import RayError
 
 from actors.fleet import Fleet, Seen
+from deploy.autoscale import Bounds, Reading, advise, measured_between
 
 log = logging.getLogger(__name__)
 DECISIONS_FILE = "fleet.jsonl"
@@ -30,6 +31,8 @@ class Fleets:
     Args:
         desk: handle of the `FleetDesk`.
         folder: the run's, for the decisions.
+        bounds: of the roles that are scaled by what is measured; others are as they are told.
+        measured_s: what is measured for one decision; longer than a batch or a policy step.
     """
 
     def __init__(
@@ -38,6 +41,8 @@ class Fleets:
         *,
         desk: Any,
         folder: Path,
+        bounds: Mapping[str, Bounds] | None = None,
+        measured_s: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._fleets = dict(fleets)
@@ -48,6 +53,9 @@ class Fleets:
         self._shown_at = -_SHOW_EVERY_S
         self._decisions: deque[dict[str, Any]] = deque(maxlen=_DECISIONS_SHOWN)
         self._images: dict[str, deque[tuple[float, float]]] = {}
+        self._bounds = dict(bounds or {})
+        self._measured_s = measured_s
+        self._first: Reading | None = None
 
     def start(self, counts: Mapping[str, int]) -> None:
         """Creates the first actors."""
@@ -58,19 +66,21 @@ class Fleets:
         """Replaces what has ended, does what was asked for, and shows how it stands.
 
         Args:
-            facts: of the run, for the page.
+            facts: of the run, for the page; `learner_waited_s` and `queue_share` are read here.
 
         Raises:
             FleetGaveUpError: an actor cannot be kept alive.
         """
         for fleet in self._fleets.values():
             fleet.ensure_alive()
-        for role, count in self._wishes().items():
-            self.scale(role, count, "asked for by deploy.fleet")
+        for role, wish in self._wishes().items():
+            self._heed(role, wish)
         now = self._clock()
         if now - self._shown_at >= _SHOW_EVERY_S:
             self._shown_at = now
-            self._desk.show.remote(self._page(facts, now))
+            seen = {role: fleet.glance() for role, fleet in self._fleets.items()}
+            self._desk.show.remote(self._page(facts, seen, now))
+            self._follow(facts, seen, now)
 
     def scale(self, role: str, count: int, why: str) -> None:
         """Has so many actors of a role from now on; those too many finish their batch first."""
@@ -90,7 +100,45 @@ class Fleets:
             name: each for fleet in self._fleets.values() for name, each in fleet.stats().items()
         }
 
-    def _wishes(self) -> dict[str, int]:
+    def _heed(self, role: str, wish: int | tuple[int, int]) -> None:
+        """A number is had from now on; a pair of them bounds what the rule may do."""
+        if isinstance(wish, int):
+            self._bounds.pop(role, None)
+            self.scale(role, wish, "asked for by deploy.fleet")
+            return
+        bounds = self._bounds[role] = Bounds(*wish)
+        log.info("%s: from now on %d to %d, by what is measured", role, *wish)
+        count = len(self._fleets[role])
+        within = min(max(count, bounds.least), bounds.most)
+        self.scale(role, within, "bounds given to deploy.fleet")
+
+    def _follow(
+        self, facts: Mapping[str, Any], seen: Mapping[str, Mapping[str, Seen]], now: float
+    ) -> None:
+        """Does what the rule advises, once there is a whole while to judge by."""
+        if not self._bounds or facts.get("stage") != "training":
+            self._first = None
+            return
+        reading = Reading(
+            now,
+            float(facts.get("learner_waited_s", 0.0)),
+            {role: _worked_s(workers) for role, workers in seen.items()},
+            float(facts.get("queue_share", 0.0)),
+        )
+        counts = {role: len(fleet) for role, fleet in self._fleets.items()}
+        complete = all(len(reading.worked_s[role]) == count for role, count in counts.items())
+        if self._first is None or not complete:
+            # While a new actor finds its place or loads its models, nothing can be judged.
+            self._first = reading if complete else None
+            return
+        if now - self._first.at_s < self._measured_s:
+            return
+        measured, self._first = measured_between(self._first, reading), reading
+        if measured is not None and (advice := advise(measured, counts, self._bounds)):
+            self._first = None
+            self.scale(advice.role, advice.count, advice.why)
+
+    def _wishes(self) -> dict[str, int | tuple[int, int]]:
         """Those that have come since the last look."""
         if self._asked is None:
             self._asked = self._desk.wishes.remote()
@@ -103,8 +151,9 @@ class Fleets:
             log.warning("the desk of deploy.fleet does not answer: %s", error)
             return {}
 
-    def _page(self, facts: Mapping[str, Any], now: float) -> dict[str, Any]:
-        seen = {role: fleet.glance() for role, fleet in self._fleets.items()}
+    def _page(
+        self, facts: Mapping[str, Any], seen: Mapping[str, Mapping[str, Seen]], now: float
+    ) -> dict[str, Any]:
         there = {name for workers in seen.values() for name in workers}
         self._images = {name: known for name, known in self._images.items() if name in there}
         return {
@@ -112,6 +161,7 @@ class Fleets:
             "fleets": {
                 role: {
                     "wanted": len(self._fleets[role]),
+                    "bounds": vars(self._bounds[role]) if role in self._bounds else None,
                     "workers": {name: self._row(name, it, now) for name, it in workers.items()},
                 }
                 for role, workers in seen.items()
@@ -136,3 +186,16 @@ class Fleets:
             known.popleft()
         (start, first), (end, last) = known[0], known[-1]
         return (last - first) / (end - start) if end > start else None
+
+
+def _worked_s(workers: Mapping[str, Seen]) -> dict[str, float]:
+    """Seconds of work of those that are at work: of every stage but waiting."""
+    return {
+        name: sum(
+            float(value)
+            for stage, value in seen.stats.items()
+            if stage.endswith("_s") and stage != "wait_s"
+        )
+        for name, seen in workers.items()
+        if seen.state == "working"
+    }

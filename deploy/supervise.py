@@ -74,7 +74,7 @@ class Supervisor:
                 check_failures(self._config, self._replay, at_first, counters)
                 now_known = snapshot(self._ranks.last, counters)
                 progress.show(now_known)
-                self._fleets.look({**now_known, "cycles": self._config.method.cycles})
+                self._fleets.look({**now_known, **self._for_fleets(counters)})
                 self._ranks.ensure_published()
                 self._look()
                 now = time.monotonic()
@@ -85,6 +85,14 @@ class Supervisor:
                 time.sleep(_LOOK_EVERY_S)
             self._write_rows(curves)
         return finished
+
+    def _for_fleets(self, counters: Counters) -> dict[str, float]:
+        """What is known of the run that fleets are shown and scaled by."""
+        return {
+            "cycles": self._config.method.cycles,
+            "learner_waited_s": self._ranks.last.get("seconds", {}).get("waiting", 0.0),
+            "queue_share": counters.pending / self._config.replay.max_pending_records,
+        }
 
     def _counters(self) -> Counters | None:
         """What the replay counts; None during an outage that the run still bears.

@@ -30,6 +30,17 @@ class Counting(Waiting):
         return {"owner": self.owner, "images": self.images, "wait_s": 1.0, "sample_s": 3.0}
 
 
+class Busy(Waiting):
+    """Has worked all the time since it was made."""
+
+    def __init__(self, owner: str) -> None:
+        super().__init__(owner)
+        self.made = time.monotonic()
+
+    def stats(self) -> dict[str, float | str]:
+        return {"owner": self.owner, "wait_s": 0.0, "sample_s": time.monotonic() - self.made}
+
+
 @pytest.fixture
 def desk() -> Iterator[Any]:
     actor = ray.remote(FleetDesk).options(num_cpus=0).remote()
@@ -41,14 +52,16 @@ def desk() -> Iterator[Any]:
 def new_fleets(desk: Any, tmp_path: Path) -> Iterator[Callable[..., Fleets]]:
     made: list[Fleet] = []
 
-    def make(build: Callable[[str], Worker] = Counting, **options: float) -> Fleets:
+    def make(
+        build: Callable[[str], Worker] = Counting, measured_s: float = 30.0, **options: float
+    ) -> Fleets:
         options = {"num_cpus": 0, **options}
         fleets = {
             role: Fleet(build, name=role, actor_options=options, settings=FAST)
             for role in ("samplers", "rewards")
         }
         made.extend(fleets.values())
-        run = Fleets(fleets, desk=desk, folder=tmp_path)
+        run = Fleets(fleets, desk=desk, folder=tmp_path, measured_s=measured_s)
         run.start({"samplers": 1, "rewards": 1})
         return run
 
@@ -86,8 +99,10 @@ def test_the_last_of_two_wishes_counts(new_fleets: Callable[..., Fleets], desk: 
     eventually(lambda: len(states(desk, "rewards")) == 2, lambda: fleets.look({}))
 
 
-@pytest.mark.parametrize("counts", [{"samplers": 0}, {"samplers": 10**6}, {"learners": 2}])
-def test_the_desk_takes_no_wish_that_cannot_be(desk: Any, counts: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "counts", [{"samplers": 0}, {"samplers": 10**6}, {"learners": 2}, {"samplers": (4, 2)}]
+)
+def test_the_desk_takes_no_wish_that_cannot_be(desk: Any, counts: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"there is no fleet|give 1 to"):
         ray.get(desk.ask.remote(counts))
     assert ray.get(desk.wishes.remote()) == {}
@@ -157,6 +172,41 @@ def test_a_page_tells_the_rate_and_what_the_run_is_at(
     eventually(lambda: bool(rate()), lambda: fleets.look({"stage": "training", "cycle": 3}))
     assert (page(desk)["stage"], page(desk)["cycle"]) == ("training", 3)
     assert rendered(page(desk))
+
+
+def test_a_fleet_that_is_left_to_the_rule_grows_to_its_bound_and_is_taken_back(
+    new_fleets: Callable[..., Fleets], desk: Any, tmp_path: Path
+) -> None:
+    fleets = new_fleets(Busy, measured_s=1.0)
+    begun = time.monotonic()
+
+    def look() -> None:
+        # A learner that waits for samples half of the time.
+        waited_s = (time.monotonic() - begun) / 2
+        fleets.look({"stage": "training", "learner_waited_s": waited_s, "queue_share": 0.2})
+
+    ray.get(desk.ask.remote({"samplers": (1, 3)}))
+    three = {f"samplers-{i}": "working" for i in range(3)}
+    eventually(lambda: states(desk, "samplers") == three, look)
+    assert page(desk)["fleets"]["samplers"]["bounds"] == {"least": 1, "most": 3}
+    assert page(desk)["fleets"]["rewards"]["bounds"] is None
+    written = [json.loads(line) for line in (tmp_path / DECISIONS_FILE).read_text().splitlines()]
+    assert [(each["from"], each["to"]) for each in written] == [(1, 2), (2, 3)]
+    assert all("the learner waits 5" in each["why"] for each in written)
+    ray.get(desk.ask.remote({"samplers": 1}))
+    eventually(lambda: states(desk, "samplers") == {"samplers-0": "working"}, look)
+    for _ in range(30):
+        look()
+        time.sleep(0.1)
+    assert len(states(desk, "samplers")) == 1
+
+
+def test_bounds_bring_a_fleet_within_them_at_once(
+    new_fleets: Callable[..., Fleets], desk: Any
+) -> None:
+    fleets = new_fleets()
+    ray.get(desk.ask.remote({"samplers": (2, 4)}))
+    eventually(lambda: len(states(desk, "samplers")) == 2, lambda: fleets.look({}))
 
 
 def test_a_desk_that_died_loses_no_run(new_fleets: Callable[..., Fleets], desk: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from deploy.fleet import counts_of, main, rendered
+from deploy.fleet import main, rendered, wishes_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE: dict[str, Any] = {
@@ -24,6 +24,7 @@ PAGE: dict[str, Any] = {
     "fleets": {
         "samplers": {
             "wanted": 2,
+            "bounds": {"least": 1, "most": 16},
             "workers": {
                 "sampler-0": {
                     "state": "working",
@@ -47,42 +48,51 @@ def text_of(page: dict[str, Any]) -> str:
     return out.getvalue()
 
 
-def test_counts_are_read_by_role() -> None:
-    assert counts_of(["samplers=8", "rewards=2"]) == {"samplers": 8, "rewards": 2}
+def test_numbers_are_read_by_role() -> None:
+    assert wishes_of(["samplers=8", "rewards=2"], "scale") == {"samplers": 8, "rewards": 2}
+
+
+def test_bounds_are_read_by_role() -> None:
+    assert wishes_of(["samplers=1-16"], "auto") == {"samplers": (1, 16)}
 
 
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ([], "scale what"),
-        (["samplers"], "'samplers': write role=number"),
-        (["samplers=many"], "write role=number"),
-        (["samplers=-1"], "write role=number"),
-        (["samplers=0"], "samplers=0: give 1 to 10,000"),
-        (["samplers=99999"], "give 1 to 10,000"),
-        (["rewards=1", "rewards=2"], "rewards is given twice"),
-        (["learners=2"], "no fleet 'learners'; a run has samplers and rewards"),
+        (["scale"], "scale what"),
+        (["scale", "samplers"], "'samplers': scale takes role=number"),
+        (["scale", "samplers=many"], "takes role=number"),
+        (["scale", "samplers=-1"], "takes role=number"),
+        (["scale", "samplers=1-4"], "takes role=number"),
+        (["scale", "samplers=0"], "samplers=0: give 1 to 10,000"),
+        (["scale", "samplers=99999"], "give 1 to 10,000"),
+        (["scale", "rewards=1", "rewards=2"], "rewards is given twice"),
+        (["scale", "learners=2"], "no fleet 'learners'; a run has samplers and rewards"),
+        (["auto"], "auto what"),
+        (["auto", "samplers=4"], "auto takes role=least-most"),
+        (["auto", "samplers=4-2"], "the smaller number first"),
+        (["auto", "samplers=0-2"], "samplers=0-2: give 1 to 10,000"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_joined(
     words: list[str], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(ValueError, match=reason):
-        counts_of(words)
-    assert main(["--run", "nobody", "scale", *words]) == 2
+        wishes_of(words[1:], words[0])
+    assert main(["--run", "nobody", *words]) == 2
     assert reason.replace("'", "") in caplog.text.replace("'", "")
 
 
 def test_only_scale_takes_counts(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--run", "mine", "top", "samplers=2"])
-    assert "only scale takes samplers=2" in capsys.readouterr().err
+    assert "only scale and auto take samplers=2" in capsys.readouterr().err
 
 
 def test_a_page_tells_of_every_actor_and_decision() -> None:
     text = text_of(PAGE)
     assert "training | cycle 3/20 | samples 480 | queue 12 | failures 0" in text
-    assert "samplers: 1 of 2 at work" in text
+    assert "samplers: 1 of 2 at work, 1 to 16 by what is measured" in text
     lines = [line for line in text.splitlines() if "sampler-" in line]
     assert [word in lines[0] for word in ("working", "8.2", "1,480", "25 %", "2")] == [True] * 5
     assert "placing" in lines[1]

@@ -1,0 +1,167 @@
+"""How large a run's fleets should be, from what was measured over the last while: a pure rule.
+
+The learner is to be kept busy and the queue for rewards bounded, with as few actors as do that:
+
+    queue half full, reward servers busy         more reward servers
+    learner waits, and samplers are what for     more samplers: n / (1 − its waiting share)
+    learner does not wait, samplers mostly idle  fewer samplers: their work / 0.8
+    reward servers mostly idle, no queue         fewer of them likewise
+
+Shares are of wall time, in [0, 1].
+"""
+
+import math
+from dataclasses import dataclass
+
+_FULL = 0.5
+_BUSY = 0.8
+_LEARNER_WAITS = 0.10
+_LEARNER_WORKS = 0.05
+_IDLE = 0.5
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """A fleet may have from `least` to `most` actors."""
+
+    least: int
+    most: int
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Sums since the start of the run, at one moment; what has ended counts no more.
+
+    Args:
+        at_s: of any clock.
+        learner_waited_s: seconds that the learner waited for scored samples.
+        worked_s: seconds of work by actor, of every actor of a role that is at work.
+        queue: records that wait for a reward, of those that may.
+    """
+
+    at_s: float
+    learner_waited_s: float
+    worked_s: dict[str, dict[str, float]]
+    queue: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Shares of the last while.
+
+    Args:
+        learner_waits: share of its time that the learner waited for scored samples.
+        samplers_work: share that samplers sampled, on average.
+        rewards_work: share that reward servers decoded and scored.
+        queue: records that wait for a reward, of those that may.
+    """
+
+    learner_waits: float
+    samplers_work: float
+    rewards_work: float
+    queue: float
+
+
+@dataclass(frozen=True)
+class Advice:
+    """So many actors of a role, and why."""
+
+    role: str
+    count: int
+    why: str
+
+
+def measured_between(first: Reading, last: Reading) -> Measured | None:
+    """Shares of the time between two readings; None where a role has nobody who was in both."""
+    took_s = last.at_s - first.at_s
+    if took_s <= 0:
+        return None
+    works: dict[str, float] = {}
+    for role, workers in last.worked_s.items():
+        known = first.worked_s.get(role, {})
+        shares = [(workers[name] - known[name]) / took_s for name in workers if name in known]
+        if not shares:
+            return None
+        works[role] = min(max(sum(shares) / len(shares), 0.0), 1.0)
+    waited_s = last.learner_waited_s - first.learner_waited_s
+    return Measured(
+        learner_waits=min(max(waited_s / took_s, 0.0), 1.0),
+        samplers_work=works["samplers"],
+        rewards_work=works["rewards"],
+        queue=(first.queue + last.queue) / 2,
+    )
+
+
+def advise(measured: Measured, counts: dict[str, int], bounds: dict[str, Bounds]) -> Advice | None:
+    """The change that is due, if any; one at a time, so that its effect is seen before the next.
+
+    Args:
+        bounds: of the roles that are left to this rule; others are as they are.
+    """
+    for advice in (
+        _more_rewards(measured, counts),
+        _more_samplers(measured, counts),
+        _fewer_samplers(measured, counts),
+        _fewer_rewards(measured, counts),
+    ):
+        if advice is None or advice.role not in bounds:
+            continue
+        allowed = bounds[advice.role]
+        count = min(max(advice.count, allowed.least), allowed.most)
+        if count != counts[advice.role]:
+            return Advice(advice.role, count, advice.why)
+    return None
+
+
+def _more_rewards(measured: Measured, counts: dict[str, int]) -> Advice | None:
+    if measured.queue < _FULL or measured.rewards_work < _BUSY:
+        return None
+    count = counts["rewards"]
+    return Advice(
+        "rewards",
+        count + max(1, count // 4),
+        f"the queue for rewards is {_percent(measured.queue)} full and reward servers work "
+        f"{_percent(measured.rewards_work)} of the time",
+    )
+
+
+def _more_samplers(measured: Measured, counts: dict[str, int]) -> Advice | None:
+    waits = measured.learner_waits
+    # What the learner waits for is sampling as long as samplers are busy meanwhile.
+    if waits <= _LEARNER_WAITS or measured.samplers_work < _BUSY * waits or measured.queue >= _FULL:
+        return None
+    count = counts["samplers"]
+    return Advice(
+        "samplers",
+        min(2 * count, math.ceil(count / (1 - min(waits, 0.9)))),
+        f"the learner waits {_percent(waits)} of the time and samplers work "
+        f"{_percent(measured.samplers_work)}",
+    )
+
+
+def _fewer_samplers(measured: Measured, counts: dict[str, int]) -> Advice | None:
+    idle = 1 - measured.samplers_work
+    if measured.learner_waits >= _LEARNER_WORKS or idle <= _IDLE:
+        return None
+    return Advice(
+        "samplers",
+        max(1, math.ceil(counts["samplers"] * measured.samplers_work / _BUSY)),
+        f"samplers are idle {_percent(idle)} of the time and the learner waits "
+        f"{_percent(measured.learner_waits)}",
+    )
+
+
+def _fewer_rewards(measured: Measured, counts: dict[str, int]) -> Advice | None:
+    idle = 1 - measured.rewards_work
+    if measured.queue > 0.1 or idle <= _IDLE:
+        return None
+    return Advice(
+        "rewards",
+        max(1, math.ceil(counts["rewards"] * measured.rewards_work / _BUSY)),
+        f"reward servers are idle {_percent(idle)} of the time and the queue is "
+        f"{_percent(measured.queue)} full",
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
