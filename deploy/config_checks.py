@@ -20,6 +20,7 @@ def cross_problems(config: "RunConfig") -> Iterator[Problem]:
     yield from _pace_problems(config)
     yield from _buffer_problems(config)
     yield from _rank_problems(config)
+    yield from _fleet_problems(config)
     yield from _wait_problems(config)
     yield from _measure_problems(config)
 
@@ -176,6 +177,20 @@ def _rank_problems(config: "RunConfig") -> Iterator[Problem]:
                 name,
                 f"must be divisible by learner.ranks = {ranks}, given {size}: a rank with fewer "
                 "rows would leave the others waiting in a collective without end",
+            )
+
+
+def _fleet_problems(config: "RunConfig") -> Iterator[Problem]:
+    fleets = {
+        "actors": ("count", config.actors.count, config.actors.auto),
+        "scoring": ("servers", config.scoring.servers, config.scoring.auto),
+    }
+    for section, (name, count, auto) in fleets.items():
+        if auto is not None and not auto[0] <= count <= auto[1]:
+            yield Problem(
+                f"{section}.auto",
+                f"must be the least and the most, with {section}.{name} = {count} between them, "
+                f"given {list(auto)}",
             )
 
 

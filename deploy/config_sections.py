@@ -50,7 +50,10 @@ class Actors(Section):
     """The samplers."""
 
     count: Count = 1
-    """Sampler actors at the start of the run."""
+    """Sampler actors at the start of the run; `python -m deploy.fleet` scales them under way."""
+    auto: tuple[Count, Count] | None = None
+    """Least and most samplers between which their number follows what is measured; null: it stays
+    as it is told."""
     group_size: Count = 6
     """Trajectories of one prompt that are compared with each other (N_s)."""
     groups_per_batch: Count = 1
@@ -90,7 +93,10 @@ class Scoring(Section):
     """The reward servers; each of them holds every reward, and the VAE that decodes for them."""
 
     servers: Count = 1
-    """Server actors."""
+    """Server actors at the start of the run."""
+    auto: tuple[Count, Count] | None = None
+    """Least and most servers between which their number follows what is measured; null: it stays
+    as it is told."""
     max_batch: Count = 96
     """Most images decoded and scored in one call."""
     timeout_s: Seconds = 60.0

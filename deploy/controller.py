@@ -23,6 +23,7 @@ from actors.fleet import Fleet, FleetGaveUpError
 from buffer.embedded import new_socket_url
 from buffer.errors import ReplayError
 from buffer.redis_replay import RedisReplay, ReplaySettings
+from deploy.autoscale import Bounds
 from deploy.build import Plan, ReplayServerHost, reward_server, sampler
 from deploy.curves import Curves
 from deploy.fleet_desk import DESK, FleetDesk
@@ -178,8 +179,12 @@ class Controller:
         )
         stack.callback(rewards.stop)
         stack.callback(samplers.stop)
+        auto = {"rewards": scoring.auto, "samplers": actors.auto}
         fleets = Fleets(
-            {"rewards": rewards, "samplers": samplers}, desk=self._desk, folder=self._folder.path
+            {"rewards": rewards, "samplers": samplers},
+            desk=self._desk,
+            folder=self._folder.path,
+            bounds={role: Bounds(*limits) for role, limits in auto.items() if limits},
         )
         fleets.start({"rewards": scoring.servers, "samplers": actors.count})
         return fleets
