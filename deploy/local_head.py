@@ -125,12 +125,21 @@ class LocalHead:
             return start_child(command, environ=self._environ, stdout=output)
 
     def wait_ready(self, *, timeout_s: float, should_stop: Callable[[], bool]) -> bool:
-        """Waits until jobs can be submitted; False: `should_stop` said so first."""
-        assert self._process is not None
-        deadline = time.monotonic() + timeout_s
+        """Waits until jobs can be submitted; False: `should_stop` said so first.
+
+        A head that ends while it starts is started once more: Ray gives its own processes half a
+        minute, which a busy machine may not keep.
+        """
+        deadline, may_fail = time.monotonic() + timeout_s, True
         while not should_stop():
+            assert self._process is not None
             if self._process.poll() is not None:
-                raise HeadError(f"Ray's head ended while it started:\n{self._tail()}")
+                if not may_fail:
+                    raise HeadError(f"Ray's head ended while it started:\n{self._tail()}")
+                log.warning("Ray's head ended while it started; once more")
+                self.close()
+                self.__enter__()
+                deadline, may_fail = time.monotonic() + timeout_s, False
             if self._is_ready():
                 return True
             if time.monotonic() > deadline:

@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from deploy.local_head import HeadError, LocalHead
+
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 150
 
@@ -188,3 +190,30 @@ def test_a_killed_runner_takes_its_head_and_job_with_it(killed: Ended) -> None:
     while _left_of(killed.session) or psutil.pid_exists(job):
         assert time.monotonic() < deadline, _left_of(killed.session)
         time.sleep(0.5)
+
+
+class FailsAtFirst(LocalHead):
+    """A head whose first `fails` starts end at once."""
+
+    def __init__(self, fails: int) -> None:
+        super().__init__(num_cpus=1, environ=dict(os.environ))
+        self.fails = fails
+
+    def _start(self, folder: Path) -> "subprocess.Popen[bytes]":
+        process = super()._start(folder)
+        if self.fails:
+            self.fails -= 1
+            process.terminate()
+            process.wait()
+            (folder / "head.log").write_text("not this time")
+        return process
+
+
+def test_a_head_that_does_not_come_up_is_started_once_more() -> None:
+    with FailsAtFirst(1) as head:
+        assert head.wait_ready(timeout_s=TIMEOUT_S, should_stop=lambda: False)
+
+
+def test_a_head_that_never_comes_up_is_an_error_with_its_last_words() -> None:
+    with FailsAtFirst(2) as head, pytest.raises(HeadError, match="not this time"):
+        head.wait_ready(timeout_s=TIMEOUT_S, should_stop=lambda: False)
