@@ -159,8 +159,8 @@ def _heeded(desk: Any, wishes: Mapping[str, Wish]) -> dict[str, Any]:
             return page
         time.sleep(0.2)
     raise ValueError(
-        f"the run has not heeded it within {_HEEDED_S:.0f} s: it is starting or ending; look again "
-        "with --run NAME"
+        f"the run has not heeded it within {_HEEDED_S:.0f} s, as while it is starting or ending; "
+        "the wish stands: look again with --run NAME"
     )
 
 
