@@ -84,7 +84,7 @@ MEASURES: dict[str, dict[str, Any]] = {
     "text states kept": {"keeps_text": True},
     "six states, slices": {"slices": True},
     "one base": {"one_base": True},
-    "micro-batches of 12": {"micro_batches": 4},
+    "micro-batches of 24": {"micro_batches": 2},
     "stored reference noise": {"stores_reference": True},
 }
 """Each one is added to those before it."""
