@@ -29,6 +29,7 @@ from deploy.curves import Curves
 from deploy.fleet_desk import DESK, FleetDesk
 from deploy.fleets import Fleets
 from deploy.job_log import quieten
+from deploy.metrics import RunMetrics
 from deploy.outcome import Outcome, RunFolder
 from deploy.ranks import EvaluatorHandle, FirstEvaluation, Ranks, RunFailedError
 from deploy.run_config import RunConfig
@@ -112,6 +113,7 @@ class Controller:
             replay=watcher,
             look=first.look,
             stopping=self._stopping,
+            metrics=RunMetrics(config.name),
         )
         try:
             with self._curves() as curves:

@@ -62,11 +62,14 @@ class Fleets:
         for role, count in counts.items():
             self._fleets[role].start(count)
 
-    def look(self, facts: Mapping[str, Any]) -> None:
+    def look(self, facts: Mapping[str, Any]) -> dict[str, Any] | None:
         """Replaces what has ended, does what was asked for, and shows how it stands.
 
         Args:
             facts: of the run, for the page; `learner_waited_s` and `queue_share` are read here.
+
+        Returns:
+            The page that is shown, about once a second; None in between.
 
         Raises:
             FleetGaveUpError: an actor cannot be kept alive.
@@ -76,11 +79,14 @@ class Fleets:
         for role, wish in self._wishes().items():
             self._heed(role, wish)
         now = self._clock()
-        if now - self._shown_at >= _SHOW_EVERY_S:
-            self._shown_at = now
-            seen = {role: fleet.glance() for role, fleet in self._fleets.items()}
-            self._desk.show.remote(self._page(facts, seen, now))
-            self._follow(facts, seen, now)
+        if now - self._shown_at < _SHOW_EVERY_S:
+            return None
+        self._shown_at = now
+        seen = {role: fleet.glance() for role, fleet in self._fleets.items()}
+        page = self._page(facts, seen, now)
+        self._desk.show.remote(page)
+        self._follow(facts, seen, now)
+        return page
 
     def scale(self, role: str, count: int, why: str) -> None:
         """Has so many actors of a role from now on; those too many finish their batch first."""

@@ -16,6 +16,7 @@ from buffer.records import Counters
 from buffer.redis_replay import RedisReplay
 from deploy.curves import Curves
 from deploy.fleets import Fleets
+from deploy.metrics import RunMetrics
 from deploy.outcome import resident_mb
 from deploy.progress import Progress
 from deploy.ranks import Ranks, RunFailedError
@@ -46,8 +47,10 @@ class Supervisor:
         replay: RedisReplay,
         look: Callable[[], None],
         stopping: threading.Event,
+        metrics: RunMetrics,
     ) -> None:
         self._config = config
+        self._metrics = metrics
         self._ranks = ranks
         self._fleets = fleets
         self._replay = replay
@@ -74,12 +77,18 @@ class Supervisor:
                 check_failures(self._config, self._replay, at_first, counters)
                 now_known = snapshot(self._ranks.last, counters)
                 progress.show(now_known)
-                self._fleets.look({**now_known, **self._for_fleets(counters)})
+                page = self._fleets.look({**now_known, **self._for_fleets(counters)})
+                if page is not None:
+                    self._metrics.show_page(page)
+                    self._metrics.show_counters(counters)
+                    self._metrics.show_learner(self._ranks.last)
                 self._ranks.ensure_published()
                 self._look()
                 now = time.monotonic()
                 if now - measured_at > _MEMORY_EVERY_S:
-                    self.peak_mb, measured_at = max(self.peak_mb, resident_mb()), now
+                    resident = resident_mb()
+                    self.peak_mb, measured_at = max(self.peak_mb, resident), now
+                    self._metrics.show_memory(resident * 2**20)
                 if self._must_stop(now, begun):
                     return False
                 time.sleep(_LOOK_EVERY_S)
@@ -139,6 +148,7 @@ class Supervisor:
     def _write_rows(self, curves: Curves) -> None:
         for row in self._ranks.rows():
             curves.write(row["step"], row["phase"], row["values"])
+            self._metrics.show_curve(row["phase"], row["values"])
 
 
 def check_failures(config: RunConfig, replay: RedisReplay, before: Counters, now: Counters) -> None:

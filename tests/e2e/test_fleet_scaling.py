@@ -6,16 +6,19 @@ import json
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from deploy.metrics import ALL, WORKER_FAILURES
 from tests.e2e.conftest import ROOT
 
 if TYPE_CHECKING:
+    from deploy.local_head import LocalHead
     from tests.e2e.conftest import Ended
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -34,6 +37,16 @@ def fleet(environ: dict[str, str], runs: Path, *words: str) -> subprocess.Comple
     )
 
 
+def scraped(head: LocalHead) -> str:
+    """What Prometheus would read of the head, at the targets that Ray tells it."""
+    targets: Any = head.request("GET", "/api/prometheus/sd")
+    texts = []
+    for address in {address for group in targets for address in group["targets"]}:
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+            texts.append(answer.read().decode())
+    return "".join(texts)
+
+
 def wait_for(text: str, look: Callable[[], str], run: Future[Ended]) -> None:
     deadline = time.monotonic() + 180
     while text not in (seen := look()):
@@ -43,7 +56,7 @@ def wait_for(text: str, look: Callable[[], str], run: Future[Ended]) -> None:
 
 
 def test_a_fleet_grows_and_shrinks_under_way_and_loses_nothing(
-    run_job: Callable[..., Ended], environ: dict[str, str], runs: Path
+    run_job: Callable[..., Ended], environ: dict[str, str], runs: Path, head: LocalHead
 ) -> None:
     def page() -> str:
         return fleet(environ, runs).stdout
@@ -57,6 +70,11 @@ def test_a_fleet_grows_and_shrinks_under_way_and_loses_nothing(
         assert "samplers 1 -> 3" in grown.stdout
         wait_for("samplers: 3 of 3 at work", page, run)
         wait_for("rewards: 2 of 2 at work", page, run)
+        wait_for("ray_fleetune_cycle", lambda: scraped(head), run)
+        text = scraped(head)
+        # A counter that never counted is not exported.
+        expected = [metric.name for metric in ALL if metric is not WORKER_FAILURES]
+        assert [name for name in expected if f"ray_{name}{{" not in text] == []
         shrunk = fleet(environ, runs, "scale", "samplers=1")
         assert shrunk.returncode == 0, shrunk.stderr
         wait_for("samplers: 1 of 1 at work", page, run)

@@ -1,0 +1,185 @@
+"""What the Ray dashboard, Prometheus and Grafana see of a run, exported by its driver.
+
+The driver knows all of it already: counts of the replay, counters of every actor, the learner's
+seconds and newest values. So one process exports, no role needs code for it, and a series ends
+with its run. Ray puts `ray_` before every name.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ray.util.metrics import Counter, Gauge
+
+from buffer.records import Counters
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric of Prometheus.
+
+    Args:
+        name: ends in `_total` where it counts up.
+        tags: beside `run`.
+    """
+
+    name: str
+    text: str
+    tags: tuple[str, ...] = ()
+
+    @property
+    def counts_up(self) -> bool:
+        return self.name.endswith("_total")
+
+
+RECORDS_TOTAL = Metric(
+    "fleetune_records_total",
+    "Trajectories since the run's start: issued, committed with their rewards, failed for good, "
+    "queued again (retried), evicted from the replay.",
+    ("state",),
+)
+RECORDS = Metric(
+    "fleetune_records",
+    "Trajectories now: pending their reward, claimed by a reward server, live in the replay.",
+    ("state",),
+)
+LIVE_BYTES = Metric("fleetune_replay_bytes", "Size of the latents in the replay, in bytes.")
+QUEUE_SHARE = Metric(
+    "fleetune_queue_share",
+    "Records that wait for their reward, of those that may; at 1 samplers wait.",
+)
+CYCLE = Metric("fleetune_cycle", "Cycles that have ended.")
+CYCLES = Metric("fleetune_cycles", "Cycles of the whole run.")
+STAGE = Metric("fleetune_stage", "1 for what the learner is at.", ("stage",))
+LEARNER_SECONDS = Metric(
+    "fleetune_learner_seconds_total",
+    "Seconds of the learner by phase: policy steps, surrogate steps, waiting for scored samples, "
+    "publishing weights, checkpoints.",
+    ("phase",),
+)
+FLEET = Metric(
+    "fleetune_fleet_actors",
+    "Actors of a fleet: wanted, and by state, placing, building, working, draining, down.",
+    ("role", "state"),
+)
+IMAGES = Metric(
+    "fleetune_images_total", "Images that an actor has sampled or scored.", ("role", "actor")
+)
+WORKER_SECONDS = Metric(
+    "fleetune_worker_seconds_total",
+    "Seconds of an actor by stage; `wait` is without work.",
+    ("role", "actor", "stage"),
+)
+WORKER_FAILURES = Metric(
+    "fleetune_worker_failures_total", "Batches of an actor that failed.", ("role", "actor")
+)
+POLICY_VERSION = Metric(
+    "fleetune_sampler_policy_version",
+    "Version of the policy that a sampler draws with.",
+    ("actor",),
+)
+CURVE = Metric(
+    "fleetune_curve",
+    "Newest value of a curve of the run, such as reward_2step of phase fresh or kl_nats of policy.",
+    ("phase", "curve"),
+)
+MEMORY = Metric(
+    "fleetune_resident_bytes", "Resident memory of the run's processes on the driver's node."
+)
+ALL = (
+    RECORDS_TOTAL,
+    RECORDS,
+    LIVE_BYTES,
+    QUEUE_SHARE,
+    CYCLE,
+    CYCLES,
+    STAGE,
+    LEARNER_SECONDS,
+    FLEET,
+    IMAGES,
+    WORKER_SECONDS,
+    WORKER_FAILURES,
+    POLICY_VERSION,
+    CURVE,
+    MEMORY,
+)
+_TOTALS = ("issued_records", "committed", "failed", "retried", "evicted")
+_NOW = ("pending", "claimed", "live")
+_STATES = ("placing", "building", "working", "draining", "down")
+
+
+class RunMetrics:
+    """Exports a run from its driver; needs Ray."""
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+        self._exported = {
+            metric.name: (Counter if metric.counts_up else Gauge)(
+                metric.name, description=metric.text, tag_keys=("run", *metric.tags)
+            )
+            for metric in ALL
+        }
+        self._last: dict[tuple[str, tuple[str, ...]], float] = {}
+
+    def show_counters(self, counters: Counters) -> None:
+        """The replay's ledger."""
+        counts = vars(counters)
+        for name in _TOTALS:
+            self._put(RECORDS_TOTAL, counts[name], name.removesuffix("_records"))
+        for name in _NOW:
+            self._put(RECORDS, counts[name], name)
+        self._put(LIVE_BYTES, counts["live_bytes"])
+
+    def show_page(self, page: Mapping[str, Any]) -> None:
+        """What `Fleets` shows: the run's progress, and every actor."""
+        self._put(CYCLE, page.get("cycle", 0))
+        self._put(CYCLES, page.get("cycles", 0))
+        self._put(QUEUE_SHARE, page.get("queue_share", 0.0))
+        for role, fleet in page.get("fleets", {}).items():
+            workers = fleet["workers"]
+            self._put(FLEET, fleet["wanted"], role, "wanted")
+            for state in _STATES:
+                count = sum(row["state"] == state for row in workers.values())
+                self._put(FLEET, count, role, state)
+            for name, row in workers.items():
+                self._put_worker(role, name.partition(" ")[0], row)
+
+    def show_learner(self, report: Mapping[str, Any]) -> None:
+        """Stage and seconds of the learner's newest report."""
+        stage = str(report.get("stage", "starting"))
+        for known in {tags[0] for name, tags in self._last if name == STAGE.name} | {stage}:
+            self._put(STAGE, float(known == stage), known)
+        for phase, seconds in report.get("seconds", {}).items():
+            self._put(LEARNER_SECONDS, seconds, phase)
+
+    def show_curve(self, phase: str, values: Mapping[str, float]) -> None:
+        """A new point of the run's curves."""
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._put(CURVE, value, phase, name)
+
+    def show_memory(self, num_bytes: float) -> None:
+        """Of the run's processes."""
+        self._put(MEMORY, num_bytes)
+
+    def _put_worker(self, role: str, actor: str, row: Mapping[str, Any]) -> None:
+        if "images" in row:
+            self._put(IMAGES, row["images"], role, actor)
+        if "failures" in row:
+            self._put(WORKER_FAILURES, row["failures"], role, actor)
+        if "policy_version" in row:
+            self._put(POLICY_VERSION, row["policy_version"], actor)
+        for name, value in row.items():
+            if name.endswith("_s") and name != "images_per_s":
+                self._put(WORKER_SECONDS, value, role, actor, name.removesuffix("_s"))
+
+    def _put(self, metric: Metric, value: float, *tags: str) -> None:
+        """A gauge is set; a counter goes up by what its source went up by, which may start anew."""
+        key = metric.name, tags
+        labels = dict(zip(("run", *metric.tags), (self._run, *tags), strict=True))
+        exported = self._exported[metric.name]
+        before, self._last[key] = self._last.get(key, 0.0), float(value)
+        if isinstance(exported, Gauge):
+            exported.set(float(value), tags=labels)
+        elif (gained := value - before if value >= before else value) > 0:
+            exported.inc(gained, tags=labels)
