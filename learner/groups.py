@@ -73,7 +73,7 @@ class ScoredGroups:
             trajectory last.
         admits: whether this rank lets tickets be issued; one of all does.
         round_ends: the first ticket after each round of the run; samplers may be `max_staleness`
-            of them ahead. None: issued is what is asked for.
+            of them ahead. Empty: no more is issued than what is asked for.
     """
 
     def __init__(
