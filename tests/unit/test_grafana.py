@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,18 @@ def test_a_query_asks_for_metrics_and_labels_that_there_are(query: str) -> None:
         assert set(re.findall(r"(\w+)\s*=", selector)) <= LABELS[name]
     grouped = re.findall(r"by \((\w+)\)|on \((\w+)\)", query)
     assert {name for pair in grouped for name in pair if name} <= set().union(*LABELS.values())
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_prometheus_understands_every_query_and_alert(tmp_path: Path) -> None:
+    asked = [query.replace("$run", "mine") for query in queries()]
+    rules = [{"record": f"query:{i}", "expr": query} for i, query in enumerate(asked)]
+    (tmp_path / "queries.yml").write_text(
+        yaml.safe_dump({"groups": [{"name": "q", "rules": rules}]})
+    )
+    for file in (ALERTS, tmp_path / "queries.yml"):
+        done = subprocess.run(["promtool", "check", "rules", file], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_what_counts_up_is_asked_for_as_a_rate_or_a_sum_of_few() -> None:
