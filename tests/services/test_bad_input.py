@@ -117,7 +117,7 @@ CASES = {
         ("empty.txt holds no prompt", "latin.txt is not UTF-8: byte 0xe9 at offset 5"),
     ),
     "a reward that is not shipped": Case(
-        (reward("jpg-size"),), ("unknown reward 'jpg-size'; shipped are jpeg-size",)
+        (reward("jpg-size"),), ("unknown reward 'jpg-size'; shipped are ", "jpeg-size")
     ),
     "a reward's module that is not there": Case(
         (reward("nowhere.rewards:Mine"),), ("cannot import 'nowhere.rewards'",)

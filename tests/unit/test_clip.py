@@ -1,6 +1,5 @@
 """CLIP rewards on a tiny untrained model: transformers' own numbers, gradients, heads."""
 
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -8,55 +7,24 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from deploy.shapes.models import new_tokenizer
 from reward_servers.clip import ClipAesthetic, ClipFeatures, ClipScore
 from reward_servers.registry import build_reward, check_differentiable, check_reward
+from tests.tiny_clip import SIDE, WIDTH, head_layers, save_tiny_clip
 
-WIDTH, SIDE = 12, 32
 PROMPTS = ["a red circle", "a blue square left of a green ring"]
 RNG = np.random.default_rng(0)
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("clip")
-    tokenizer: CLIPTokenizer = new_tokenizer(folder)
-    common = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
-    torch.manual_seed(0)
-    config = CLIPConfig(
-        text_config={
-            **common,
-            "num_attention_heads": 2,
-            "vocab_size": len(tokenizer),
-            "max_position_embeddings": tokenizer.model_max_length,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        },
-        vision_config={**common, "num_attention_heads": 2, "image_size": SIDE, "patch_size": 8},
-        projection_dim=WIDTH,
-    )
-    CLIPModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    size = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
-    CLIPImageProcessorPil(**size).save_pretrained(folder)
-    return str(folder)
-
-
-def layers(*widths: int) -> dict[str, Tensor]:
-    """A state dict as LAION's head has it: linear layers, their numbers with gaps."""
-    stack = nn.Sequential(
-        *(layer for pair in pairwise(widths) for layer in (nn.Linear(*pair), nn.Dropout()))
-    )
-    return {f"layers.{name}": value for name, value in stack.state_dict().items()}
+    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture
 def head(tmp_path: Path) -> str:
-    torch.manual_seed(1)
-    torch.save(layers(WIDTH, 8, 4, 1), tmp_path / "head.pth")
+    torch.save(head_layers(WIDTH, 8, 4, 1), tmp_path / "head.pth")
     return str(tmp_path / "head.pth")
 
 
@@ -146,7 +114,7 @@ def test_a_head_is_its_linear_layers_one_after_the_other(clip: str, head: str) -
 def test_a_head_that_does_not_fit_is_refused(
     clip: str, tmp_path: Path, widths: tuple[int, ...], reason: str
 ) -> None:
-    torch.save(layers(*widths), tmp_path / "head.pth")
+    torch.save(head_layers(*widths), tmp_path / "head.pth")
     with pytest.raises(ValueError, match=reason):
         ClipAesthetic(clip, str(tmp_path / "head.pth"))
 

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 
 from deploy.shapes.verify import drawn
 from reward_servers.base import RewardModel, checked_scores
 from reward_servers.registry import SHIPPED, build_reward
+from tests.tiny_clip import WIDTH, head_layers, save_tiny_clip
 
 SCENES, IMAGES = next(drawn(12, np.random.default_rng(5)))
 IMAGES.flags.writeable = False  # as arrays from an object store are
@@ -13,9 +15,18 @@ IMAGES.flags.writeable = False  # as arrays from an object store are
 PROMPTS = [SCENES[i - i % 2].prompt for i in range(len(SCENES))]
 
 
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    """Of the rewards that need some."""
+    folder = tmp_path_factory.mktemp("clip")
+    clip, head = save_tiny_clip(folder), folder / "head.pth"
+    torch.save(head_layers(WIDTH, 4, 1), head)
+    return {"clip-score": {"clip": clip}, "clip-aesthetic": {"clip": clip, "head": str(head)}}
+
+
 @pytest.fixture(params=sorted(SHIPPED))
-def model(request: pytest.FixtureRequest) -> RewardModel:
-    return build_reward(request.param)
+def model(request: pytest.FixtureRequest, arguments: dict[str, dict[str, str]]) -> RewardModel:
+    return build_reward(request.param, arguments.get(request.param))
 
 
 def scores(model: RewardModel, images: np.ndarray, prompts: list[str]) -> list[float]:
