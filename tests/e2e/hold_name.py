@@ -5,12 +5,12 @@ import threading
 
 import ray
 
-from deploy.controller import Presence
+from deploy.fleet_desk import DESK, FleetDesk
 
 
 def main() -> None:
     ray.init(address="auto", namespace=sys.argv[1])
-    held = ray.remote(Presence).options(name="controller", num_cpus=0).remote()
+    held = ray.remote(FleetDesk).options(name=DESK, num_cpus=0).remote()
     ray.get(held.__ray_ready__.remote())
     sys.stdout.write("the name is held\n")
     sys.stdout.flush()
