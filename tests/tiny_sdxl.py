@@ -77,7 +77,7 @@ def save_sdxl(folder: Path) -> tuple[Path, Path]:
         "force_zeros_for_empty_prompt": True,
         "add_watermarker": False,
     }
-    scheduler = EulerDiscreteScheduler.from_config(
+    scheduler: Any = EulerDiscreteScheduler.from_config(
         new_scheduler().config, timestep_spacing="leading"
     )
     base = StableDiffusionXLPipeline(unet=new_unet_xl(), scheduler=scheduler, **parts)

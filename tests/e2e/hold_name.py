@@ -11,7 +11,7 @@ from deploy.fleet_desk import DESK, FleetDesk
 def main() -> None:
     ray.init(address="auto", namespace=sys.argv[1])
     held = ray.remote(FleetDesk).options(name=DESK, num_cpus=0).remote()
-    ray.get(held.__ray_ready__.remote())
+    ray.get(held.page.remote())
     sys.stdout.write("the name is held\n")
     sys.stdout.flush()
     threading.Event().wait()

@@ -83,7 +83,7 @@ def test_diffusers_loads_the_adapter_and_it_changes_the_pictures(
             guidance_scale=4.0,
             generator=torch.Generator().manual_seed(0),
             output_type="latent",
-        ).images
+        ).images  # pyright: ignore
 
     untouched = draw()
     pipeline.load_lora_weights(smoke.folder / "adapter")

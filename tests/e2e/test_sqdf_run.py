@@ -55,7 +55,7 @@ def test_the_adapter_changes_the_pipeline_that_it_came_from(
         generator = torch.Generator().manual_seed(0)
         return pipe(
             "a red circle", num_inference_steps=2, generator=generator, output_type="latent"
-        ).images
+        ).images  # pyright: ignore
 
     before = draw()
     pipe.load_lora_weights(sqdf.folder / "adapter")

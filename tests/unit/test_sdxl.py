@@ -129,7 +129,7 @@ def test_the_whole_surrogate_starts_as_the_unet_whose_blocks_it_has(
     x, text = torch.randn(2, 4, 8, 8), text_of(folders[0])
     with torch.no_grad():
         Denoiser(unet)(x, torch.full((2,), 99), text)
-        whole.head.register_forward_pre_hook(lambda module, given: read.extend(given[0]))
+        whole.head.register_forward_pre_hook(lambda module, given: read.extend(given[0]))  # pyright: ignore
         whole(x, text, torch.zeros(2, dtype=torch.long))
     for theirs, ours in zip(own, read[1:], strict=True):
         torch.testing.assert_close(ours, theirs)

@@ -179,7 +179,7 @@ def test_the_whole_unets_maps_are_those_of_its_own_forward_pass(size: int) -> No
     latents, text = torch.randn(2, 4, size, size), torch.randn(2, 5, 64)
     unet(latents, 0, encoder_hidden_states=text)
     read: list[Tensor] = []
-    whole.head.register_forward_pre_hook(lambda module, given: read.extend(given[0]))
+    whole.head.register_forward_pre_hook(lambda module, given: read.extend(given[0]))  # pyright: ignore
     whole(latents, Text(text), torch.zeros(2, dtype=torch.int64))
     assert [torch.equal(a, b) for a, b in zip(read[1:], own, strict=True)] == [True, True]
 
