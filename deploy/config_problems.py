@@ -148,6 +148,8 @@ def nested_models(annotation: Any) -> Iterator[type[BaseModel]]:
 def _allowed(error: ErrorDetails) -> str:
     if error["type"] in ("model_type", "dict_type"):
         return "must be a section of settings"
+    if error["type"] == "tuple_type":
+        return "must be a list"
     if error["type"] == "too_short":
         return "must not be empty"
     text = error["msg"].replace("Input should be", "must be", 1)

@@ -116,7 +116,7 @@ def _fleet_table(role: str, fleet: Mapping[str, Any]) -> Table:
     for column in ("images/s", "images", "waited", "failures"):
         table.add_column(column, justify="right")
     for name, row in workers.items():
-        rate = row.get("images_per_s")
+        rate = row.get("rate")
         table.add_row(
             name,
             row["state"],
@@ -131,7 +131,6 @@ def _fleet_table(role: str, fleet: Mapping[str, Any]) -> Table:
 def _waited(row: Mapping[str, Any]) -> str:
     """Share of its time that a worker waited for work."""
     stages = {name: value for name, value in row.items() if name.endswith("_s") and value}
-    stages.pop("images_per_s", None)
     total = sum(stages.values())
     return f"{100 * stages.get('wait_s', 0.0) / total:.0f} %" if total else _UNKNOWN
 

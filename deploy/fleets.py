@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,10 @@ class Fleets:
         folder: Path,
         bounds: Mapping[str, Bounds] | None = None,
         measured_s: float = 30.0,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._fleets = dict(fleets)
         self._desk = desk
         self._file = folder / DECISIONS_FILE
-        self._clock = clock
         self._asked: Any = None
         self._shown_at = -_SHOW_EVERY_S
         self._decisions: deque[dict[str, Any]] = deque(maxlen=_DECISIONS_SHOWN)
@@ -78,7 +76,7 @@ class Fleets:
             fleet.ensure_alive()
         for role, wish in self._wishes().items():
             self._heed(role, wish)
-        now = self._clock()
+        now = time.monotonic()
         if now - self._shown_at < _SHOW_EVERY_S:
             return None
         self._shown_at = now
@@ -176,7 +174,7 @@ class Fleets:
         }
 
     def _row(self, name: str, seen: Seen, now: float) -> dict[str, Any]:
-        return {"state": seen.state, "images_per_s": self._rate(name, seen, now), **seen.stats}
+        return {"state": seen.state, "rate": self._rate(name, seen, now), **seen.stats}
 
     def _rate(self, name: str, seen: Seen, now: float) -> float | None:
         """Images a second over the last while; None before there are two counts."""

@@ -170,7 +170,7 @@ class RunMetrics:
         if "policy_version" in row:
             self._put(POLICY_VERSION, row["policy_version"], actor)
         for name, value in row.items():
-            if name.endswith("_s") and name != "images_per_s":
+            if name.endswith("_s"):
                 self._put(WORKER_SECONDS, value, role, actor, name.removesuffix("_s"))
 
     def _put(self, metric: Metric, value: float, *tags: str) -> None:

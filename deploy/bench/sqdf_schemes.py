@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import psutil
@@ -27,8 +27,7 @@ from torch import Tensor
 
 from actors.sampling import group_noise, sample_ddpm
 from buffer.embedded import EmbeddedServer
-from buffer.records import Record, Scores, record_id
-from buffer.redis_replay import RedisReplay, ReplaySettings
+from deploy.bench.sqdf_stores import CAPACITY, Files, Slices, Store
 from deploy.build import prompt_list
 from deploy.run_config import RunConfig, load_config
 from learner.diffusion.chain import Chain
@@ -44,7 +43,6 @@ from learner.settings import Sqdf
 from reward_servers.registry import build_reward
 
 PRESET = Path(__file__).resolve().parent.parent / "configs" / "shapes-sqdf-aesthetic.yaml"
-_CAPACITY = 1024  # trajectories, as in the reference's script
 _CHECK_STEPS = 5
 _TEXT_BYTES = 2**29
 _SEED_OF_CHECKS = 2**31
@@ -106,79 +104,6 @@ class Drawn:
     step_B: Tensor
     prompts: list[str]
     ref_eps_BCHW: Tensor | None = None
-
-
-class Store(Protocol):
-    """Where chains wait to be stepped from."""
-
-    keeps: Strata
-    """What a chain keeps."""
-
-    def put(self, first: int, prompts: Sequence[str], latents: np.ndarray) -> None:
-        """Float16 [B, K, C, H, W]: the states and, behind them, what else is kept."""
-        ...
-
-    def read(self, wanted: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-        """Latents by chain and place."""
-        ...
-
-
-class Files:
-    """One file a chain, read as a whole for every state that is drawn."""
-
-    def __init__(self, folder: Path, keeps: Strata) -> None:
-        self.keeps = keeps
-        self._folder = folder
-
-    def put(self, first: int, prompts: Sequence[str], latents: np.ndarray) -> None:
-        for row, prompt in enumerate(prompts):
-            content = {"prompt": prompt, "latents": torch.from_numpy(latents[row].copy())}
-            torch.save(content, self._path(first + row))
-
-    def read(self, wanted: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-        return [
-            torch.load(self._path(number), weights_only=True)["latents"][place].numpy()
-            for number, place in wanted
-        ]
-
-    def _path(self, number: int) -> Path:
-        return self._folder / f"{number % _CAPACITY}.pt"
-
-
-class Slices:
-    """The replay: few states a chain, scored records, single latents read."""
-
-    def __init__(self, url: str, keeps: Strata) -> None:
-        self.keeps = keeps
-        self._replay = RedisReplay.connect(
-            ReplaySettings(url=url, run="schemes", capacity_records=_CAPACITY)
-        )
-
-    def put(self, first: int, prompts: Sequence[str], latents: np.ndarray) -> None:
-        replay = self._replay
-        replay.admit(limit=first + len(prompts), policy_version=0)
-        for row, prompt in enumerate(prompts):
-            ticket = replay.lease_ticket("bench", lease_s=60.0)
-            assert ticket is not None
-            assert ticket.number == first + row
-            record = Record(
-                record_id=record_id(ticket.number, 0),
-                ticket=ticket.number,
-                member=0,
-                prompt=prompt,
-                policy_version=0,
-                seed=ticket.number,
-                steps=tuple(range(latents.shape[1])),
-                scored=(latents.shape[1] - 1,),
-                latents=tuple(latents[row]),
-            )
-            replay.put_group(ticket.number, [record])
-        claimed = replay.claim("bench", max_records=len(prompts), block_s=1.0, lease_s=60.0)
-        replay.commit([(record.record_id, Scores({"reward": (0.0,)})) for record in claimed])
-
-    def read(self, wanted: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-        found = self._replay.read_latents([(record_id(n, 0), place) for n, place in wanted])
-        return [latent for latent in found if latent is not None]
 
 
 class Trainer:
@@ -282,7 +207,7 @@ class Trainer:
             self._optimizer.zero_grad()
 
     def _draw(self, count: int) -> Drawn:
-        oldest = max(0, self._made - _CAPACITY)
+        oldest = max(0, self._made - CAPACITY)
         chains = self._rng.integers(oldest, self._made, count).tolist()
         places = self._store.keeps.draw(count, self._rng).tolist()
         wanted = list(zip(chains, places, strict=True))

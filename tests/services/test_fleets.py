@@ -85,8 +85,12 @@ def test_a_wish_is_heeded_at_a_look_and_the_other_fleet_stays(
     fleets = new_fleets()
     ray.get(desk.ask.remote({"samplers": 3}))
     both = {f"samplers-{i}": "working" for i in range(3)}
-    eventually(lambda: states(desk, "samplers") == both, lambda: fleets.look({}))
-    assert states(desk, "rewards") == {"rewards-0": "working"}
+    eventually(
+        lambda: (
+            states(desk, "samplers") == both and states(desk, "rewards") == {"rewards-0": "working"}
+        ),
+        lambda: fleets.look({}),
+    )
     ray.get(desk.ask.remote({"samplers": 1}))
     one = {"samplers-0": "working"}
     eventually(lambda: states(desk, "samplers") == one, lambda: fleets.look({}))
@@ -167,7 +171,7 @@ def test_a_page_tells_the_rate_and_what_the_run_is_at(
 
     def rate() -> float | None:
         workers = page(desk).get("fleets", {}).get("samplers", {}).get("workers", {})
-        return workers.get("samplers-0", {}).get("images_per_s")
+        return workers.get("samplers-0", {}).get("rate")
 
     eventually(lambda: bool(rate()), lambda: fleets.look({"stage": "training", "cycle": 3}))
     assert (page(desk)["stage"], page(desk)["cycle"]) == ("training", 3)

@@ -25,7 +25,7 @@ PAGE = {
                 "sampler-0": {
                     "state": "working",
                     "images": 480,
-                    "images_per_s": 8.0,
+                    "rate": 8.0,
                     "failures": 1,
                     "policy_version": 4,
                     "wait_s": 2.5,

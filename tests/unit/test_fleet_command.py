@@ -28,13 +28,13 @@ PAGE: dict[str, Any] = {
             "workers": {
                 "sampler-0": {
                     "state": "working",
-                    "images_per_s": 8.25,
+                    "rate": 8.25,
                     "images": 1480,
                     "wait_s": 1.0,
                     "sample_s": 3.0,
                     "failures": 2,
                 },
-                "sampler-1": {"state": "placing", "images_per_s": None},
+                "sampler-1": {"state": "placing", "rate": None},
             },
         }
     },
