@@ -8,7 +8,7 @@ height, width.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,6 +28,7 @@ from learner.diffusion.chain import Chain
 from learner.diffusion.consistency import guidance_embedding
 from learner.diffusion.schedule import NoiseSchedule
 from learner.policy.board import Weights
+from learner.policy.flops import FlopMeter
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,13 @@ class Rollout:
         steps: the label of every kept latent.
         scored: positions in `steps` of the clean latents that rewards score.
         latents: float16 [G, K, C, H, W].
+        flops: this group's share of the floating-point operations that its batch took.
     """
 
     steps: tuple[int, ...]
     scored: tuple[int, ...]
     latents: np.ndarray
+    flops: float = 0.0
 
 
 class Policy(Protocol):
@@ -87,10 +90,23 @@ class _GroupPolicy:
     guidance_scale: float
     shared_initial_noise: bool = False
     device: torch.device | str = "cpu"
+    meter: FlopMeter = field(default_factory=FlopMeter)
 
     def load(self, weights: Weights, /) -> None:
         """Take new weights, all of them or none."""
         self.take(weights)
+
+    @torch.inference_mode()
+    def sample(self, groups: Sequence[Group]) -> list[Rollout]:
+        """One rollout a group: all rows of all groups go through the network together."""
+        before = self.meter.total
+        with self.meter.counted(len(groups)):
+            rollouts = self._drawn(groups)
+        flops = (self.meter.total - before) / len(groups)
+        return [replace(rollout, flops=flops) for rollout in rollouts]
+
+    def _drawn(self, groups: Sequence[Group]) -> list[Rollout]:
+        raise NotImplementedError
 
     def _prompts(self, groups: Sequence[Group]) -> list[str]:
         return [group.prompt for group in groups for _ in range(self.group_size)]
@@ -127,9 +143,7 @@ class FewStepPolicy(_GroupPolicy):
                 "shared_initial_noise with 1 step makes all members equal; use 2 steps or more"
             )
 
-    @torch.inference_mode()
-    def sample(self, groups: Sequence[Group]) -> list[Rollout]:
-        """One rollout a group: all rows of all groups go through the network together."""
+    def _drawn(self, groups: Sequence[Group]) -> list[Rollout]:
         clean = sample_few_steps(
             self.network,
             self.schedule,
@@ -152,6 +166,8 @@ class FewStepPolicy(_GroupPolicy):
 class ManyStepPolicy(_GroupPolicy):
     """A guided DDIM chain: keeps the chosen states, and always the clean one, which is scored.
 
+    Its rows are doubled for guidance.
+
     A state's label is its number, as in `learner.diffusion.chain`. `encode` also gets the empty
     prompts of the unconditional half, first.
 
@@ -167,9 +183,7 @@ class ManyStepPolicy(_GroupPolicy):
     reference: Network | None = None
     eta: float = 1.0
 
-    @torch.inference_mode()
-    def sample(self, groups: Sequence[Group]) -> list[Rollout]:
-        """One rollout a group: all rows of all groups, doubled for guidance, go together."""
+    def _drawn(self, groups: Sequence[Group]) -> list[Rollout]:
         prompts = self._prompts(groups)
         empty = [] if self.guidance_scale == 1 else [""] * len(prompts)
         states_of = [(*self.keep(group.seed), self.num_steps) for group in groups]

@@ -140,6 +140,7 @@ class SamplerWorker:
         self._counts = dict.fromkeys(
             ("groups", "images", "duplicates", "returned", "failures", "loads", "full"), 0
         )
+        self._flops = 0.0
         self._busy_s: dict[str, float] = {"wait": 0.0, "load": 0.0, "sample": 0.0, "put": 0.0}
 
     def run(self) -> None:
@@ -162,12 +163,13 @@ class SamplerWorker:
         """Counters since the start; may be called from another thread.
 
         `wait_s`, `load_s`, `sample_s` and `put_s` are seconds by stage; `images` counts
-        trajectories, `duplicates` groups that another sampler had put first, `full` how often
-        the replay had no room.
+        trajectories, `flops` the operations that they took, `duplicates` groups that another
+        sampler had put first, `full` how often the replay had no room.
         """
         seconds = {f"{stage}_s": round(value, 3) for stage, value in self._busy_s.items()}
         version = {"policy_version": self._version, "held": len(self._held)}
-        return {"owner": self._owner, **self._counts, **seconds, **version}
+        counts = {**self._counts, "flops": self._flops}
+        return {"owner": self._owner, **counts, **seconds, **version}
 
     def _guarded_batch(self) -> None:
         try:
@@ -206,6 +208,7 @@ class SamplerWorker:
         groups = [self._group(ticket.number) for ticket in leased]
         with self._timed("sample"):
             rollouts = self._policy.sample(groups)
+        self._flops += sum(rollout.flops for rollout in rollouts)
         for ticket, group, rollout in zip(leased, groups, rollouts, strict=True):
             if not self._put(to_records(group, rollout, self._version)):
                 return

@@ -286,6 +286,7 @@ class LearnerRank:
             "cycle": journal.cycle,
             "latest": dict(journal.latest),
             "seconds": dict(journal.seconds),
+            "flops": dict(journal.flops),
             "published": self._trainer.published,
             "rows": journal.drain(),
         }

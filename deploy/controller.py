@@ -248,6 +248,7 @@ def _end_ranks(ranks: Ranks, error: type[BaseException] | None, *_: object) -> N
 def _note(outcome: Outcome, ranks: Ranks, fleets: Fleets, replay: RedisReplay) -> None:
     """Last counts and seconds, before their processes end; what does not answer is left out."""
     outcome.seconds = ranks.last.get("seconds", {})
+    outcome.flops = ranks.last.get("flops", {})
     with contextlib.suppress(ReplayError):
         outcome.counters = replay.counters()
         outcome.failures = failure_reasons(replay, at_most=20)

@@ -45,6 +45,7 @@ class Outcome:
     counters: Counters | None = None
     failures: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    flops: dict[str, float] = field(default_factory=dict)
     workers: dict[str, dict[str, Any]] = field(default_factory=dict)
     peak_rss_mb: float = 0.0
 
@@ -53,7 +54,9 @@ class Outcome:
 
         `reward_queries` counts single scores of single pictures, `reward_queries_again` those that
         may have been asked more than once, after a failure or a crash; `failures` how often each
-        reason stands among the quarantined records; `reason` is why the run failed.
+        reason stands among the quarantined records; `reason` is why the run failed. `flops` are the
+        floating-point operations of sampling and of the learner's phases, on all ranks; decoding
+        and rewards are not in them.
         """
         rewards = self.config.queries_per_record
         counters = vars(self.counters) if self.counters else {}
@@ -72,10 +75,21 @@ class Outcome:
             "records": counters,
             "failures": self.failures,
             "learner_seconds": {name: round(s, 1) for name, s in self.seconds.items()},
+            "flops": self._all_flops(),
             "workers": self.workers,
             "exported": self.exported,
             "versions": versions(),
         }
+
+    def _all_flops(self) -> dict[str, float]:
+        """Of sampling, by what living samplers took for a picture, and of the learner's phases."""
+        samplers = [each for each in self.workers.values() if each.get("flops")]
+        flops = {phase: value * self.config.learner.ranks for phase, value in self.flops.items()}
+        if samplers and self.counters is not None:
+            images = sum(each["images"] for each in samplers)
+            each = sum(sampler["flops"] for sampler in samplers) / max(images, 1)
+            flops["sampling"] = each * self.counters.issued_records
+        return flops
 
 
 class RunFolder:

@@ -44,6 +44,7 @@ from deploy.run_config import RunConfig, load_config
 from learner.settings import Section, Whole
 
 log = logging.getLogger(__name__)
+_COSTS = ("reward queries", "TFLOPs", "wall s")
 _STOPPED = {128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 """Exit statuses of a run that was asked to end; the study ends with it."""
 
@@ -138,16 +139,17 @@ def table(study: Study, cells: Sequence[Cell]) -> str:
     """Markdown: a row an arm, its finished runs' means and 95 % intervals of the change."""
     by_arm = _by_arm(cells)
     scores = _scores(study, by_arm)
-    head = ["arm", "runs", *scores, "reward queries", "wall s"]
+    head = ["arm", "runs", *scores, *_COSTS]
     lines = [_row(head), _row(["---"] * len(head))]
     for arm, summaries in by_arm.items():
         runs = f"{len(summaries)}/{len(study.seeds)}"
         if not summaries:
-            lines.append(_row([arm, runs, *([""] * (len(scores) + 2))]))
+            lines.append(_row([arm, runs, *([""] * (len(scores) + len(_COSTS)))]))
             continue
         costs = [
-            f"{sum(s[name] for s in summaries) / len(summaries):,.0f}"
-            for name in ("reward_queries", "wall_s")
+            f"{sum(s['reward_queries'] for s in summaries) / len(summaries):,.0f}",
+            f"{sum(_tflops(s) for s in summaries) / len(summaries):,.1f}",
+            f"{sum(s['wall_s'] for s in summaries) / len(summaries):,.0f}",
         ]
         lines.append(_row([arm, runs, *(_change(summaries, s) for s in scores), *costs]))
     return "\n".join(lines) + "\n"
@@ -157,14 +159,15 @@ def csv_of(study: Study, cells: Sequence[Cell]) -> str:
     """A line for every score of every finished run."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["arm", "seed", "score", "before", "after", "reward_queries", "wall_s"])
+    costs = ["reward_queries", "tflops", "wall_s"]
+    writer.writerow(["arm", "seed", "score", "before", "after", *costs])
     scores = _scores(study, _by_arm(cells))
     for cell in cells:
         if (summary := cell.summary) is None:
             continue
         for score in scores:
             values = [summary[side].get(score) for side in ("before", "after")]
-            costs = [summary["reward_queries"], summary["wall_s"]]
+            costs = [summary["reward_queries"], _tflops(summary), summary["wall_s"]]
             writer.writerow([cell.arm, cell.config.seed, score, *values, *costs])
     return out.getvalue()
 
@@ -193,6 +196,11 @@ def _change(summaries: Sequence[dict[str, Any]], score: str) -> str:
     before, after, gained, half = changes(summaries, score)
     interval = "" if math.isnan(half) else f" ± {half:.3f}"
     return f"{before:.3f} → {after:.3f} ({gained:+.3f}{interval})"
+
+
+def _tflops(summary: Mapping[str, Any]) -> float:
+    """Of sampling and learning, in 10¹²."""
+    return sum(summary["flops"].values()) / 1e12
 
 
 def _row(values: Sequence[str]) -> str:

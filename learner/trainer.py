@@ -23,6 +23,7 @@ import torch.distributed as dist
 from learner import checkpoint
 from learner.engine import any_rank
 from learner.groups import StoppedError
+from learner.policy.flops import FlopMeter
 
 log = logging.getLogger(__name__)
 Weights = dict[str, np.ndarray]
@@ -32,12 +33,14 @@ _PREPARE_EVERY_S = 600.0
 
 @dataclass
 class Journal:
-    """What a rank tells about its work: where it is, its metrics, its seconds by phase."""
+    """What a rank tells about its work: where it is, its metrics, seconds and FLOPs by phase."""
 
     stage: str = "starting"
     cycle: int = 0
     latest: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    flops: dict[str, float] = field(default_factory=dict)
+    meter: FlopMeter = field(default_factory=FlopMeter)
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def enter(self, stage: str) -> None:
@@ -59,6 +62,18 @@ class Journal:
             yield
         finally:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - begun
+
+    @contextmanager
+    def counted(self, phase: str, kind: str = "") -> Iterator[None]:
+        """Counts floating-point operations to a phase.
+
+        Args:
+            kind: of its steps, where not all of them cost the same.
+        """
+        before = self.meter.total
+        with self.meter.counted((phase, kind)):
+            yield
+        self.flops[phase] = self.flops.get(phase, 0.0) + self.meter.total - before
 
     def drain(self) -> list[dict[str, Any]]:
         """Rows since the last call."""

@@ -36,6 +36,11 @@ class PolicySteps(Protocol):
         """Takes what it needs from the groups of the untouched policy."""
         ...
 
+    @property
+    def kind(self) -> str:
+        """Of the next step, if not all cost the same."""
+        ...
+
     def step(self) -> dict[str, float]:
         """One policy update; returns its metrics."""
         ...
@@ -119,7 +124,8 @@ class Alternating:
             return
         with self.journal.timed("policy"):
             for _ in range(self._settings.policy_steps):
-                metrics = self._steps.step()
+                with self.journal.counted("policy", self._steps.kind):
+                    metrics = self._steps.step()
                 self._follow()
         self.journal.record("policy", cycle, {"braked": 0.0, **metrics})
 
@@ -168,7 +174,7 @@ class Alternating:
         self._steps.load(folder, state["policy"])
         if self._surrogate is not None:
             self._surrogate.load(folder, state["surrogate"])
-        self.journal.seconds = state["seconds"]
+        self.journal.seconds, self.journal.flops = state["seconds"], state["flops"]
         # What is saved has its groups of the untouched policy.
         self._begun, self.prepared = True, state["prepared"]
         if (folder / "average.safetensors").exists():
@@ -186,6 +192,7 @@ class Alternating:
             "next_ticket": self._next_ticket,
             "log_position": self._groups.index.position,
             "seconds": self.journal.seconds,
+            "flops": self.journal.flops,
         }
 
     def _collect(self, tickets: range, version: int) -> None:

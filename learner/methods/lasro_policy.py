@@ -104,6 +104,11 @@ class LasroPolicy:
         self._timesteps = consistency_timesteps(model.num_steps, schedule.num_train_timesteps)
         self.state = PolicyState(scales=(RewardScale(),) * len(self._rewarded))
 
+    @property
+    def measures_anchor(self) -> bool:
+        """Whether the next step measures the anchor's weight anew."""
+        return self._settings.anchor.ratio is not None and self.state.step % _MEASURE_EVERY == 0
+
     def step(self, prompts: Sequence[str], anchor: AnchorData | None) -> dict[str, float]:
         """One update on fresh noise for prompts drawn from `prompts`; returns its metrics."""
         draw = self._draw(prompts, anchor)
@@ -217,7 +222,7 @@ class LasroPolicy:
             return 0.0
         if settings.ratio is None:
             return settings.weight or 0.0
-        if state.step % _MEASURE_EVERY:
+        if not self.measures_anchor:
             return state.anchor_weight
         # The bare module: an engine's outputs refuse any backward but its own.
         module = self._engine.module

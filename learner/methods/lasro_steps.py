@@ -36,6 +36,10 @@ class LasroSteps:
             prompts += batch.prompts
         self._anchor = AnchorData(torch.cat(latents), prompts)
 
+    @property
+    def kind(self) -> str:
+        return "with the anchor's weight" if self._policy.measures_anchor else ""
+
     def step(self) -> dict[str, float]:
         return self._policy.step(self._prompts, self._anchor)
 

@@ -28,6 +28,10 @@ class SqdfSteps:
     def prepare(self, groups: ScoredGroups, tickets: Sequence[int]) -> None:
         """Nothing: states come from the replay as they are needed."""
 
+    @property
+    def kind(self) -> str:
+        return ""
+
     def step(self) -> dict[str, float]:
         rng = np.random.default_rng([self._seat.seed, _DRAWS, self._policy.state.step])
         batch = self._states.draw(self._settings.policy_batch, rng, self._seat.share)

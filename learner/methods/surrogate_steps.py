@@ -194,4 +194,7 @@ class SurrogateSteps:
         # Too few groups come again, so that every rank has its share.
         drawn = np.resize(np.concatenate([newest, older]), size)
         mine = drawn[self._seat.share].tolist()
-        return self._trainer.step(self._groups.fetch(mine))
+        batch = self._groups.fetch(mine)
+        # Groups that were evicted meanwhile make a batch smaller.
+        with self._journal.counted("surrogate", str(len(batch.tickets))):
+            return self._trainer.step(batch)

@@ -50,6 +50,7 @@ def finish(
         "before": {"exact_2step": before, "diversity": 1.0},
         "after": {"exact_2step": after, "diversity": 1.0},
         "reward_queries": 100,
+        "flops": {"sampling": 2e12, "policy": 3e12},
         "wall_s": 10.0,
     }
     (folder / "summary.json").write_text(json.dumps(summary))
@@ -83,17 +84,17 @@ def test_the_table_holds_the_changes_of_finished_runs_and_their_spread(
     finish(cells[2], tmp_path, 0.5, 0.8)
     finish(cells[1], tmp_path, 0.5, 0.9, status="failed")
     rows = table(study, cells).splitlines()
-    assert rows[0] == "| arm | runs | exact_2step | reward queries | wall s |"
+    assert rows[0] == "| arm | runs | exact_2step | reward queries | TFLOPs | wall s |"
     half = 12.706 * math.sqrt(0.02) / math.sqrt(2)
-    assert rows[2] == f"| plain | 2/2 | 0.500 → 0.700 (+0.200 ± {half:.3f}) | 100 | 10 |"
-    assert rows[3] == "| no-anchor | 0/2 |  |  |  |"
+    assert rows[2] == f"| plain | 2/2 | 0.500 → 0.700 (+0.200 ± {half:.3f}) | 100 | 5.0 | 10 |"
+    assert rows[3] == "| no-anchor | 0/2 |  |  |  |  |"
 
 
 def test_the_csv_has_a_line_for_every_score_of_a_finished_run(
     study: Study, cells: list[Cell], tmp_path: Path
 ) -> None:
     finish(cells[0], tmp_path, 0.5, 0.6)
-    assert csv_of(study, cells).splitlines()[1:] == ["plain,0,exact_2step,0.5,0.6,100,10.0"]
+    assert csv_of(study, cells).splitlines()[1:] == ["plain,0,exact_2step,0.5,0.6,100,5.0,10.0"]
 
 
 @pytest.mark.parametrize(
