@@ -134,7 +134,11 @@ class LogIndex:
 
     def finished(self, first: int, stop: int) -> bool:
         """Every record of the tickets first, ..., stop - 1 is committed or failed."""
-        return all(n < self._floor or n in self._finished for n in range(first, stop))
+        return self.num_unfinished(first, stop) == 0
+
+    def num_unfinished(self, first: int, stop: int) -> int:
+        """How many of the tickets first, ..., stop - 1 have a record that is neither."""
+        return sum(n not in self._finished for n in range(max(first, self._floor), stop))
 
     def entry(self, row: int) -> IndexEntry:
         return self._columns["entry"][row]

@@ -158,6 +158,7 @@ def reward_server(plan: Plan, owner: str) -> RewardServer:
     """A server of all configured rewards, with the VAE that decodes for them."""
     import torch
 
+    from deploy.metrics import RewardMetrics
     from learner.policy.components import PipelineFolder, decode_latents
     from reward_servers.noisy import NoisyReward
     from reward_servers.registry import build_reward
@@ -185,6 +186,7 @@ def reward_server(plan: Plan, owner: str) -> RewardServer:
             outage_s=config.scoring.outage_s,
         ),
         on_hang=end_process,
+        called=RewardMetrics(config.name).called,
     )
 
 
@@ -214,6 +216,7 @@ class LearnerRank:
 
     def run(self, address: str, port: int, *, resume: bool) -> bool:
         """Trains to the end; False when it was stopped before."""
+        from deploy.metrics import SampleMetrics
         from learner.engine import join_ranks, leave_ranks
         from learner.groups import GroupSource
         from learner.seat import Seat
@@ -233,6 +236,7 @@ class LearnerRank:
             ),
             max_records=config.max_records,
             stopping=self._stopping,
+            fetched=SampleMetrics(config.name).fetched,
         )
         join_ranks(self._rank, config.learner.ranks, address, port, timeout_s=config.limits.stall_s)
         try:

@@ -31,6 +31,7 @@ from deploy.fleets import Fleets
 from deploy.job_log import quieten
 from deploy.metrics import RunMetrics
 from deploy.outcome import Outcome, RunFolder
+from deploy.profile import Profile
 from deploy.ranks import EvaluatorHandle, FirstEvaluation, Ranks, RunFailedError
 from deploy.run_config import RunConfig
 from deploy.supervise import Supervisor, failure_reasons
@@ -106,6 +107,8 @@ class Controller:
         # Who watches must not wait with the others when Redis does not answer.
         watcher = RedisReplay(replace(replay.settings, outage_s=0.0, timeout_s=5.0))
         stack.callback(watcher.close)
+        profile = Profile(self._folder.path)
+        stack.callback(profile.write)
         supervisor = Supervisor(
             config,
             ranks=ranks,
@@ -114,20 +117,24 @@ class Controller:
             look=first.look,
             stopping=self._stopping,
             metrics=RunMetrics(config.name),
+            profile=profile,
         )
         try:
             with self._curves() as curves:
                 finished = supervisor.watch(curves)
             if finished:
-                first.wait()
+                with profile.spent("run", "waiting for the first evaluation"):
+                    first.wait()
         finally:
             outcome.before = first.metrics
             outcome.peak_rss_mb = supervisor.peak_mb
             _note(outcome, ranks, fleets, watcher)
         if finished:
             final = ranks.published()
-            outcome.after = evaluator.result(evaluator.measure("after", final))
-            outcome.exported = evaluator.result(evaluator.export(final))
+            with profile.spent("run", "last evaluation"):
+                outcome.after = evaluator.result(evaluator.measure("after", final))
+            with profile.spent("run", "export"):
+                outcome.exported = evaluator.result(evaluator.export(final))
         outcome.status = "finished" if finished else "stopped"
 
     def _join_ray(self) -> None:

@@ -1,15 +1,16 @@
-"""What the Ray dashboard, Prometheus and Grafana see of a run, exported by its driver.
+"""What the Ray dashboard, Prometheus and Grafana see of a run.
 
-The driver knows all of it already: counts of the replay, counters of every actor, the learner's
-seconds and newest values. So one process exports, no role needs code for it, and a series ends
-with its run. Ray puts `ray_` before every name.
+The driver exports what it knows already: counts of the replay, counters of every actor, the
+learner's seconds and newest values. How single calls and samples are spread, only those know who
+make them: reward servers and the learner's first rank export that themselves. Ray puts `ray_`
+before every name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ray.util.metrics import Counter, Gauge
+from ray.util.metrics import Counter, Gauge, Histogram
 
 from buffer.records import Counters
 
@@ -21,15 +22,24 @@ class Metric:
     Args:
         name: ends in `_total` where it counts up.
         tags: beside `run`.
+        bounds: of a histogram's buckets; empty for what is none.
     """
 
     name: str
     text: str
     tags: tuple[str, ...] = ()
+    bounds: tuple[float, ...] = ()
 
     @property
     def counts_up(self) -> bool:
         return self.name.endswith("_total")
+
+    def exported(self) -> Any:
+        """Ray's object that takes its values."""
+        about: dict[str, Any] = {"description": self.text, "tag_keys": ("run", *self.tags)}
+        if self.bounds:
+            return Histogram(self.name, boundaries=list(self.bounds), **about)
+        return (Counter if self.counts_up else Gauge)(self.name, **about)
 
 
 RECORDS_TOTAL = Metric(
@@ -53,8 +63,8 @@ CYCLES = Metric("fleetune_cycles", "Cycles of the whole run.")
 STAGE = Metric("fleetune_stage", "1 for what the learner is at.", ("stage",))
 LEARNER_SECONDS = Metric(
     "fleetune_learner_seconds_total",
-    "Seconds of the learner by phase: policy steps, surrogate steps, waiting for scored samples, "
-    "publishing weights, checkpoints.",
+    "Seconds of the learner by phase: policy steps, surrogate steps, waiting_for_samplers, "
+    "waiting_for_rewards, publishing weights, checkpoints.",
     ("phase",),
 )
 FLEET = Metric(
@@ -86,7 +96,29 @@ CURVE = Metric(
 MEMORY = Metric(
     "fleetune_resident_bytes", "Resident memory of the run's processes on the driver's node."
 )
-ALL = (
+REWARD_SECONDS = Metric(
+    "fleetune_reward_seconds",
+    "Seconds that a call of a reward took for its batch of pictures.",
+    ("reward",),
+    (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
+)
+REWARD_FAILURES = Metric(
+    "fleetune_reward_failures_total", "Pictures that a call of a reward gave no score.", ("reward",)
+)
+SAMPLE_STALENESS = Metric(
+    "fleetune_sample_staleness_versions",
+    "Policy versions that the learner is ahead of the one that drew a sample, when it fetches it.",
+    (),
+    # Between whole numbers: Ray has no bucket that ends at 0.
+    (0.5, 1.5, 2.5, 4.5, 8.5, 16.5, 64.5),
+)
+SAMPLE_AGE = Metric(
+    "fleetune_sample_age_seconds",
+    "Seconds since a sample was scored, when the learner fetches it.",
+    (),
+    (1, 3, 10, 30, 100, 300, 1000, 3000, 10000),
+)
+OF_DRIVER = (
     RECORDS_TOTAL,
     RECORDS,
     LIVE_BYTES,
@@ -103,6 +135,7 @@ ALL = (
     CURVE,
     MEMORY,
 )
+ALL = (*OF_DRIVER, REWARD_SECONDS, REWARD_FAILURES, SAMPLE_STALENESS, SAMPLE_AGE)
 _TOTALS = ("issued_records", "committed", "failed", "retried", "evicted")
 _NOW = ("pending", "claimed", "live")
 _STATES = ("placing", "building", "working", "draining", "down")
@@ -113,12 +146,7 @@ class RunMetrics:
 
     def __init__(self, run: str) -> None:
         self._run = run
-        self._exported = {
-            metric.name: (Counter if metric.counts_up else Gauge)(
-                metric.name, description=metric.text, tag_keys=("run", *metric.tags)
-            )
-            for metric in ALL
-        }
+        self._exported = {metric.name: metric.exported() for metric in OF_DRIVER}
         self._last: dict[tuple[str, tuple[str, ...]], float] = {}
 
     def show_counters(self, counters: Counters) -> None:
@@ -183,3 +211,32 @@ class RunMetrics:
             exported.set(float(value), tags=labels)
         elif (gained := value - before if value >= before else value) > 0:
             exported.inc(gained, tags=labels)
+
+
+class RewardMetrics:
+    """Exports the calls of rewards from a reward server; needs Ray."""
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+        self._seconds, self._failures = REWARD_SECONDS.exported(), REWARD_FAILURES.exported()
+
+    def called(self, reward: str, seconds: float, num_failed: int) -> None:
+        """A call has ended, with so many pictures without a score."""
+        tags = {"run": self._run, "reward": reward}
+        self._seconds.observe(seconds, tags=tags)
+        if num_failed:
+            self._failures.inc(num_failed, tags=tags)
+
+
+class SampleMetrics:
+    """Exports how old the samples are that a learner's rank fetches; needs Ray."""
+
+    def __init__(self, run: str) -> None:
+        self._tags = {"run": run}
+        self._staleness, self._age = SAMPLE_STALENESS.exported(), SAMPLE_AGE.exported()
+
+    def fetched(self, staleness: Sequence[int], age_s: Sequence[float]) -> None:
+        """Versions and seconds of every sample."""
+        for versions, seconds in zip(staleness, age_s, strict=True):
+            self._staleness.observe(versions, tags=self._tags)
+            self._age.observe(seconds, tags=self._tags)

@@ -3,6 +3,7 @@
 runs/<name>/
     config.json      resolved config             summary.json  before, after, cost
     cluster.json     address of its Ray cluster  fleet.jsonl   decisions about its fleets
+    profile.json     seconds of every role
     metrics.jsonl    curves                      report.html   everything, for a person
     tensorboard/     curves again                pictures/     before and after, .npz
     checkpoints/     to resume from              redis/        the replay's append-only file

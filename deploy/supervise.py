@@ -18,6 +18,7 @@ from deploy.curves import Curves
 from deploy.fleets import Fleets
 from deploy.metrics import RunMetrics
 from deploy.outcome import resident_mb
+from deploy.profile import Profile
 from deploy.progress import Progress
 from deploy.ranks import Ranks, RunFailedError
 from deploy.run_config import RunConfig
@@ -48,9 +49,11 @@ class Supervisor:
         look: Callable[[], None],
         stopping: threading.Event,
         metrics: RunMetrics,
+        profile: Profile,
     ) -> None:
         self._config = config
         self._metrics = metrics
+        self._profile = profile
         self._ranks = ranks
         self._fleets = fleets
         self._replay = replay
@@ -58,6 +61,7 @@ class Supervisor:
         self._stopping = stopping
         self._asked_at: float | None = None
         self._silent_since: float | None = None
+        self._measured_at = 0.0
         self.peak_mb = 0.0
 
     def watch(self, curves: Curves) -> bool:
@@ -67,39 +71,53 @@ class Supervisor:
             RunFailedError: the learner failed, or too many records did.
             FleetGaveUpError: a sampler or a reward server cannot be kept alive.
         """
-        begun, measured_at = time.monotonic(), 0.0
+        begun = time.monotonic()
         at_first = self._replay.counters()
         counters = at_first
         with Progress(total_cycles=self._config.method.cycles) as progress:
-            while (finished := self._poll(at_first)) is None:
-                self._write_rows(curves)
-                counters = self._counters() or counters
-                check_failures(self._config, self._replay, at_first, counters)
-                now_known = snapshot(self._ranks.last, counters)
-                progress.show(now_known)
-                page = self._fleets.look({**now_known, **self._for_fleets(counters)})
-                if page is not None:
-                    self._metrics.show_page(page)
-                    self._metrics.show_counters(counters)
-                    self._metrics.show_learner(self._ranks.last)
-                self._ranks.ensure_published()
-                self._look()
-                now = time.monotonic()
-                if now - measured_at > _MEMORY_EVERY_S:
-                    resident = resident_mb()
-                    self.peak_mb, measured_at = max(self.peak_mb, resident), now
-                    self._metrics.show_memory(resident * 2**20)
-                if self._must_stop(now, begun):
-                    return False
-                time.sleep(_LOOK_EVERY_S)
+            while True:
+                with self._profile.spent("driver", "looking"):
+                    if (finished := self._poll(at_first)) is not None:
+                        break
+                    self._write_rows(curves)
+                    counters = self._counters() or counters
+                    check_failures(self._config, self._replay, at_first, counters)
+                    self._show(progress, counters)
+                    self._ranks.ensure_published()
+                    self._look()
+                    self._measure_memory()
+                    if self._must_stop(time.monotonic(), begun):
+                        return False
+                with self._profile.spent("driver", "idle"):
+                    time.sleep(_LOOK_EVERY_S)
             self._write_rows(curves)
         return finished
 
+    def _show(self, progress: Progress, counters: Counters) -> None:
+        """How it stands: in the log, on the page of the fleets, as metrics, in the profile."""
+        now_known = snapshot(self._ranks.last, counters)
+        progress.show(now_known)
+        page = self._fleets.look({**now_known, **self._for_fleets(counters)})
+        if page is not None:
+            self._metrics.show_page(page)
+            self._metrics.show_counters(counters)
+            self._metrics.show_learner(self._ranks.last)
+            self._profile.note(page, self._ranks.last)
+
+    def _measure_memory(self) -> None:
+        now = time.monotonic()
+        if now - self._measured_at > _MEMORY_EVERY_S:
+            resident = resident_mb()
+            self.peak_mb, self._measured_at = max(self.peak_mb, resident), now
+            self._metrics.show_memory(resident * 2**20)
+
     def _for_fleets(self, counters: Counters) -> dict[str, float]:
         """What is known of the run that fleets are shown and scaled by."""
+        seconds = self._ranks.last.get("seconds", {})
+        waits = [spent for phase, spent in seconds.items() if phase.startswith("waiting_")]
         return {
             "cycles": self._config.method.cycles,
-            "learner_waited_s": self._ranks.last.get("seconds", {}).get("waiting", 0.0),
+            "learner_waited_s": sum(waits),
             "queue_share": counters.pending / self._config.replay.max_pending_records,
         }
 

@@ -8,9 +8,9 @@ import logging
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from buffer.admission import limit_by_window
 from buffer.index import LogIndex
-from buffer.records import parse_position
+from buffer.records import Counters, IndexEntry, parse_position
 from buffer.replay import Replay
 from learner.engine import any_rank
 from learner.surrogate_training import GroupBatch
@@ -28,6 +28,8 @@ _POLL_S = 0.05
 # A stop lets a cycle that is under way come to its end, where it can be saved.
 _GRACE_S = 15.0
 _Values = TypeVar("_Values", np.ndarray, Tensor)
+Cause = Literal["waiting_for_samplers", "waiting_for_rewards"]
+"""What a wait for scored groups is for, as a phase of the learner's seconds."""
 
 
 class StallError(RuntimeError):
@@ -49,6 +51,8 @@ class GroupSource:
         max_staleness: cycles whose groups may be issued before their turn.
         capacity_groups: groups that the replay keeps.
         max_records: that may be asked for, repeated ones included; None: any number.
+        fetched: told of every sample that a rank fetches how many policy versions and how many
+            seconds old it is.
         stall_s: a wait without any new log entry for so long raises StallError.
         stopping: set from another thread to end a wait.
     """
@@ -63,6 +67,7 @@ class GroupSource:
     stopping: threading.Event
     max_records: int | None = None
     standardised: frozenset[str] = frozenset()
+    fetched: Callable[[Sequence[int], Sequence[float]], object] = lambda staleness, age_s: None
 
 
 class ScoredGroups:
@@ -74,6 +79,9 @@ class ScoredGroups:
         admits: whether this rank lets tickets be issued; one of all does.
         round_ends: the first ticket after each round of the run; samplers may be `max_staleness`
             of them ahead. Empty: no more is issued than what is asked for.
+
+    Attributes:
+        policy_version: of the learner now; what it fetches is told to be so much older.
     """
 
     def __init__(
@@ -90,6 +98,7 @@ class ScoredGroups:
         self._admits = admits
         self._round_ends = tuple(round_ends)
         self.index = LogIndex(group_size=source.group_size)
+        self.policy_version = 0
         # Mean and deviation of what is standardised; saved with the method.
         self.moments: dict[str, tuple[float, float]] = {}
 
@@ -128,25 +137,32 @@ class ScoredGroups:
             )
             self._replay.skip_to(next_ticket)
 
-    def collect(self, tickets: range, policy_version: int) -> None:
+    def collect(
+        self,
+        tickets: range,
+        policy_version: int,
+        waited: Callable[[Cause, float], object] = lambda cause, seconds: None,
+    ) -> None:
         """Lets the tickets be issued and returns once each record is committed or failed.
 
         Ranks return together, or are stopped together; every rank must call it.
 
         Args:
             policy_version: what they are to be sampled with.
+            waited: told the seconds of a wait and its cause, while it goes on; by the rank that
+                admits tickets alone.
 
         Raises:
             StallError: no news for `stall_s`; says what is missing.
             StoppedError: the learner was told to stop.
         """
-        begun = news_at = time.monotonic()
+        begun = news_at = told_at = time.monotonic()
         while True:
             if self.catch_up():
                 news_at = time.monotonic()
             if not any_rank(self._missing(tickets)):
                 return
-            self._admit(tickets.stop, policy_version)
+            counters = self._admit(tickets.stop, policy_version)
             if time.monotonic() - news_at > self.source.stall_s:
                 raise StallError(
                     f"no record was scored for {self.source.stall_s:.0f} s while waiting for "
@@ -156,16 +172,23 @@ class ScoredGroups:
             if any_rank(self.source.stopping.is_set() and time.monotonic() - begun > _GRACE_S):
                 raise StoppedError("stopped while waiting for scored groups")
             time.sleep(_POLL_S)
+            now = time.monotonic()
+            if counters is not None:
+                num_missing = self.index.num_unfinished(tickets.start, tickets.stop)
+                waited(held_up_by(num_missing, counters), now - told_at)
+            told_at = now
 
     def _missing(self, tickets: range) -> bool:
         return not self.index.finished(tickets.start, tickets.stop)
 
-    def _admit(self, limit: int, policy_version: int) -> None:
+    def _admit(self, limit: int, policy_version: int) -> Counters | None:
+        """Lets tickets be issued; the counts it went by, on the rank that does."""
         if not self._admits:
-            return
-        finished = self._replay.counters().progress
-        window = limit_by_window(num_finished=finished, max_open=self.source.max_open)
+            return None
+        counters = self._replay.counters()
+        window = limit_by_window(num_finished=counters.progress, max_open=self.source.max_open)
         self._replay.admit(limit=min(self._horizon(limit), window), policy_version=policy_version)
+        return counters
 
     def _horizon(self, limit: int) -> int:
         """Up to where tickets may be issued by now if those below `limit` are asked for."""
@@ -222,6 +245,7 @@ class ScoredGroups:
         """Latents and rewards of complete groups; those evicted meanwhile are left out."""
         rows_GN = self._rows(tickets)
         entries = self.index.entries(rows_GN.flatten())
+        self.tell_ages(entries)
         wanted = [(e.record_id, e.scored[step]) for e in entries for step in self.steps]
         latents = self._replay.read_latents(wanted)
         per_group = self.source.group_size * len(self.steps)
@@ -238,6 +262,15 @@ class ScoredGroups:
             rewards_GNK=self._rewards(rows_GN[kept]),
         )
 
+    def tell_ages(self, entries: Sequence[IndexEntry]) -> None:
+        """Of samples that are fetched."""
+        now_ms = 1000 * time.time()
+        self.source.fetched(
+            [max(0, self.policy_version - entry.policy_version) for entry in entries],
+            # Of several servers the newest place that had been read is as good.
+            [max(0.0, now_ms - max(parse_position(e.position))[0]) / 1000 for e in entries],
+        )
+
     def _rows(self, tickets: Sequence[int]) -> np.ndarray:
         return np.stack([self.index.rows_of(ticket, ticket + 1) for ticket in tickets])
 
@@ -247,3 +280,12 @@ class ScoredGroups:
             for name in self.source.rewards
         )
         return torch.from_numpy(np.asarray(total, dtype=np.float32))
+
+
+def held_up_by(num_missing: int, counters: Counters) -> Cause:
+    """Who is waited for: reward servers where all that is missing may be with them already.
+
+    Groups are sampled and scored in the order of their tickets, so those that are put and open are
+    the missing ones first.
+    """
+    return "waiting_for_samplers" if num_missing > counters.open_tickets else "waiting_for_rewards"

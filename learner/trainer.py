@@ -54,14 +54,18 @@ class Journal:
         self.latest.update(values)
         self.rows.append({"phase": phase, "step": step, "time": time.time(), "values": values})
 
+    def add_seconds(self, phase: str, seconds: float) -> None:
+        """Counts wall seconds to a phase."""
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Counts wall seconds to a phase."""
+        """Counts the wall seconds of the block to a phase."""
         begun = time.monotonic()
         try:
             yield
         finally:
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - begun
+            self.add_seconds(phase, time.monotonic() - begun)
 
     @contextmanager
     def counted(self, phase: str, kind: str = "") -> Iterator[None]:

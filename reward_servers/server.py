@@ -113,6 +113,7 @@ class RewardServer:
             At least one; names as `Scores` takes them.
         owner: names the claims; unique among the reward servers of a run.
         on_hang: called from another thread when a batch takes longer than `hold_s`.
+        called: told of every call of a reward: its name, its seconds, its pictures without a score.
     """
 
     def __init__(
@@ -124,6 +125,7 @@ class RewardServer:
         owner: str,
         settings: ServerSettings | None = None,
         on_hang: Callable[[], object] = lambda: None,
+        called: Callable[[str, float, int], object] = lambda name, seconds, num_failed: None,
     ) -> None:
         check_rewards(dict.fromkeys(rewards, (0.0,)))
         self._settings = settings or ServerSettings()
@@ -135,6 +137,7 @@ class RewardServer:
         ]
         self._owner = owner
         self._on_hang = on_hang
+        self._called = called
         self._stopping = threading.Event()
         self._backoff = Backoff(
             owner,
@@ -303,10 +306,12 @@ class RewardServer:
         images_BHWC = np.concatenate(pictures)
         of_images = [p for p, each in zip(prompts, pictures, strict=True) for _ in each]
         pending = [reward.submit(images_BHWC, of_images) for reward in self._rewards]
-        columns = {
-            reward.name: iter(reward.collect(each))
-            for reward, each in zip(self._rewards, pending, strict=True)
-        }
+        columns: dict[str, Iterator[Outcome]] = {}
+        for reward, each in zip(self._rewards, pending, strict=True):
+            outcomes = reward.collect(each)
+            num_failed = sum(isinstance(outcome, Failure) for outcome in outcomes)
+            self._called(reward.name, each.took_s, num_failed)
+            columns[reward.name] = iter(outcomes)
         return [
             {name: [next(column) for _ in each] for name, column in columns.items()}
             for each in pictures

@@ -28,9 +28,11 @@ class PendingScores:
         self.images_BHWC = images_BHWC
         self.prompts = prompts
         self.outcomes: list[Outcome] = []
+        self.began = time.monotonic()
+        self.took_s = timeout_s  # until it is done
         self.done = threading.Event()
         self._timeout_s = timeout_s
-        self._deadline = time.monotonic() + timeout_s
+        self._deadline = self.began + timeout_s
 
     def wait(self) -> list[Outcome]:
         """One outcome a row; all of them failures when the deadline has passed."""
@@ -132,4 +134,5 @@ def _serve(model: RewardModel, inbox: "queue.SimpleQueue[PendingScores | None]")
             pending.outcomes = checked_scores(model, pending.images_BHWC, pending.prompts)
         except Exception as error:  # noqa: BLE001  a dead thread would look like a stall
             pending.outcomes = [Failure(reason_of(error))] * len(pending.prompts)
+        pending.took_s = time.monotonic() - pending.began
         pending.done.set()

@@ -60,7 +60,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "Where the learner's time goes",
-            "Share of wall time by phase; `waiting` is for scored samples.",
+            "Share of wall time by phase; it waits for samplers, or for rewards.",
             (
                 (
                     "sum by (phase) (rate(ray_fleetune_learner_seconds_total{RUN}[2m]))",
@@ -101,6 +101,56 @@ ROWS: dict[str, tuple[Panel, ...]] = {
                 ('ray_fleetune_records_total{RUN, state=~"failed|retried"}', "{{state}}"),
                 ("ray_fleetune_worker_failures_total{RUN} > 0", "batches of {{actor}}"),
             ),
+        ),
+        Panel(
+            "A reward's call",
+            "Median and 95th percentile of the seconds that a call takes.",
+            tuple(
+                (
+                    f"histogram_quantile({share}, sum by (le, reward) "
+                    "(rate(ray_fleetune_reward_seconds_bucket{RUN}[5m])))",
+                    f"{{{{reward}}}} {share}",
+                )
+                for share in (0.5, 0.95)
+            ),
+            "s",
+        ),
+        Panel(
+            "Pictures without a score",
+            "A second, by the reward that gave none; calls that are repeated count again.",
+            (
+                (
+                    "sum by (reward) (rate(ray_fleetune_reward_failures_total{RUN}[5m]))",
+                    "{{reward}}",
+                ),
+            ),
+            "ops",
+        ),
+        Panel(
+            "How stale samples are",
+            "Policy versions that the learner is ahead of what it learns from: median and 95th "
+            "percentile.",
+            tuple(
+                (
+                    f"histogram_quantile({share}, sum by (le) "
+                    "(rate(ray_fleetune_sample_staleness_versions_bucket{RUN}[5m])))",
+                    f"{share}",
+                )
+                for share in (0.5, 0.95)
+            ),
+        ),
+        Panel(
+            "How old samples are",
+            "Seconds since they were scored: median and 95th percentile.",
+            tuple(
+                (
+                    f"histogram_quantile({share}, sum by (le) "
+                    "(rate(ray_fleetune_sample_age_seconds_bucket{RUN}[5m])))",
+                    f"{share}",
+                )
+                for share in (0.5, 0.95)
+            ),
+            "s",
         ),
         Panel(
             "Replay",

@@ -119,6 +119,7 @@ class Alternating:
     def improve(self, cycle: int) -> None:
         """n_g policy steps, unless the surrogate was no guide on the newest samples."""
         self.journal.enter("training")
+        self._groups.policy_version = cycle
         if self._surrogate is not None and not self._surrogate.guides:
             self.journal.record("policy", cycle, {"braked": 1.0})
             return
@@ -132,6 +133,7 @@ class Alternating:
     def adapt(self, cycle: int, *, last: bool) -> None:
         """Fresh groups of the new policy; on them, how good the surrogate is, and its steps."""
         settings = self._settings
+        self._groups.policy_version = cycle + 1
         fresh_range = settings.tickets_of(cycle)
         if not self._groups.affords(fresh_range):
             log.info("the budget of reward queries is spent: cycle %d is the last", cycle)
@@ -196,8 +198,7 @@ class Alternating:
         }
 
     def _collect(self, tickets: range, version: int) -> None:
-        with self.journal.timed("waiting"):
-            self._groups.collect(tickets, version)
+        self._groups.collect(tickets, version, self.journal.add_seconds)
         self._next_ticket = tickets.stop
 
     def _record_rewards(self, phase: str, step: int, rewards_GNK: torch.Tensor) -> None:

@@ -10,7 +10,7 @@ import ray
 
 from buffer.records import Counters
 from deploy.local_head import free_ports
-from deploy.metrics import ALL, RunMetrics
+from deploy.metrics import ALL, RewardMetrics, RunMetrics, SampleMetrics
 
 pytestmark = pytest.mark.ray
 RUN = "measured"
@@ -75,7 +75,12 @@ def metrics(scrape: Callable[[], str]) -> RunMetrics:
         Counters(**{**counts, "issued_records": 12, "committed": 9, "pending": 3})
     )
     exported.show_learner({"stage": "fitting", "seconds": {"policy": 4.0}})
-    exported.show_learner({"stage": "training", "seconds": {"policy": 10.0, "waiting": 1.5}})
+    spent = {"policy": 10.0, "waiting_for_rewards": 1.5}
+    exported.show_learner({"stage": "training", "seconds": spent})
+    rewards = RewardMetrics(RUN)
+    rewards.called("binding", 0.2, 0)
+    rewards.called("binding", 0.02, 3)
+    SampleMetrics(RUN).fetched([0, 3], [2.0, 40.0])
     exported.show_curve("fresh", {"reward_2step": 0.61})
     exported.show_memory(5e9)
     return exported
@@ -121,7 +126,7 @@ def test_every_metric_is_exported_with_its_help(text: str) -> None:
         ("fleetune_stage", {"stage": "training"}, 1),
         ("fleetune_stage", {"stage": "fitting"}, 0),
         ("fleetune_learner_seconds_total", {"phase": "policy"}, 10),
-        ("fleetune_learner_seconds_total", {"phase": "waiting"}, 1.5),
+        ("fleetune_learner_seconds_total", {"phase": "waiting_for_rewards"}, 1.5),
         ("fleetune_fleet_actors", {"role": "samplers", "state": "wanted"}, 3),
         ("fleetune_fleet_actors", {"role": "samplers", "state": "working"}, 1),
         ("fleetune_fleet_actors", {"role": "samplers", "state": "placing"}, 1),
@@ -131,9 +136,15 @@ def test_every_metric_is_exported_with_its_help(text: str) -> None:
         ("fleetune_worker_failures_total", {"actor": "sampler-0"}, 1),
         ("fleetune_sampler_policy_version", {"actor": "sampler-0"}, 4),
         ("fleetune_curve", {"phase": "fresh", "curve": "reward_2step"}, 0.61),
+        ("fleetune_reward_seconds_count", {"reward": "binding"}, 2),
+        ("fleetune_reward_seconds_bucket", {"reward": "binding", "le": "0.1"}, 1),
+        ("fleetune_reward_failures_total", {"reward": "binding"}, 3),
+        ("fleetune_sample_staleness_versions_bucket", {"le": "0.5"}, 1),
+        ("fleetune_sample_staleness_versions_sum", {}, 3),
+        ("fleetune_sample_age_seconds_sum", {}, 42),
     ],
 )
-def test_what_the_driver_knows_can_be_read(
+def test_what_is_known_can_be_read(
     text: str, name: str, labels: dict[str, str], expected: float
 ) -> None:
     assert value(text, name, **labels) == pytest.approx(expected)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from buffer.records import Record, Scores
+from buffer.records import Counters, Record, Scores
 from buffer.redis_replay import RedisReplay
-from learner.groups import GroupSource, ScoredGroups, StallError
+from learner.groups import GroupSource, ScoredGroups, StallError, held_up_by
 
 MEMBERS = 2
 pytestmark = pytest.mark.redis
@@ -77,6 +77,47 @@ def test_a_rank_that_does_not_admit_admits_nothing(replay: RedisReplay) -> None:
     with pytest.raises(StallError):
         view(replay, admits=False).collect(range(8), 0)
     assert replay.counters().admitted == 0
+
+
+@pytest.mark.parametrize(
+    ("is_put", "cause"), [(False, "waiting_for_samplers"), (True, "waiting_for_rewards")]
+)
+def test_a_wait_is_told_with_its_cause_while_it_goes_on(
+    replay: RedisReplay, make_group: MakeGroup, is_put: bool, cause: str
+) -> None:
+    waits: list[tuple[str, float]] = []
+    if is_put:
+        put(replay, make_group(0))
+    with pytest.raises(StallError):
+        view(replay).collect(range(1), 0, lambda *wait: waits.append(wait))
+    assert {name for name, _ in waits} == {cause}
+    assert len(waits) > 2
+    assert sum(seconds for _, seconds in waits) == pytest.approx(0.3, abs=0.15)
+
+
+def test_only_the_rank_that_admits_tells_of_waits(replay: RedisReplay) -> None:
+    waits: list[object] = []
+    with pytest.raises(StallError):
+        view(replay, admits=False).collect(range(1), 0, lambda *wait: waits.append(wait))
+    assert waits == []
+
+
+def test_who_is_waited_for_follows_from_how_many_groups_are_with_the_servers() -> None:
+    counts = Counters(**{**dict.fromkeys(Counters.__dataclass_fields__, 0), "open_tickets": 3})
+    assert held_up_by(4, counts) == "waiting_for_samplers"
+    assert held_up_by(3, counts) == "waiting_for_rewards"
+
+
+def test_what_is_fetched_is_told_with_its_age(replay: RedisReplay, make_group: MakeGroup) -> None:
+    told: list[tuple[list[int], list[float]]] = []
+    score_groups(replay, make_group, 0)
+    groups = view(replay, fetched=lambda *ages: told.append(ages))
+    groups.collect(range(1), 0)
+    groups.policy_version = groups.index.entry(0).policy_version + 3
+    groups.fetch([0])
+    ((staleness, age_s),) = told
+    assert staleness == [3] * MEMBERS
+    assert all(0 <= age < 30 for age in age_s)
 
 
 def test_a_stop_does_not_cut_a_young_wait_short(replay: RedisReplay) -> None:

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -132,9 +133,15 @@ def serve(
     replay: FakeReplay,
     rewards: dict[str, RewardModel] | None = None,
     settings: ServerSettings = FAST,
+    **options: Any,
 ) -> RewardServer:
     server = RewardServer(
-        replay, decode, rewards or {"light": Brightness()}, owner="r-0", settings=settings
+        replay,
+        decode,
+        rewards or {"light": Brightness()},
+        owner="r-0",
+        settings=settings,
+        **options,
     )
     with running(server):
         assert replay.settled.wait(10), "some records never ended"

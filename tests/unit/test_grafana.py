@@ -15,7 +15,14 @@ from deploy.metrics import ALL
 
 ROOT = Path(__file__).resolve().parents[2]
 ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yml"
-LABELS = {f"ray_{metric.name}": {"run", *metric.tags} for metric in ALL}
+LABELS = {
+    f"ray_{metric.name}_bucket" if metric.bounds else f"ray_{metric.name}": {
+        "run",
+        *metric.tags,
+        *(["le"] if metric.bounds else []),
+    }
+    for metric in ALL
+}
 
 
 def alerts() -> list[dict[str, Any]]:
@@ -39,8 +46,9 @@ def test_a_query_asks_for_metrics_and_labels_that_there_are(query: str) -> None:
     for name, selector in asked:
         assert name in LABELS
         assert set(re.findall(r"(\w+)\s*=", selector)) <= LABELS[name]
-    grouped = re.findall(r"by \((\w+)\)|on \((\w+)\)", query)
-    assert {name for pair in grouped for name in pair if name} <= set().union(*LABELS.values())
+    grouped = re.findall(r"(?:by|on) \(([\w, ]+)\)", query)
+    named = {name.strip() for names in grouped for name in names.split(",")}
+    assert named <= set().union(*LABELS.values())
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")

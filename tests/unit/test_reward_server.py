@@ -37,6 +37,19 @@ def test_every_reward_scores_every_record() -> None:
     assert replay.committed[ids([0])[0]].rewards == {"light": (7.0, 8.0), "dark": (-7.0, -8.0)}
 
 
+def test_every_call_of_a_reward_is_told_with_its_seconds_and_failures() -> None:
+    def half(images: np.ndarray, prompts: Sequence[str]) -> Scored:
+        time.sleep(0.05)
+        return Scored(np.zeros(len(prompts), np.float32), {0: "no face found"})
+
+    calls: list[tuple[str, float, int]] = []
+    replay = FakeReplay([record(0, scored=(0, 1))])
+    serve(replay, {"faces": Doing(half)}, called=lambda *call: calls.append(call))
+    assert {name for name, _, _ in calls} == {"faces"}
+    assert {failed for _, _, failed in calls} == {1}
+    assert all(seconds >= 0.05 for _, seconds, _ in calls)
+
+
 def test_each_picture_is_scored_with_the_prompt_of_its_record() -> None:
     model = Brightness()
     serve(FakeReplay([record(0), record(1)]), {"light": model})
