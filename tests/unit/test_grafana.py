@@ -61,6 +61,9 @@ def test_prometheus_understands_every_query_and_alert(tmp_path: Path) -> None:
     for file in (ALERTS, tmp_path / "queries.yml"):
         done = subprocess.run(["promtool", "check", "rules", file], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
+    config = ALERTS.with_name("prometheus.yml")
+    done = subprocess.run(["promtool", "check", "config", config], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_what_counts_up_is_asked_for_as_a_rate_or_a_sum_of_few() -> None:
