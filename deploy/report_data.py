@@ -3,14 +3,18 @@
 config.json                  resolved config
 metrics.jsonl                curves
 summary.json                 status, before, after (score by name), wall_s, versions, ...
-pictures/{before,after}.npz  images uint8 [N, H, W, 3] and prompts [N], same noise in both
+evaluations.json             the best cycle of those that were evaluated beside training
+fleet.jsonl                  decisions about the fleets
+pictures/{before,cycle-000012,after}.npz
+                             images uint8 [N, H, W, 3] and prompts [N], the same noise in all
 """
 
 import importlib.metadata
 import json
 import platform
+import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +22,13 @@ from typing import Any
 import numpy as np
 
 from deploy.curves import METRICS_FILE, Point, read_points
+from deploy.kept import EVALUATIONS_FILE
 
 CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.json"
+DECISIONS_FILE = "fleet.jsonl"
 PICTURES = ("before", "after")
+EVALUATION_PHASE = "evaluation"
 # Curves whose first and last value stand for before and after where the summary says nothing.
 EVALUATION_PREFIX = "eval/"
 _LIBRARIES = (
@@ -48,6 +55,8 @@ class RunData:
     points: tuple[Point, ...]
     pictures: Mapping[str, Pictures]
     missing: tuple[str, ...] = field(default=())
+    decisions: tuple[Mapping[str, Any], ...] = ()
+    best_cycle: int | None = None
 
     @property
     def scores(self) -> dict[str, tuple[float | None, float | None]]:
@@ -74,9 +83,31 @@ def read_run(folder: Path) -> RunData:
     if not points:
         missing.append(f"{METRICS_FILE} (no curve was written)")
     found = {name: _read_pictures(folder, name, missing) for name in PICTURES}
+    found |= {
+        path.stem: _read_pictures(folder, path.stem, missing)
+        for path in sorted((folder / "pictures").glob("cycle-*.npz"))
+        if cycle_of(path.stem) is not None
+    }
     pictures = {name: each for name, each in found.items() if each is not None}
     name = str((config or {}).get("name") or folder.resolve().name)
-    return RunData(name, config, summary or {}, points, pictures, tuple(missing))
+    evaluations = folder / EVALUATIONS_FILE
+    best = (_read_json(evaluations, missing) or {}).get("best") if evaluations.exists() else None
+    return RunData(
+        name,
+        config,
+        summary or {},
+        points,
+        pictures,
+        tuple(missing),
+        tuple(_read_lines(folder / DECISIONS_FILE)),
+        best if isinstance(best, int) else None,
+    )
+
+
+def cycle_of(moment: str) -> int | None:
+    """Which cycle pictures are of, by their name; None: of no cycle."""
+    found = re.fullmatch(r"cycle-(\d+)", moment)
+    return int(found.group(1)) if found else None
 
 
 def versions() -> dict[str, str]:
@@ -103,6 +134,19 @@ def _read_json(path: Path, missing: list[str]) -> dict[str, Any] | None:
         missing.append(f"{path.name} (holds no mapping)")
         return None
     return value
+
+
+def _read_lines(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The objects of a JSONL file; a line that is none, such as a torn last one, is passed over."""
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            yield value
 
 
 def _read_pictures(folder: Path, name: str, missing: list[str]) -> Pictures | None:
