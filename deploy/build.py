@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from reward_servers.server import RewardServer
 
 
+_BOARD_TIMEOUT_S = 60.0
 WeightsSource = list[Any] | Path
 """References that are the whole policy together, none for the untouched one; or a file."""
 
@@ -394,7 +395,7 @@ class EvaluatorHost:
         from deploy.kept import kept_file, pictures_file, save_weights
 
         try:
-            version, refs = ray.get(board.weights.remote(at_least))
+            version, refs = ray.get(board.weights.remote(at_least), timeout=_BOARD_TIMEOUT_S)
             weights = _weights(refs)
         except (RayError, LookupError) as error:
             logging.getLogger(__name__).info("no policy to evaluate: %s", error)

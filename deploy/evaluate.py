@@ -82,13 +82,11 @@ class Evaluator:
         latents_BKCHW = self._sample(groups)
         prompts = [group.prompt for group in groups]
         metrics: dict[str, float] = {}
-        images_BHWC = np.empty(0)
-        for k, label in enumerate(self._config.step_labels):
-            images_BHWC = self._decode(latents_BKCHW[:, k])
-            for score in self._scores:
-                name = f"{score.name}_{label}"
-                metrics[name] = self._mean_score(score, images_BHWC, prompts)
-            metrics |= self._mean_rewards(label, images_BHWC, prompts)
+        *earlier, last = self._config.step_labels
+        for k, label in enumerate(earlier):
+            metrics |= self._scores_at(label, self._decode(latents_BKCHW[:, k]), prompts)
+        images_BHWC = self._decode(latents_BKCHW[:, -1])
+        metrics |= self._scores_at(last, images_BHWC, prompts)
         metrics["colour_entropy"] = colour_entropy(images_BHWC)
         metrics["sharpness"] = sharpness(images_BHWC)
         fixed = self._fixed_groups()
@@ -127,13 +125,17 @@ class Evaluator:
         parts = latents_BCHW.split(_BATCH)
         return np.concatenate([decode_latents(self._vae, part) for part in parts])
 
-    def _mean_rewards(
+    def _scores_at(
         self, label: str, images_BHWC: np.ndarray, prompts: list[str]
     ) -> dict[str, float]:
-        """The weighted sum of the means of all rewards that are trained on; several also alone."""
+        """Means of the scores and of the rewards, their weighted sum, and each of several alone."""
+        metrics = {
+            f"{score.name}_{label}": self._mean_score(score, images_BHWC, prompts)
+            for score in self._scores
+        }
         means = {r.name: self._mean_score(r, images_BHWC, prompts) for r in self._rewards}
         weights = {name: self._config.rewards[name].weight for name in means}
-        metrics = {f"reward_{label}": sum(weights[name] * mean for name, mean in means.items())}
+        metrics[f"reward_{label}"] = sum(weights[name] * mean for name, mean in means.items())
         if len(means) > 1:
             metrics |= {f"reward_{name}_{label}": mean for name, mean in means.items()}
         return metrics

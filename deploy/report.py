@@ -35,7 +35,7 @@ def report_html(run: RunData) -> str:
     """The page."""
     sections = {
         "Before and after": _scores(run),
-        "Pictures": picture_grid(run.pictures, run.best_cycle),
+        "Pictures": picture_grid(run.pictures, run.pictures_left_out),
         "Over-optimisation": monitor(run),
         "Curves": curves(run.points, without=(EVALUATION_PHASE,)),
         "Ledger": ledger(run),

@@ -14,7 +14,7 @@ import json
 import platform
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ SUMMARY_FILE = "summary.json"
 DECISIONS_FILE = "fleet.jsonl"
 PICTURES = ("before", "after")
 EVALUATION_PHASE = "evaluation"
+_MAX_BETWEEN = 6
 # Curves whose first and last value stand for before and after where the summary says nothing.
 EVALUATION_PREFIX = "eval/"
 _LIBRARIES = (
@@ -47,7 +48,14 @@ class Pictures:
 
 @dataclass(frozen=True)
 class RunData:
-    """Everything a report shows."""
+    """Everything a report shows.
+
+    Attributes:
+        pictures: of the moments that are shown, in order of time; many large ones are no small
+            thing to hold.
+        pictures_left_out: moments that have some, and are not shown.
+        best_cycle: of the versions that were evaluated beside training; None: unknown.
+    """
 
     name: str
     config: Mapping[str, Any] | None
@@ -55,6 +63,7 @@ class RunData:
     points: tuple[Point, ...]
     pictures: Mapping[str, Pictures]
     missing: tuple[str, ...] = field(default=())
+    pictures_left_out: int = 0
     decisions: tuple[Mapping[str, Any], ...] = ()
     best_cycle: int | None = None
 
@@ -82,26 +91,39 @@ def read_run(folder: Path) -> RunData:
     points = tuple(read_points(folder / METRICS_FILE))
     if not points:
         missing.append(f"{METRICS_FILE} (no curve was written)")
-    found = {name: _read_pictures(folder, name, missing) for name in PICTURES}
-    found |= {
-        path.stem: _read_pictures(folder, path.stem, missing)
-        for path in sorted((folder / "pictures").glob("cycle-*.npz"))
-        if cycle_of(path.stem) is not None
-    }
-    pictures = {name: each for name, each in found.items() if each is not None}
     name = str((config or {}).get("name") or folder.resolve().name)
     evaluations = folder / EVALUATIONS_FILE
     best = (_read_json(evaluations, missing) or {}).get("best") if evaluations.exists() else None
+    best = best if isinstance(best, int) else None
+    there = [path.stem for path in (folder / "pictures").glob("cycle-*.npz")]
+    shown = moments([*PICTURES, *there], best)
+    found = {moment: _read_pictures(folder, moment, missing) for moment in shown}
     return RunData(
         name,
         config,
         summary or {},
         points,
-        pictures,
-        tuple(missing),
-        tuple(_read_lines(folder / DECISIONS_FILE)),
-        best if isinstance(best, int) else None,
+        {moment: each for moment, each in found.items() if each is not None},
+        missing=tuple(missing),
+        pictures_left_out=len(there) + len(PICTURES) - len(shown),
+        decisions=tuple(_read_lines(folder / DECISIONS_FILE)),
+        best_cycle=best,
     )
+
+
+def moments(names: Sequence[str], best: int | None = None) -> list[str]:
+    """Those to show, in order of time: both ends, and a few evenly spaced between them.
+
+    The nearest of these to the best cycle makes room for it.
+    """
+    between = sorted(name for name in names if cycle_of(name) is not None)
+    places = np.linspace(0, len(between) - 1, min(len(between), _MAX_BETWEEN)).round().astype(int)
+    first, last = PICTURES
+    known = [cycle_of(name) for name in between]
+    if best in known and places.size:
+        places[np.abs(places - known.index(best)).argmin()] = known.index(best)
+    chosen = [between[place] for place in places.tolist()]
+    return [name for name in (first, *chosen, last) if name in names]
 
 
 def cycle_of(moment: str) -> int | None:

@@ -11,7 +11,7 @@ import pytest
 
 from deploy.curves import Curves
 from deploy.report import main, write_report
-from deploy.report_pictures import moments
+from deploy.report_data import moments
 
 HOSTILE = '<script>alert("x")</script> & "quoted" $a$'
 
