@@ -95,11 +95,11 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Seque
         numbers: columns that are aligned as numbers.
     """
 
+    css = ' class="number"'
+
     def cells(tag: str, texts: Sequence[str]) -> str:
         return "".join(
-            f"<{tag} class='number'>{escape(text)}</{tag}>"
-            if i in numbers
-            else f"<{tag}>{escape(text)}</{tag}>"
+            f"<{tag}{css if i in numbers else ''}>{escape(text)}</{tag}>"
             for i, text in enumerate(texts)
         )
 

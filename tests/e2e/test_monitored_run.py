@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 if TYPE_CHECKING:
     from tests.e2e.conftest import Ended
@@ -155,3 +156,18 @@ def test_a_run_that_goes_on_without_its_rule_is_not_stopped_early(
     resumed: tuple[dict[str, Any], Ended],
 ) -> None:
     assert resumed[1].summary["stopped_early"] is None
+
+
+def test_the_same_seed_in_lockstep_gives_the_same_policy_with_and_without_evaluations(
+    run_job: Callable[..., Ended],
+) -> None:
+    lockstep = ("seed=5", "pace=lockstep", "actors.groups_per_batch=1")
+    alone = run_job("unwatched", *lockstep)
+    watched = run_job("watched", *lockstep, "evaluation.every_cycles=1")
+    assert (alone.status, watched.status) == (0, 0), watched.output
+    weights = [
+        load_file(ended.folder / "adapter" / "pytorch_lora_weights.safetensors")
+        for ended in (alone, watched)
+    ]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(np.array_equal(weights[0][name], weights[1][name]) for name in weights[0])
