@@ -65,9 +65,10 @@ def held_out_falls(
             stale += 1
     if stale < patience:
         return None
+    (cycle, value), more = known[-1], f" by more than {min_gain:g}" if min_gain else ""
     return (
-        f"{score} was {known[-1][1]:.4g} after cycle {known[-1][0]}, and {best:.4g} after cycle "
-        f"{best_cycle}: no better for {stale} evaluations"
+        f"{score} was {value:.4g} after cycle {cycle}, and {best:.4g} after cycle {best_cycle}: "
+        f"{stale} evaluations were no better{more}"
     )
 
 

@@ -59,7 +59,7 @@ def test_gains_too_small_to_count_count_once_they_add_up() -> None:
 def test_the_reason_names_both_values_and_their_cycles() -> None:
     told = held_out_falls(history(0.5, 0.75, 0.25), score="score", patience=1, min_gain=0)
     assert told == (
-        "score was 0.25 after cycle 10, and 0.75 after cycle 5: no better for 1 evaluations"
+        "score was 0.25 after cycle 10, and 0.75 after cycle 5: 1 evaluations were no better"
     )
 
 
