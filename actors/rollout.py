@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from actors.drift import few_step_drift, many_step_kl
 from actors.sampling import (
     INITIAL_NOISE,
     Network,
@@ -78,6 +79,7 @@ class _GroupPolicy:
             `group_size` times.
         take: puts new weights into the network.
         shared_initial_noise: the on-policy ablation: members differ by injected noise alone.
+        base: the untouched network, for `drift`.
     """
 
     network: Network
@@ -91,6 +93,7 @@ class _GroupPolicy:
     shared_initial_noise: bool = False
     device: torch.device | str = "cpu"
     meter: FlopMeter = field(default_factory=FlopMeter)
+    base: Network | None = None
 
     def load(self, weights: Weights, /) -> None:
         """Take new weights, all of them or none."""
@@ -154,6 +157,28 @@ class FewStepPolicy(_GroupPolicy):
         )
         labels = tuple(range(1, self.num_steps + 1))
         return _rollouts(clean, labels, tuple(range(self.num_steps)), num_groups=len(groups))
+
+    @torch.inference_mode()
+    def drift(self, groups: Sequence[Group]) -> dict[str, np.ndarray]:
+        """What tells the policy from its base, by name, a number for every row.
+
+        `kl_nats`, a step's KL, mean over those that have a density, and `clean_distance`, as in
+        `actors.drift.few_step_drift`; a policy of one step has no KL.
+        """
+        assert self.base is not None
+        kl_BS, distance_B = few_step_drift(
+            self.network,
+            self.base,
+            self.schedule,
+            self.encode(self._prompts(groups)),
+            self._initial(groups),
+            [self._injected(groups, step) for step in range(self.num_steps - 1)],
+            self._guidance(len(groups) * self.group_size),
+        )
+        told = {"clean_distance": distance_B}
+        if kl_BS.shape[1]:
+            told["kl_nats"] = kl_BS.mean(dim=1)
+        return {name: values_B.cpu().numpy() for name, values_B in told.items()}
 
     def _guidance(self, rows: int) -> Tensor | None:
         if self.guidance_dim is None:
@@ -220,6 +245,25 @@ class ManyStepPolicy(_GroupPolicy):
             Rollout(labels, scored, part)
             for labels, part in zip(zip(*labels_KG, strict=True), parts, strict=True)
         ]
+
+    @torch.inference_mode()
+    def drift(self, groups: Sequence[Group]) -> dict[str, np.ndarray]:
+        """`kl_nats` of every row: the true KL of a step to the base, mean over the chain."""
+        assert self.base is not None
+        prompts = self._prompts(groups)
+        empty = [] if self.guidance_scale == 1 else [""] * len(prompts)
+        kl_BS = many_step_kl(
+            self.network,
+            self.base,
+            self.schedule,
+            self.encode(empty + prompts),
+            self._initial(groups),
+            (self._injected(groups, step) for step in range(self.num_steps)),
+            num_steps=self.num_steps,
+            guidance_scale=self.guidance_scale,
+            eta=self.eta,
+        )
+        return {"kl_nats": kl_BS.mean(dim=1).cpu().numpy()}
 
     def _told(self, x_BCHW: Tensor, states_G: Sequence[int], text: Any) -> Tensor:
         """What the consistency model tells of one kept state of all rows, without guidance."""

@@ -20,13 +20,18 @@ from deploy.run_config import RunConfig
 from learner.settings import Lasro
 
 if TYPE_CHECKING:
-    from actors.rollout import Policy
+    from actors.rollout import FewStepPolicy, ManyStepPolicy
     from actors.worker import SamplerWorker
     from learner.groups import GroupSource
     from learner.policy.components import PipelineFolder
     from learner.seat import Seat
     from learner.trainer import Method
     from reward_servers.server import RewardServer
+
+
+_BOARD_TIMEOUT_S = 60.0
+WeightsSource = list[Any] | Path
+"""References that are the whole policy together, none for the untouched one; or a file."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +81,10 @@ def policy_of(
     device: str = "cpu",
     *,
     only_clean: bool = False,
-) -> Policy:
+) -> FewStepPolicy | ManyStepPolicy:
     """The policy as it is before training, ready to sample and to take new weights.
+
+    It can tell its drift from the untouched network.
 
     Args:
         only_clean: keep none of the states of a many-step chain but its last.
@@ -103,6 +110,7 @@ def policy_of(
         "guidance_scale": config.model.guidance_scale,
         "shared_initial_noise": config.actors.fixed_initial_noise,
         "device": device,
+        "base": Denoiser(base),
     }
     if isinstance(method, Lasro):
         return FewStepPolicy(**parts, guidance_dim=base.config["time_cond_proj_dim"])
@@ -371,13 +379,40 @@ class EvaluatorHost:
         self._config = config
         self._evaluator: Any = None
 
-    def evaluate(self, refs: list[Any], pictures: Path) -> dict[str, float]:
-        """`Evaluator.evaluate` of the weights behind the references; none: the untouched policy."""
-        return self._get().evaluate(_weights(refs) or None, pictures)
+    def evaluate(self, source: WeightsSource, pictures: Path) -> dict[str, float]:
+        """`Evaluator.evaluate` of these weights."""
+        return self._get().evaluate(_weights(source), pictures)
 
-    def export(self, refs: list[Any], folder: Path) -> str:
-        """`Evaluator.export` of the weights behind the references."""
-        return self._get().export(_weights(refs), folder)
+    def evaluate_newest(
+        self, board: Any, at_least: int, folder: Path, *, keep: bool
+    ) -> tuple[int, dict[str, float]] | None:
+        """Version and metrics of the newest policy on the board; pictures go to `folder`.
+
+        None where the board's newest is older than `at_least`, or its weights died with a learner
+        that will publish them again.
+
+        Args:
+            keep: save the weights too.
+        """
+        import ray
+        from ray.exceptions import RayError
+
+        from deploy.kept import kept_file, pictures_file, save_weights
+
+        try:
+            version, refs = ray.get(board.weights.remote(at_least), timeout=_BOARD_TIMEOUT_S)
+            weights = _weights(refs)
+        except (RayError, LookupError) as error:
+            logging.getLogger(__name__).info("no policy to evaluate: %s", error)
+            return None
+        metrics = self._get().evaluate(weights, pictures_file(folder, version))
+        if keep and weights is not None:
+            save_weights(weights, kept_file(folder, version))
+        return version, metrics
+
+    def export(self, source: WeightsSource, folder: Path) -> str:
+        """`Evaluator.export` of these weights."""
+        return self._get().export(_weights(source), folder)
 
     def _get(self) -> Any:
         if self._evaluator is None:
@@ -387,7 +422,11 @@ class EvaluatorHost:
         return self._evaluator
 
 
-def _weights(refs: list[Any]) -> dict[str, np.ndarray]:
+def _weights(source: WeightsSource) -> dict[str, np.ndarray] | None:
+    if isinstance(source, Path):
+        from safetensors.numpy import load_file
+
+        return load_file(source)
     import ray
 
-    return {name: array for part in ray.get(refs) for name, array in part.items()}
+    return {name: array for part in ray.get(source) for name, array in part.items()} or None

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from deploy.config_problems import Problem
-from deploy.config_sections import FilePrompts, ShapesPrompts
+from deploy.config_sections import FilePrompts, KlAbove, ShapesPrompts
 from learner.settings import Lasro, Sqdf
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def cross_problems(config: "RunConfig") -> Iterator[Problem]:
     yield from _fleet_problems(config)
     yield from _wait_problems(config)
     yield from _measure_problems(config)
+    yield from _best_problems(config)
 
 
 def _method_problems(config: "RunConfig") -> Iterator[Problem]:
@@ -231,4 +232,32 @@ def _measure_problems(config: "RunConfig") -> Iterator[Problem]:
             "evaluation.samples",
             f"must be at least evaluation.diversity.prompts = "
             f"{config.evaluation.diversity.prompts}, given {config.evaluation.samples}",
+        )
+
+
+def _best_problems(config: "RunConfig") -> Iterator[Problem]:
+    evaluation = config.evaluation
+    if evaluation.best_by is not None and evaluation.best_by not in config.measured_scores:
+        yield Problem(
+            "evaluation.best_by",
+            f"must be a score that an evaluation measures, {', '.join(config.measured_scores)}, "
+            f"given {evaluation.best_by!r}",
+        )
+    if evaluation.best_by is not None and evaluation.every_cycles is None:
+        yield Problem(
+            "evaluation.every_cycles",
+            "is missing: the best version is looked for among those that are evaluated beside "
+            "training, and without it there are none",
+        )
+    if evaluation.stop is not None and evaluation.best_by is None:
+        yield Problem(
+            "evaluation.best_by",
+            "is missing: a run that evaluation.stop ends keeps its best version, and this names "
+            "the score that it is the best by",
+        )
+    if isinstance(evaluation.stop, KlAbove) and config.model.num_steps == 1:
+        yield Problem(
+            "evaluation.stop.kind",
+            "kl_above needs a step that has a density, and the only one of a one-step policy has "
+            "none; take held_out_falls or diversity_below",
         )

@@ -49,7 +49,7 @@ def problems_of(errors: Sequence[ErrorDetails], root: type[BaseModel]) -> list[P
 
 
 def _problems(error: ErrorDetails, root: type[BaseModel]) -> Iterator[Problem]:
-    path, parent = _walk(error["loc"], root)
+    path, parent, annotation = _walk(error["loc"], root)
     cause = error.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):
         yield from cause.problems
@@ -58,15 +58,17 @@ def _problems(error: ErrorDetails, root: type[BaseModel]) -> Iterator[Problem]:
     elif error["type"] == "missing":
         yield Problem(path, "is missing and has no default")
     elif error["type"].startswith("union_tag"):
-        yield Problem(f"{path}.kind" if path else "kind", _wrong_tag(error))
+        yield Problem(f"{path}.kind" if path else "kind", _wrong_tag(error, annotation))
     elif isinstance(cause, ValueError):
         yield Problem(path, str(cause))
     else:
         yield Problem(path, f"{_allowed(error)}, given {_given(error['input'])}{_nearest(error)}")
 
 
-def _walk(loc: Sequence[int | str], root: type[BaseModel]) -> tuple[str, type[BaseModel] | None]:
-    """The dotted path that a user would write, and the model that the last key belongs to.
+def _walk(
+    loc: Sequence[int | str], root: type[BaseModel]
+) -> tuple[str, type[BaseModel] | None, Any]:
+    """The dotted path that a user would write, the last key's model, and what the key may hold.
 
     Pydantic's own location also names the branch of a union that it tried.
     """
@@ -77,7 +79,7 @@ def _walk(loc: Sequence[int | str], root: type[BaseModel]) -> tuple[str, type[Ba
         annotation, is_key, parent = _descend(annotation, part, parent)
         if is_key:
             keys.append(str(part))
-    return ".".join(keys), parent
+    return ".".join(keys), parent, annotation
 
 
 def _descend(
@@ -156,10 +158,14 @@ def _allowed(error: ErrorDetails) -> str:
     return text[0].lower() + text[1:]
 
 
-def _wrong_tag(error: ErrorDetails) -> str:
+def _wrong_tag(error: ErrorDetails, annotation: Any) -> str:
     given = error.get("ctx", {}).get("tag")
-    expected = error.get("ctx", {}).get("expected_tags", "'file' or 'shapes'")
-    text = f"must be {expected.replace(', ', ' or ')}"
+    kinds = [
+        repr(kind)
+        for section in nested_models(annotation)
+        for kind in get_args(section.model_fields["kind"].annotation)
+    ]
+    text = f"must be {' or '.join(kinds)}"
     return f"{text}, given {given!r}" if given is not None else f"is missing; {text}"
 
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from learner.settings import Count, NonNegative, Number, Seconds, Section, Share, Whole
+from learner.settings import Count, NonNegative, Number, Positive, Seconds, Section, Share, Whole
 
 
 class FilePrompts(Section):
@@ -184,6 +184,38 @@ class Diversity(Section):
     """Images of one prompt."""
 
 
+class HeldOutFalls(Section):
+    """Ends a run whose `evaluation.best_by` has not risen for a while."""
+
+    kind: Literal["held_out_falls"]
+    """Which rule this is."""
+    patience: Count = 3
+    """Evaluations without a gain that end the run."""
+    min_gain: NonNegative = 0.0
+    """What the score must be above its best to count as a gain."""
+
+
+class KlAbove(Section):
+    """Ends a run whose policy has moved too far from the untouched one."""
+
+    kind: Literal["kl_above"]
+    """Which rule this is."""
+    nats: Positive
+    """Highest true KL of a step, in nats; a version above it is not kept either."""
+
+
+class DiversityBelow(Section):
+    """Ends a run whose pictures of one prompt have become alike."""
+
+    kind: Literal["diversity_below"]
+    """Which rule this is."""
+    share: Share = 0.7
+    """Least share of the untouched policy's diversity; a version below it is not kept either."""
+
+
+StopRule = Annotated[HeldOutFalls | KlAbove | DiversityBelow, Field(discriminator="kind")]
+
+
 class Evaluation(Section):
     """What is measured on held-out prompts, before, during and after training."""
 
@@ -196,9 +228,17 @@ class Evaluation(Section):
     rewards: dict[str, Metric] = Field(default_factory=dict)
     """Scores by name, such as `exact: {kind: shapes-exact}`."""
     diversity: Diversity = Diversity()
-    """Diversity at a fixed prompt."""
+    """Diversity at a fixed prompt; the KL to the untouched policy is measured on the same noise."""
+    every_cycles: Count | None = None
+    """Cycles between two evaluations beside training; whoever trains waits for none, and one that
+    takes longer leaves the next out. null: only before and after."""
+    best_by: str | None = None
+    """Score of an evaluation, such as `exact_2step`, whose highest value decides which evaluated
+    version is the run's result; null: the last one is."""
+    stop: StopRule | None = None
+    """Rule that ends training early; null: none."""
     num_cpus: NonNegative = 0.0
-    """Ray CPUs of the evaluator; 0, since it works when the others do not."""
+    """Ray CPUs of the evaluator; 0, as it mostly works when the others do not."""
     num_gpus: NonNegative = 0.0
     """Ray GPUs of the evaluator."""
     threads: Count = 1

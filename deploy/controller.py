@@ -30,9 +30,10 @@ from deploy.fleet_desk import DESK, FleetDesk
 from deploy.fleets import Fleets
 from deploy.job_log import quieten
 from deploy.metrics import RunMetrics
+from deploy.monitor import PHASE, Monitor
 from deploy.outcome import Outcome, RunFolder
 from deploy.profile import Profile
-from deploy.ranks import EvaluatorHandle, FirstEvaluation, Ranks, RunFailedError
+from deploy.ranks import EvaluatorHandle, Ranks, RunFailedError
 from deploy.run_config import RunConfig
 from deploy.supervise import Supervisor, failure_reasons
 from learner.policy.board import PolicyBoard
@@ -98,10 +99,10 @@ class Controller:
             .options(name="policy-board", num_cpus=0, max_restarts=-1, max_task_retries=-1)
             .remote()
         )
-        evaluator = EvaluatorHandle(config, self._folder.path)
-        first = FirstEvaluation(evaluator, self._folder)
-        fleets = self._start_fleets(stack, plan, board)
         ranks = Ranks(plan, board)
+        evaluator = EvaluatorHandle(config, self._folder.path)
+        monitor = Monitor(config, evaluator, self._folder, board=board, stop=ranks.ask_to_stop)
+        fleets = self._start_fleets(stack, plan, board)
         stack.push(partial(_end_ranks, ranks))
         ranks.start(resume=self._resume)
         # Who watches must not wait with the others when Redis does not answer.
@@ -114,28 +115,30 @@ class Controller:
             ranks=ranks,
             fleets=fleets,
             replay=watcher,
-            look=first.look,
+            monitor=monitor,
             stopping=self._stopping,
             metrics=RunMetrics(config.name),
             profile=profile,
         )
-        try:
-            with self._curves() as curves:
-                finished = supervisor.watch(curves)
-            if finished:
-                with profile.spent("run", "waiting for the first evaluation"):
-                    first.wait()
-        finally:
-            outcome.before = first.metrics
-            outcome.peak_rss_mb = supervisor.peak_mb
-            _note(outcome, ranks, fleets, watcher)
-        if finished:
-            final = ranks.published()
-            with profile.spent("run", "last evaluation"):
-                outcome.after = evaluator.result(evaluator.measure("after", final))
-            with profile.spent("run", "export"):
-                outcome.exported = evaluator.result(evaluator.export(final))
-        outcome.status = "finished" if finished else "stopped"
+        with self._curves() as curves:
+            try:
+                trained = supervisor.watch(curves)
+            finally:
+                outcome.before = monitor.before
+                outcome.peak_rss_mb = supervisor.peak_mb
+                _note(outcome, ranks, fleets, watcher)
+            if trained or (monitor.stopped_early and not self._stopping.is_set()):
+                # Trained to the end, a learner publishes the weights to keep as one more version.
+                cycle = ranks.last["published"] - int(trained)
+                with profile.spent("run", "last evaluation and export"):
+                    result = monitor.conclude(ranks.published(), cycle)
+                supervisor.write_rows(curves)
+                outcome.before, outcome.after = monitor.before, result.after
+                outcome.exported, outcome.exported_version = result.exported, result.version
+                outcome.stopped_early = None if trained else monitor.stopped_early
+                outcome.status = "finished"
+            else:
+                outcome.status = "stopped"
 
     def _join_ray(self) -> None:
         """Joins the cluster that this process is a job of.
@@ -234,7 +237,7 @@ class Controller:
     def _curves(self) -> Curves:
         """Going on after the checkpoint; the first one is written after pre-training."""
         step = self._folder.checkpointed_cycle() if self._resume else None
-        return Curves(self._folder.path, resume_step=step, done_phases=("pretrain",))
+        return Curves(self._folder.path, resume_step=step, done_phases=("pretrain", PHASE))
 
     def _heed_signals(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):

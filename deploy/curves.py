@@ -73,6 +73,9 @@ class Curves:
         self._events = EventFileWriter(str(self._folder / _EVENTS_FOLDER))
         if self._resume_step is not None:
             self._purge_events(self._resume_step + 1)
+            for point in kept:
+                if point.step > self._resume_step:  # of a phase with steps of its own
+                    self._add_events(point)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -83,10 +86,10 @@ class Curves:
         """Appends one point. Values that are no finite number are left out: JSON has no NaN."""
         wall_s = self._clock() - self._started_s
         numbers = {name: float(value) for name, value in values.items() if _is_number(value)}
-        point = {"step": step, "wall_s": round(wall_s, 3), "phase": phase, "values": numbers}
-        self._file.write(json.dumps(point) + "\n")
+        point = Point(step, round(wall_s, 3), phase, numbers)
+        self._file.write(_line(point))
         self._file.flush()
-        self._add_events(step, {f"{phase}/{name}": value for name, value in numbers.items()})
+        self._add_events(point)
 
     def _keep(self) -> list[Point]:
         """Rewrites the file with the points that count, which also drops a torn last line."""
@@ -105,10 +108,13 @@ class Curves:
         """Tells TensorBoard to forget what an earlier event file holds from this step on."""
         self._add(step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
 
-    def _add_events(self, step: int, values: Mapping[str, float]) -> None:
+    def _add_events(self, point: Point) -> None:
         value = summary_pb2.Summary.Value
-        items = [value(tag=name, simple_value=number) for name, number in values.items()]
-        self._add(step, summary=summary_pb2.Summary(value=items))
+        items = [
+            value(tag=f"{point.phase}/{name}", simple_value=number)
+            for name, number in point.values.items()
+        ]
+        self._add(point.step, summary=summary_pb2.Summary(value=items))
         self._events.flush()
 
     def _add(self, step: int, **content: Any) -> None:

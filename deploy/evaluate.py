@@ -1,24 +1,32 @@
-"""Measuring a policy on held-out prompts with true rewards and noise of its own.
+"""Measuring a policy on held-out prompts: true rewards and signs of their over-optimisation.
 
-The same prompts and the same noise every time, so that before and after differ by the policy
-alone. Also where a policy leaves the run: `export` writes what diffusers loads.
+The same prompts and the same noise every time, apart from training's, so that two evaluations
+differ by the policy alone. Also where a policy leaves the run: `export` writes what diffusers
+loads.
 Shape suffixes: B images, H W pixels.
 """
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import UNet2DConditionModel
 
 from actors.prompts import seed_of
-from actors.rollout import Group, Policy
+from actors.rollout import Group
 from deploy.build import device_of, policy_of, prompt_list
+from deploy.picture_signals import colour_entropy, sharpness
 from deploy.run_config import RunConfig
 from learner.policy.components import PipelineFolder, decode_latents
-from learner.policy.trainable import load_arrays, save_for_diffusers, trainable_unet
+from learner.policy.trainable import (
+    load_arrays,
+    save_for_diffusers,
+    trainable_arrays,
+    trainable_unet,
+)
 from reward_servers.base import Failure
 from reward_servers.registry import build_reward
 from reward_servers.timed import TimedReward, score_all
@@ -39,6 +47,7 @@ class Evaluator:
         device = device_of(config.evaluation.num_gpus)
         self._vae = pipeline.vae(device)
         self._singles = policy_of(config, pipeline, group_size=1, device=device, only_clean=True)
+        self._is_untouched = True
         self._prompts = prompt_list(config.evaluation.prompts, config.evaluation.seed)
         timeout_s = config.scoring.timeout_s
         self._scores = [
@@ -55,49 +64,60 @@ class Evaluator:
         self, weights: Mapping[str, np.ndarray] | None, pictures: Path | None
     ) -> dict[str, float]:
         """Metrics by name: `exact_2step` of a score, `reward_2step` of what is trained on, which is
-        the weighted sum of the rewards, `reward_NAME_2step` of each where there are several, and
-        `diversity`. A score that no picture has is left out.
+        the weighted sum of the rewards, and `reward_NAME_2step` of each where there are several. A
+        score that no picture has is left out. Of the last step's pictures `colour_entropy` and
+        `sharpness` (`deploy.picture_signals`); at a few fixed prompts `diversity`, and what the
+        policy's `drift` from the untouched one is: `kl_nats`, `clean_distance`.
 
         Args:
-            weights: None: the policy as it is loaded now, at first the untouched one.
-            pictures: an .npz to write, of some pictures at each step and their prompts.
+            weights: None: the untouched policy.
+            pictures: an .npz to write, of some pictures of the last step and their prompts.
         """
-        if weights is not None:
-            self._singles.load(weights)
+        self._load(weights)
         evaluation = self._config.evaluation
         groups = [
             Group(i, self._prompts[i % len(self._prompts)], seed_of(evaluation.seed, i))
             for i in range(evaluation.samples)
         ]
-        latents_BKCHW = self._sample(self._singles, groups)
+        latents_BKCHW = self._sample(groups)
         prompts = [group.prompt for group in groups]
         metrics: dict[str, float] = {}
-        drawn = {}
-        for k, label in enumerate(self._config.step_labels):
-            images_BHWC = self._decode(latents_BKCHW[:, k])
-            drawn[label] = images_BHWC[:NUM_PICTURES]
-            for score in self._scores:
-                name = f"{score.name}_{label}"
-                metrics[name] = self._mean_score(score, images_BHWC, prompts)
-            metrics |= self._mean_rewards(label, images_BHWC, prompts)
-        metrics["diversity"] = self._diversity()
+        *earlier, last = self._config.step_labels
+        for k, label in enumerate(earlier):
+            metrics |= self._scores_at(label, self._decode(latents_BKCHW[:, k]), prompts)
+        images_BHWC = self._decode(latents_BKCHW[:, -1])
+        metrics |= self._scores_at(last, images_BHWC, prompts)
+        metrics["colour_entropy"] = colour_entropy(images_BHWC)
+        metrics["sharpness"] = sharpness(images_BHWC)
+        fixed = self._fixed_groups()
+        metrics["diversity"] = self._diversity(fixed)
+        metrics |= self._drift(fixed)
         if pictures is not None:
             pictures.parent.mkdir(parents=True, exist_ok=True)
-            last = drawn[self._config.step_labels[-1]]
-            np.savez_compressed(pictures, images=last, prompts=np.array(prompts[:NUM_PICTURES]))
+            few = images_BHWC[:NUM_PICTURES]
+            np.savez_compressed(pictures, images=few, prompts=np.array(prompts[:NUM_PICTURES]))
         return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
-    def export(self, weights: Mapping[str, np.ndarray], folder: Path) -> str:
-        """Writes the adapter or the UNet for diffusers; returns where."""
-        unet = trainable_unet(self._pipeline, self._config.model, seed=self._config.seed)
-        load_arrays(unet, dict(weights))
+    def export(self, weights: Mapping[str, np.ndarray] | None, folder: Path) -> str:
+        """Writes the adapter or the UNet for diffusers; returns where. None: the untouched one."""
+        unet = self._untouched()
+        if weights is not None:
+            load_arrays(unet, dict(weights))
         return str(save_for_diffusers(unet, self._config.model.trainable, folder))
 
-    def _sample(self, policy: Policy, groups: list[Group]) -> torch.Tensor:
+    def _load(self, weights: Mapping[str, np.ndarray] | None) -> None:
+        if weights is not None:
+            self._singles.load(weights)
+        elif not self._is_untouched:
+            self._singles.load(trainable_arrays(self._untouched()))
+        self._is_untouched = weights is None
+
+    def _untouched(self) -> UNet2DConditionModel:
+        return trainable_unet(self._pipeline, self._config.model, seed=self._config.seed)
+
+    def _sample(self, groups: list[Group]) -> torch.Tensor:
         rollouts = [
-            rollout
-            for start in range(0, len(groups), _BATCH)
-            for rollout in policy.sample(groups[start : start + _BATCH])
+            rollout for batch in _batches(groups) for rollout in self._singles.sample(batch)
         ]
         return torch.from_numpy(np.concatenate([rollout.latents for rollout in rollouts])).float()
 
@@ -105,13 +125,17 @@ class Evaluator:
         parts = latents_BCHW.split(_BATCH)
         return np.concatenate([decode_latents(self._vae, part) for part in parts])
 
-    def _mean_rewards(
+    def _scores_at(
         self, label: str, images_BHWC: np.ndarray, prompts: list[str]
     ) -> dict[str, float]:
-        """The weighted sum of the means of all rewards that are trained on; several also alone."""
+        """Means of the scores and of the rewards, their weighted sum, and each of several alone."""
+        metrics = {
+            f"{score.name}_{label}": self._mean_score(score, images_BHWC, prompts)
+            for score in self._scores
+        }
         means = {r.name: self._mean_score(r, images_BHWC, prompts) for r in self._rewards}
         weights = {name: self._config.rewards[name].weight for name in means}
-        metrics = {f"reward_{label}": sum(weights[name] * mean for name, mean in means.items())}
+        metrics[f"reward_{label}"] = sum(weights[name] * mean for name, mean in means.items())
         if len(means) > 1:
             metrics |= {f"reward_{name}_{label}": mean for name, mean in means.items()}
         return metrics
@@ -136,15 +160,30 @@ class Evaluator:
             )  # fmt: skip
         return float(np.mean(values)) if values else float("nan")
 
-    def _diversity(self) -> float:
-        """Mean pairwise RMS distance of last-step latents at a fixed prompt, over prompts."""
+    def _fixed_groups(self) -> list[Group]:
+        """Several noises for each of a few prompts."""
         settings = self._config.evaluation.diversity
         seed = self._config.evaluation.seed + 1
-        groups = [
+        return [
             Group(n, self._prompts[n // settings.per_prompt % len(self._prompts)], seed_of(seed, n))
             for n in range(settings.prompts * settings.per_prompt)
         ]
-        latents = self._sample(self._singles, groups)[:, -1].flatten(1)
+
+    def _diversity(self, groups: list[Group]) -> float:
+        """Mean pairwise RMS distance of last-step latents at a fixed prompt, over prompts."""
+        settings = self._config.evaluation.diversity
+        latents = self._sample(groups)[:, -1].flatten(1)
         by_prompt = latents.view(settings.prompts, settings.per_prompt, -1)
         distances = [torch.pdist(rows).mean() / rows.shape[1] ** 0.5 for rows in by_prompt]
         return float(torch.stack(distances).mean())
+
+    def _drift(self, groups: list[Group]) -> dict[str, float]:
+        """Means of what tells the policy from the untouched one."""
+        parts = [self._singles.drift(batch) for batch in _batches(groups)]
+        return {
+            name: float(np.concatenate([part[name] for part in parts]).mean()) for name in parts[0]
+        }
+
+
+def _batches(groups: list[Group]) -> Iterator[list[Group]]:
+    return (groups[start : start + _BATCH] for start in range(0, len(groups), _BATCH))

@@ -17,9 +17,9 @@ from ray.exceptions import RayError
 
 from actors.fleet import Fleet, Seen
 from deploy.autoscale import Bounds, Reading, advise, measured_between
+from deploy.report_data import DECISIONS_FILE
 
 log = logging.getLogger(__name__)
-DECISIONS_FILE = "fleet.jsonl"
 _SHOW_EVERY_S = 1.0
 _RATE_WINDOW_S = 30.0
 _DECISIONS_SHOWN = 10

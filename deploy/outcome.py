@@ -7,6 +7,7 @@ runs/<name>/
     metrics.jsonl    curves                      report.html   everything, for a person
     tensorboard/     curves again                pictures/     before and after, .npz
     checkpoints/     to resume from              redis/        the replay's append-only file
+    evaluations.json, kept/   beside training, as `deploy.kept` has it
     adapter/ or unet/   the result, as diffusers loads it
 """
 
@@ -42,7 +43,9 @@ class Outcome:
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
     reason: str | None = None
+    stopped_early: str | None = None
     exported: str | None = None
+    exported_version: str | None = None
     counters: Counters | None = None
     failures: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -55,9 +58,11 @@ class Outcome:
 
         `reward_queries` counts single scores of single pictures, `reward_queries_again` those that
         may have been asked more than once, after a failure or a crash; `failures` how often each
-        reason stands among the quarantined records; `reason` is why the run failed. `flops` are the
-        floating-point operations of sampling and of the learner's phases, on all ranks; decoding
-        and rewards are not in them.
+        reason stands among the quarantined records; `reason` is why the run failed,
+        `stopped_early` why `evaluation.stop` ended its training; `exported_version` is `last` or
+        `best, of cycle 8`, which `after` are the scores of. `flops` are the floating-point
+        operations of sampling and of the learner's phases, on all ranks; decoding and rewards are
+        not in them.
         """
         rewards = self.config.queries_per_record
         counters = vars(self.counters) if self.counters else {}
@@ -65,6 +70,7 @@ class Outcome:
             "name": self.config.name,
             "status": self.status,
             "reason": self.reason,
+            "stopped_early": self.stopped_early,
             "seed": self.config.seed,
             "before": self.before,
             "after": self.after,
@@ -79,6 +85,7 @@ class Outcome:
             "flops": self._all_flops(),
             "workers": self.workers,
             "exported": self.exported,
+            "exported_version": self.exported_version,
             "versions": versions(),
         }
 

@@ -180,6 +180,7 @@ def describe(config: RunConfig) -> str:
         )
         lines["cycles"] += f", each with {method.surrogate_steps} surrogate steps of {batch} groups"
         lines["per rank"] += f", {batch // config.learner.ranks} groups"
+    lines["evaluations"] = _evaluations(config)
     width = max(map(len, lines))
     return "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
 
@@ -193,6 +194,14 @@ def _queries(config: RunConfig, records: int) -> str:
         f"{training:,} in training ({config.rewarded_steps} of {config.model.num_steps} steps "
         f"scored), {measuring:,} in the evaluations before and after"
     )
+
+
+def _evaluations(config: RunConfig) -> str:
+    evaluation = config.evaluation
+    beside = f", every {evaluation.every_cycles} cycles" if evaluation.every_cycles else ""
+    kept = f"the best by {evaluation.best_by}" if evaluation.best_by else "the last version"
+    stop = f", ended early by {evaluation.stop.kind}" if evaluation.stop else ""
+    return f"before and after{beside}; kept is {kept}{stop}"
 
 
 def _resources(config: RunConfig) -> str:

@@ -41,16 +41,18 @@ class Profile:
         stages = self._seconds.setdefault(role, {})
         stages[stage] = stages.get(stage, 0.0) + seconds
 
-    def note(self, page: Mapping[str, Any], report: Mapping[str, Any]) -> None:
+    def note(self, page: Mapping[str, Any], report: Mapping[str, Any], *, evaluates: bool) -> None:
         """What has happened since the last note.
 
         Args:
             page: of the fleets, as `Fleets.look` shows it.
             report: the learner's.
+            evaluates: whether the evaluator is at work.
         """
         now = time.monotonic()
         passed_s, self._noted_at = now - self._noted_at, now
         self.add("run", str(report.get("stage", "starting the learner")), passed_s)
+        self.add("evaluator", "evaluating" if evaluates else "idle", passed_s)
         self._note_actor("learner", "learner", passed_s, report.get("seconds"), "starting")
         for role, fleet in page.get("fleets", {}).items():
             for name, row in fleet["workers"].items():

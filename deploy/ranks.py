@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from deploy.build import EvaluatorHost, LearnerRank, Plan
+from deploy.build import EvaluatorHost, LearnerRank, Plan, WeightsSource
 from deploy.outcome import RunFolder
 from deploy.run_config import RunConfig
 
@@ -188,14 +188,18 @@ class EvaluatorHandle:
             .remote(config)
         )
 
-    def measure(self, moment: str, refs: list[Any]) -> Any:
-        """Begins an evaluation of the weights behind references; none: of the untouched policy."""
+    def measure(self, moment: str, source: WeightsSource) -> Any:
+        """Begins an evaluation of weights, by references or in a file; none: the untouched ones."""
         pictures = self._folder / "pictures" / f"{moment}.npz"
-        return self._actor.evaluate.remote(refs, pictures)
+        return self._actor.evaluate.remote(source, pictures)
 
-    def export(self, refs: list[Any]) -> Any:
+    def measure_newest(self, board: Any, at_least: int, *, keep: bool) -> Any:
+        """Begins an evaluation of the newest published version, `EvaluatorHost.evaluate_newest`."""
+        return self._actor.evaluate_newest.remote(board, at_least, self._folder, keep=keep)
+
+    def export(self, source: WeightsSource) -> Any:
         """Begins to write weights in the form that diffusers loads."""
-        return self._actor.export.remote(refs, self._folder)
+        return self._actor.export.remote(source, self._folder)
 
     def is_ready(self, ref: Any) -> bool:
         """Whether `result` would not wait."""

@@ -3,14 +3,18 @@
 config.json                  resolved config
 metrics.jsonl                curves
 summary.json                 status, before, after (score by name), wall_s, versions, ...
-pictures/{before,after}.npz  images uint8 [N, H, W, 3] and prompts [N], same noise in both
+evaluations.json             the best cycle of those that were evaluated beside training
+fleet.jsonl                  decisions about the fleets
+pictures/{before,cycle-000012,after}.npz
+                             images uint8 [N, H, W, 3] and prompts [N], the same noise in all
 """
 
 import importlib.metadata
 import json
 import platform
+import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +22,14 @@ from typing import Any
 import numpy as np
 
 from deploy.curves import METRICS_FILE, Point, read_points
+from deploy.kept import EVALUATIONS_FILE
 
 CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.json"
+DECISIONS_FILE = "fleet.jsonl"
 PICTURES = ("before", "after")
+EVALUATION_PHASE = "evaluation"
+_MAX_BETWEEN = 6
 # Curves whose first and last value stand for before and after where the summary says nothing.
 EVALUATION_PREFIX = "eval/"
 _LIBRARIES = (
@@ -40,7 +48,14 @@ class Pictures:
 
 @dataclass(frozen=True)
 class RunData:
-    """Everything a report shows."""
+    """Everything a report shows.
+
+    Attributes:
+        pictures: of the moments that are shown, in order of time; many large ones are no small
+            thing to hold.
+        pictures_left_out: moments that have some, and are not shown.
+        best_cycle: of the versions that were evaluated beside training; None: unknown.
+    """
 
     name: str
     config: Mapping[str, Any] | None
@@ -48,6 +63,9 @@ class RunData:
     points: tuple[Point, ...]
     pictures: Mapping[str, Pictures]
     missing: tuple[str, ...] = field(default=())
+    pictures_left_out: int = 0
+    decisions: tuple[Mapping[str, Any], ...] = ()
+    best_cycle: int | None = None
 
     @property
     def scores(self) -> dict[str, tuple[float | None, float | None]]:
@@ -73,10 +91,45 @@ def read_run(folder: Path) -> RunData:
     points = tuple(read_points(folder / METRICS_FILE))
     if not points:
         missing.append(f"{METRICS_FILE} (no curve was written)")
-    found = {name: _read_pictures(folder, name, missing) for name in PICTURES}
-    pictures = {name: each for name, each in found.items() if each is not None}
     name = str((config or {}).get("name") or folder.resolve().name)
-    return RunData(name, config, summary or {}, points, pictures, tuple(missing))
+    evaluations = folder / EVALUATIONS_FILE
+    best = (_read_json(evaluations, missing) or {}).get("best") if evaluations.exists() else None
+    best = best if isinstance(best, int) else None
+    there = [path.stem for path in (folder / "pictures").glob("cycle-*.npz")]
+    shown = moments([*PICTURES, *there], best)
+    found = {moment: _read_pictures(folder, moment, missing) for moment in shown}
+    return RunData(
+        name,
+        config,
+        summary or {},
+        points,
+        {moment: each for moment, each in found.items() if each is not None},
+        missing=tuple(missing),
+        pictures_left_out=len(there) + len(PICTURES) - len(shown),
+        decisions=tuple(_read_lines(folder / DECISIONS_FILE)),
+        best_cycle=best,
+    )
+
+
+def moments(names: Sequence[str], best: int | None = None) -> list[str]:
+    """Those to show, in order of time: both ends, and a few evenly spaced between them.
+
+    The nearest of these to the best cycle makes room for it.
+    """
+    between = sorted(name for name in names if cycle_of(name) is not None)
+    places = np.linspace(0, len(between) - 1, min(len(between), _MAX_BETWEEN)).round().astype(int)
+    first, last = PICTURES
+    known = [cycle_of(name) for name in between]
+    if best in known and places.size:
+        places[np.abs(places - known.index(best)).argmin()] = known.index(best)
+    chosen = [between[place] for place in places.tolist()]
+    return [name for name in (first, *chosen, last) if name in names]
+
+
+def cycle_of(moment: str) -> int | None:
+    """Which cycle pictures are of, by their name; None: of no cycle."""
+    found = re.fullmatch(r"cycle-(\d+)", moment)
+    return int(found.group(1)) if found else None
 
 
 def versions() -> dict[str, str]:
@@ -103,6 +156,19 @@ def _read_json(path: Path, missing: list[str]) -> dict[str, Any] | None:
         missing.append(f"{path.name} (holds no mapping)")
         return None
     return value
+
+
+def _read_lines(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The objects of a JSONL file; a line that is none, such as a torn last one, is passed over."""
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            yield value
 
 
 def _read_pictures(folder: Path, name: str, missing: list[str]) -> Pictures | None:

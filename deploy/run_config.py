@@ -149,6 +149,14 @@ class RunConfig(Section):
             return tuple(f"{step}step" for step in range(1, self.model.num_steps + 1))
         return (f"{self.model.num_steps}step",)
 
+    @property
+    def measured_scores(self) -> tuple[str, ...]:
+        """Names of the scores that an evaluation measures at every step."""
+        trained = [name for name, reward in self.rewards.items() if reward.weight != 0]
+        several = [f"reward_{name}" for name in trained] if len(trained) > 1 else []
+        names = [*self.evaluation.rewards, "reward", *several]
+        return tuple(f"{name}_{label}" for label in self.step_labels for name in names)
+
     def run_folder(self, environ: Mapping[str, str]) -> Path:
         """Where the run writes. FLEETUNE_RUNS wins: a job's own working directory is a copy."""
         return Path(environ.get("FLEETUNE_RUNS") or self.folder) / self.name

@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from buffer.errors import ReplayUnavailable
@@ -17,6 +17,7 @@ from buffer.redis_replay import RedisReplay
 from deploy.curves import Curves
 from deploy.fleets import Fleets
 from deploy.metrics import RunMetrics
+from deploy.monitor import Monitor
 from deploy.outcome import resident_mb
 from deploy.profile import Profile
 from deploy.progress import Progress
@@ -35,7 +36,7 @@ class Supervisor:
     """One run's supervision.
 
     Args:
-        look: called at every look, for what the caller itself waits for; may raise RunFailedError.
+        monitor: of the policy's evaluations, which may end the run early.
         stopping: set when the run is asked to stop.
     """
 
@@ -46,7 +47,7 @@ class Supervisor:
         ranks: Ranks,
         fleets: Fleets,
         replay: RedisReplay,
-        look: Callable[[], None],
+        monitor: Monitor,
         stopping: threading.Event,
         metrics: RunMetrics,
         profile: Profile,
@@ -57,7 +58,7 @@ class Supervisor:
         self._ranks = ranks
         self._fleets = fleets
         self._replay = replay
-        self._look = look
+        self._monitor = monitor
         self._stopping = stopping
         self._asked_at: float | None = None
         self._silent_since: float | None = None
@@ -79,18 +80,18 @@ class Supervisor:
                 with self._profile.spent("driver", "looking"):
                     if (finished := self._poll(at_first)) is not None:
                         break
-                    self._write_rows(curves)
+                    self.write_rows(curves)
                     counters = self._counters() or counters
                     check_failures(self._config, self._replay, at_first, counters)
                     self._show(progress, counters)
                     self._ranks.ensure_published()
-                    self._look()
+                    self._monitor.look(self._ranks.last)
                     self._measure_memory()
                     if self._must_stop(time.monotonic(), begun):
                         return False
                 with self._profile.spent("driver", "idle"):
                     time.sleep(_LOOK_EVERY_S)
-            self._write_rows(curves)
+            self.write_rows(curves)
         return finished
 
     def _show(self, progress: Progress, counters: Counters) -> None:
@@ -102,7 +103,7 @@ class Supervisor:
             self._metrics.show_page(page)
             self._metrics.show_counters(counters)
             self._metrics.show_learner(self._ranks.last)
-            self._profile.note(page, self._ranks.last)
+            self._profile.note(page, self._ranks.last, evaluates=self._monitor.evaluates)
 
     def _measure_memory(self) -> None:
         now = time.monotonic()
@@ -163,8 +164,9 @@ class Supervisor:
         log.warning("the learner is still busy; resuming will go on from its last checkpoint")
         return True
 
-    def _write_rows(self, curves: Curves) -> None:
-        for row in self._ranks.rows():
+    def write_rows(self, curves: Curves) -> None:
+        """Points that have come since the last call, of the learner and of the evaluations."""
+        for row in (*self._ranks.rows(), *self._monitor.rows()):
             curves.write(row["step"], row["phase"], row["values"])
             self._metrics.show_curve(row["phase"], row["values"])
 

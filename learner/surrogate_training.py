@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from buffer.sampling import Pairs, best_worst_pairs, ordered_pairs
+from learner.agreement import rank_correlation, standard_gap
 from learner.engine import Engine, mean_over_ranks, rank_mean
 from learner.policy.text import Text
 from learner.preference import (
@@ -128,11 +129,31 @@ class SurrogateTrainer:
     @torch.no_grad()
     def accuracy(self, batch: GroupBatch) -> list[float]:
         """Share of all ordered pairs that the surrogate orders rightly, at each of K steps."""
+        return self._accuracy(self._scores(batch, self._engine.module), batch)
+
+    @torch.no_grad()
+    def judge(self, batch: GroupBatch) -> dict[str, list[float]]:
+        """How it stands to the truth, by name, at each of K steps.
+
+        `accuracy` as above, `rank_correlation` within groups, and the `gap`: by how much the mean
+        of its heads is above the standardised reward. The latter only where a regression ties its
+        scores to the reward's size.
+        """
+        assert self.moments is not None, "set the reward moments before judging"
         scores_GNKH = self._scores(batch, self._engine.module)
-        scores_B = pessimistic(scores_GNKH.flatten(0, 2), self._settings.pessimism)
-        scores_GNK = scores_B.view(scores_GNKH.shape[:3])
-        pairs = ordered_pairs(batch.rewards_GNK.numpy())
-        return [pair_accuracy(scores_GNK, pairs, k) for k in range(scores_GNK.shape[2])]
+        own_GNK = self._pessimistic(scores_GNKH).numpy()
+        rewards_GNK = self.moments.standardise(batch.rewards_GNK).numpy()
+        each = range(own_GNK.shape[2])
+        judged = {
+            "accuracy": self._accuracy(scores_GNKH, batch),
+            "rank_correlation": [
+                rank_correlation(own_GNK[..., k], rewards_GNK[..., k]) for k in each
+            ],
+        }
+        if self._settings.regression_weight > 0:
+            mean_GNK = scores_GNKH.mean(dim=3).numpy()
+            judged["gap"] = [standard_gap(mean_GNK[..., k], rewards_GNK[..., k]) for k in each]
+        return judged
 
     @torch.no_grad()
     def features(self, batch: GroupBatch) -> Tensor:
@@ -145,6 +166,15 @@ class SurrogateTrainer:
         """F of `features`."""
         module: Any = self._engine.module
         return module.head.hidden.out_features
+
+    def _accuracy(self, scores_GNKH: Tensor, batch: GroupBatch) -> list[float]:
+        pairs = ordered_pairs(batch.rewards_GNK.numpy())
+        scores_GNK = self._pessimistic(scores_GNKH)
+        return [pair_accuracy(scores_GNK, pairs, k) for k in range(scores_GNK.shape[2])]
+
+    def _pessimistic(self, scores_GNKH: Tensor) -> Tensor:
+        scores_B = pessimistic(scores_GNKH.flatten(0, 2), self._settings.pessimism)
+        return scores_B.view(scores_GNKH.shape[:3])
 
     def _pairs(self, rewards_GNK: Tensor) -> Pairs:
         rule = best_worst_pairs if self._settings.loss == "best_worst" else ordered_pairs

@@ -48,9 +48,7 @@ def pace(*, repeats: int, few: bool) -> list[Row]:
             way,
             "cycles/min",
             spread([each[way] for each in rates]),
-            None
-            if way == "lockstep"
-            else spread([each[way] / each["lockstep"] for each in rates]),
+            None if way == "lockstep" else spread([each[way] / each["lockstep"] for each in rates]),
         )
         for way in ("free", "lockstep")
     ] + [

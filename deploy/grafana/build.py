@@ -76,6 +76,34 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "bytes",
         ),
     ),
+    "Over-optimisation": (
+        Panel(
+            "Held-out scores and the trained reward",
+            "Of the newest policy that was evaluated beside training, on held-out prompts.",
+            (('ray_fleetune_curve{RUN, phase="evaluation", curve=~".*step"}', "{{curve}}"),),
+        ),
+        Panel(
+            "KL and diversity",
+            "True KL of a step to the untouched policy in nats, and diversity at a fixed prompt.",
+            (
+                (
+                    'ray_fleetune_curve{RUN, phase="evaluation", curve=~"kl_nats|diversity"}',
+                    "{{curve}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Surrogate against truth",
+            "On fresh samples: rank correlation within a prompt, and by how many deviations it "
+            "promises too much.",
+            (
+                (
+                    'ray_fleetune_curve{RUN, phase="fresh", curve=~".*_(gap|rank_correlation)_.*"}',
+                    "{{curve}}",
+                ),
+            ),
+        ),
+    ),
     "Samples": (
         Panel(
             "Trajectories a second",

@@ -113,13 +113,15 @@ class SurrogateSteps:
         self._count_labels(tickets)
 
     def judge(self, cycle: int, batch: GroupBatch) -> None:
-        """How many pairs of fresh samples it has right."""
-        accuracies = self._trainer.accuracy(batch)
-        known = [accuracy for accuracy in accuracies if not math.isnan(accuracy)]
+        """How it stands to the truth on fresh samples; how many pairs it has right is kept."""
+        judged = self._trainer.judge(batch)
+        known = [accuracy for accuracy in judged["accuracy"] if not math.isnan(accuracy)]
         if known:  # without any pair, in groups of equal rewards, the last judgement stands
             self._fresh_accuracy = float(np.mean(known))
         named = {
-            f"fresh_accuracy_{label}": a for label, a in zip(self._labels, accuracies, strict=True)
+            f"fresh_{what}_{label}": value
+            for what, values in judged.items()
+            for label, value in zip(self._labels, values, strict=True)
         }
         self._journal.record("fresh", cycle, named)
 

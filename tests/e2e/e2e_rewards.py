@@ -83,3 +83,17 @@ class ShortBatch:
 
     def score(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         return _brightness(images_BHWC)[1:]
+
+
+class Brightness:
+    """Higher for brighter pictures."""
+
+    def score(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        return _brightness(images_BHWC)
+
+
+class Darkness:
+    """What `Brightness` is opposed to."""
+
+    def score(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        return -_brightness(images_BHWC)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from tests.e2e.conftest import Ended, Pipelines
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
-METRICS = {"exact_1step", "exact_2step", "reward_1step", "reward_2step", "diversity"}
+SIGNS = {"diversity", "colour_entropy", "sharpness", "kl_nats", "clean_distance"}
+METRICS = {"exact_1step", "exact_2step", "reward_1step", "reward_2step", *SIGNS}
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from tests.e2e.conftest import Ended, Pipelines
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
-METRICS = {"exact_50step", "reward_50step", "diversity"}
+METRICS = {
+    "exact_50step", "reward_50step", "diversity", "colour_entropy", "sharpness", "kl_nats",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

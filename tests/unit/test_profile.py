@@ -37,7 +37,8 @@ def note(clock: Clock, tmp_path: Path) -> Callable[..., dict[str, dict[str, floa
     ) -> dict[str, dict[str, float]]:
         clock.now += seconds
         page = {"fleets": {"samplers": {"workers": workers}}}
-        kept.note(page, {"stage": "training", "seconds": learner or {}})
+        report = {"stage": "training", "seconds": learner or {}}
+        kept.note(page, report, evaluates=False)
         kept.write()
         return read_profile(tmp_path)
 
@@ -80,9 +81,17 @@ def test_a_resumed_run_goes_on_with_its_account_and_counts_no_second_twice(
     note(10, {}, learner={"policy": 8.0, "waiting_for_samplers": 1.0})
     again = Profile(tmp_path)
     clock.now += 2
-    again.note({}, {"stage": "training", "seconds": {"policy": 9.0, "waiting_for_samplers": 1.0}})
+    again.note(
+        {},
+        {"stage": "training", "seconds": {"policy": 9.0, "waiting_for_samplers": 1.0}},
+        evaluates=True,
+    )
     clock.now += 2
-    again.note({}, {"stage": "training", "seconds": {"policy": 11.0, "waiting_for_samplers": 1.0}})
+    again.note(
+        {},
+        {"stage": "training", "seconds": {"policy": 11.0, "waiting_for_samplers": 1.0}},
+        evaluates=True,
+    )
     again.write()
     learner = read_profile(tmp_path)["learner"]
     assert 10 <= learner["policy"] <= 12

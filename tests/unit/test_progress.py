@@ -211,3 +211,15 @@ def test_tensorboard_reads_the_same_curve_over_a_resumption(tmp_path: Path, cloc
     time.sleep(1.1)
     _write(tmp_path, clock, range(3, 6), resume_step=2)
     assert _tensorboard(tmp_path) == [(step, step / 10) for step in range(6)]
+
+
+def test_tensorboard_keeps_a_phase_that_goes_on_past_the_checkpoint(
+    tmp_path: Path, clock: Clock
+) -> None:
+    with Curves(tmp_path, clock=clock) as curves:
+        for step in range(5):
+            curves.write(step, "cycle", {"reward": step / 10})
+    time.sleep(1.1)
+    with Curves(tmp_path, resume_step=2, done_phases=("cycle",), clock=clock):
+        pass
+    assert _tensorboard(tmp_path) == [(step, step / 10) for step in range(5)]

@@ -11,6 +11,7 @@ import pytest
 
 from deploy.curves import Curves
 from deploy.report import main, write_report
+from deploy.report_data import moments
 
 HOSTILE = '<script>alert("x")</script> & "quoted" $a$'
 
@@ -69,7 +70,7 @@ def test_scores_stand_before_and_after_with_their_change(run_folder: Path) -> No
 
 def test_every_prompt_has_a_picture_before_and_after(run_folder: Path) -> None:
     alts = [attrs.get("alt") for tag, attrs in Tags(_page(run_folder)).tags if tag == "img"]
-    assert alts == ["before", "after", "before", "after", "curves"]
+    assert alts == ["before", "after", "before", "after", "eval/exact", "eval/exact"]
 
 
 def test_the_page_loads_nothing_from_elsewhere(run_folder: Path) -> None:
@@ -116,7 +117,10 @@ def test_an_empty_run_folder_gets_a_page_that_says_what_is_missing(tmp_path: Pat
 def test_an_aborted_run_shows_the_pictures_it_has(run_folder: Path) -> None:
     (run_folder / "pictures" / "after.npz").unlink()
     page = _page(run_folder)
-    assert ("after.npz (the run did not get so far)" in page, page.count("<figure>")) == (True, 2)
+    assert ("after.npz (the run did not get so far)" in page, page.count('alt="before"')) == (
+        True,
+        2,
+    )
 
 
 def test_without_a_summary_the_first_and_last_evaluation_stand_for_it(run_folder: Path) -> None:
@@ -172,3 +176,108 @@ def test_a_folder_that_is_not_there_is_an_error(
     with pytest.raises(SystemExit):
         main([str(tmp_path / "none")])
     assert "is no folder" in capsys.readouterr().err
+
+
+def _evaluate(folder: Path, scores: dict[int, float]) -> None:
+    with Curves(folder) as curves:
+        for cycle, score in scores.items():
+            values = {"exact_2step": score, "reward_2step": cycle / 10, "exact_1step": 0.0}
+            curves.write(cycle, "evaluation", {**values, "kl_nats": 0.1, "diversity": 1.0})
+            curves.write(cycle, "fresh", {"fresh_gap_2step": 0.2, "other": 1.0})
+
+
+def _section(page: str, title: str) -> str:
+    return page.partition(f"<h2>{title}</h2>")[2].partition("<h2>")[0]
+
+
+def _change_summary(folder: Path, **values: object) -> None:
+    path = folder / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | values), "utf-8")
+
+
+def test_pictures_stand_in_order_of_time_in_every_row(run_folder: Path) -> None:
+    for cycle in (12, 4, 100):
+        _save_pictures(run_folder, f"cycle-{cycle:06d}", ["a red circle", "a blue square"])
+    tags = Tags(_section(_page(run_folder), "Pictures")).tags
+    row = ["before", "cycle 4", "cycle 12", "cycle 100", "after"]
+    assert [attrs["alt"] for tag, attrs in tags if tag == "img"] == row * 2
+
+
+def test_of_many_evaluations_a_few_are_shown_the_best_among_them() -> None:
+    names = ["before", *(f"cycle-{5 * i:06d}" for i in range(1, 31)), "after"]
+    for best in (None, 15, 80):
+        shown = moments(names, best)
+        assert (len(shown), shown[0], shown[-1]) == (8, "before", "after")
+        assert shown[1:-1] == sorted(set(shown[1:-1]))
+        assert best is None or f"cycle-{best:06d}" in shown
+
+
+def test_pictures_of_a_run_that_died_early_need_no_end() -> None:
+    assert moments(["before", "cycle-000002"]) == ["before", "cycle-000002"]
+
+
+def test_a_curve_of_two_phases_is_drawn_once_for_each(run_folder: Path) -> None:
+    section = _section(_page(run_folder), "Curves")
+    assert re.findall(r"</span> (\w+) <span", section) == ["pretrain", "cycle"]
+
+
+def test_the_monitor_shows_scores_of_the_last_step_and_every_sign_that_there_is(
+    run_folder: Path,
+) -> None:
+    _evaluate(run_folder, {0: 0.5, 2: 0.6, 4: 0.4})
+    alts = [
+        attrs["alt"]
+        for tag, attrs in Tags(_section(_page(run_folder), "Over-optimisation")).tags
+        if tag == "img"
+    ]
+    assert alts == [
+        "trained reward and held-out scores",
+        "KL to the untouched policy, nats a step",
+        "diversity at a fixed prompt",
+        "surrogate less truth, deviations",
+    ]
+
+
+def test_the_monitor_tells_the_best_version_and_why_the_run_ended(run_folder: Path) -> None:
+    _evaluate(run_folder, {0: 0.5, 2: 0.6, 4: 0.4})
+    (run_folder / "evaluations.json").write_text(json.dumps({"best": 2, "evaluations": []}))
+    _change_summary(run_folder, stopped_early="exact fell", exported_version="best, of cycle 2")
+    text = Tags(_section(_page(run_folder), "Over-optimisation")).text
+    for told in ("best, of cycle 2", "best beside training: cycle 2", "stopped early: exact fell"):
+        assert told in text
+
+
+def test_without_evaluations_beside_training_the_monitor_says_how_to_have_them(
+    run_folder: Path,
+) -> None:
+    assert "evaluation.every_cycles" in _section(_page(run_folder), "Over-optimisation")
+
+
+def test_the_ledger_tells_counts_queries_and_budget(run_folder: Path) -> None:
+    (run_folder / "config.json").write_text(json.dumps({"limits": {"reward_queries": 20000}}))
+    _change_summary(
+        run_folder,
+        records={"issued": 600, "committed": 2390, "failed": 10, "evicted": 5, "pending": 1},
+        reward_queries=17472,
+        failures={"no red today": 10},
+    )
+    text = Tags(_section(_page(run_folder), "Ledger")).text
+    for told in ("2,390", "17,472", "a budget of 20,000", "no red today"):
+        assert told in text
+
+
+def test_decisions_about_fleets_stand_with_their_reason(run_folder: Path) -> None:
+    decision = {"time": 0, "role": "samplers", "from": 1, "to": 3, "why": "asked <b>"}
+    (run_folder / "fleet.jsonl").write_text(json.dumps(decision) + '\n{"torn')
+    section = _section(_page(run_folder), "Fleets")
+    assert "1 → 3" in section
+    assert "1970-01-01 00:00:00" in section
+    assert "asked &lt;b&gt;" in section
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"best": "x"}'])
+def test_a_broken_list_of_evaluations_does_not_end_the_report(
+    run_folder: Path, content: str
+) -> None:
+    (run_folder / "evaluations.json").write_text(content)
+    assert "Over-optimisation" in _page(run_folder)

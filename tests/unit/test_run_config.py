@@ -402,3 +402,43 @@ def test_a_budget_is_counted_in_scores_and_holds_whole_trajectories() -> None:
     )
     # Each trajectory has its end and four told latents scored.
     assert (config.queries_per_record, config.max_records) == (5, 100)
+
+
+def test_the_best_version_is_by_a_score_that_is_measured() -> None:
+    told = _problem("evaluation.every_cycles=1", "evaluation.best_by=exact")
+    assert told.startswith("evaluation.best_by: must be a score that an evaluation measures, ")
+    assert "exact_2step" in told
+
+
+def test_the_best_version_needs_evaluations_to_choose_from() -> None:
+    assert "evaluation.every_cycles: is missing" in _problem("evaluation.best_by=exact_2step")
+
+
+def test_a_rule_that_ends_a_run_needs_a_score_to_keep_the_best_by() -> None:
+    told = _problem("evaluation.stop={kind: held_out_falls}", "evaluation.every_cycles=1")
+    assert told.startswith("evaluation.best_by: is missing")
+
+
+def test_a_one_step_policy_has_no_kl_to_be_stopped_by() -> None:
+    told = _problem(
+        "model.num_steps=1",
+        "evaluation.every_cycles=1",
+        "evaluation.best_by=exact_1step",
+        "evaluation.stop={kind: kl_above, nats: 1}",
+    )
+    assert told.startswith("evaluation.stop.kind: kl_above needs a step that has a density")
+
+
+@pytest.mark.parametrize("given", ["{patience: 2}", "{kind: never}"])
+def test_a_rule_without_a_known_kind_is_told_the_kinds(given: str) -> None:
+    told = _problem(f"evaluation.stop={given}")
+    assert "'held_out_falls' or 'kl_above' or 'diversity_below'" in told
+
+
+def test_rewards_that_are_trained_on_together_are_scores_alone_as_well() -> None:
+    both = "rewards={a: {kind: jpeg-size}, b: {kind: shapes-binding}, c: {kind: x:Y, weight: 0}}"
+    assert load_config(SMOKE, [both]).measured_scores == tuple(
+        f"{name}_{step}step"
+        for step in (1, 2)
+        for name in ("exact", "reward", "reward_a", "reward_b")
+    )

@@ -1,0 +1,99 @@
+"""How far a policy has moved from the untouched model, along chains that it draws itself.
+
+A sampler's step that adds noise is a Gaussian: its mean is the network's, its deviation the
+schedule's, so KL(policy ‖ base) of a step at a state is exact. Averaged over states of the
+policy's own chains it estimates, step by step, the terms whose sum is the KL between the
+distributions of whole chains, which bounds that of the pictures from above.
+Shape suffixes: B rows, S steps that have a density, C H W latent channels, height, width.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from actors.sampling import Network, guided_noise, sample_few_steps
+from learner.diffusion.consistency import consistency_prediction
+from learner.diffusion.ddim import ddim_moments, gaussian_kl
+from learner.diffusion.schedule import (
+    NoiseSchedule,
+    add_noise,
+    consistency_timesteps,
+    ddim_timesteps,
+)
+
+
+def many_step_kl(
+    network: Network,
+    base: Network,
+    schedule: NoiseSchedule,
+    prompts: Any,
+    initial_BCHW: Tensor,
+    injected: Iterable[Tensor],
+    *,
+    num_steps: int,
+    guidance_scale: float,
+    eta: float = 1.0,
+) -> Tensor:
+    """True KL in nats of each step of a DDIM chain that `network` draws, [B, S]; S = num_steps.
+
+    Args:
+        prompts, injected, guidance_scale: as in `actors.sampling.sample_ddpm`.
+        eta: > 0: without noise no step has a density.
+    """
+    stride = schedule.num_train_timesteps // num_steps
+    timesteps = ddim_timesteps(num_steps, schedule.num_train_timesteps)
+    x_BCHW, steps = initial_BCHW, []
+    for timestep, noise_BCHW in zip(timesteps, injected, strict=True):
+        t_B = torch.full((len(x_BCHW),), timestep, device=x_BCHW.device)
+        previous_t_B = (t_B - stride).clamp(min=0)
+        (mean, std), (base_mean, _) = (
+            ddim_moments(
+                x_BCHW,
+                guided_noise(each, x_BCHW, t_B, prompts, guidance_scale),
+                t_B,
+                previous_t_B,
+                schedule,
+                eta,
+            )
+            for each in (network, base)
+        )
+        steps.append(gaussian_kl(mean, base_mean, std))
+        x_BCHW = mean + std * noise_BCHW
+    return torch.stack(steps, dim=1)
+
+
+def few_step_drift(
+    network: Network,
+    base: Network,
+    schedule: NoiseSchedule,
+    prompts: Any,
+    initial_BCHW: Tensor,
+    injected: Sequence[Tensor],
+    guidance_BE: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """KL in nats of a consistency sampler's steps, [B, S], and its clean distance, [B].
+
+    All of its N calls but the last are followed by noise: S = N − 1. The last one's output is the
+    sample itself and has no density, so its KL would be 0 or infinite. What it changed is told by
+    the clean distance: RMS over the latent of the difference between the last clean predictions
+    of policy and base, from the same state.
+
+    Args:
+        prompts, injected, guidance_BE: as in `actors.sampling.sample_few_steps`.
+    """
+    clean = sample_few_steps(network, schedule, prompts, initial_BCHW, injected, guidance_BE)
+    timesteps = consistency_timesteps(len(clean), schedule.num_train_timesteps)
+    times = [torch.full((len(initial_BCHW),), t, device=initial_BCHW.device) for t in timesteps]
+    x_BCHW, steps, difference = initial_BCHW, [], torch.zeros_like(initial_BCHW)
+    for k, t_B in enumerate(times):
+        if k > 0:
+            x_BCHW = add_noise(clean[k - 1], injected[k - 1], t_B, schedule)
+        eps_BCHW = base(x_BCHW, t_B, prompts, guidance_BE).to(x_BCHW.dtype)
+        difference = clean[k] - consistency_prediction(x_BCHW, eps_BCHW, t_B, schedule)
+        if k + 1 < len(times):
+            alpha, sigma = schedule.alpha_sigma(times[k + 1], x_BCHW)
+            steps.append(gaussian_kl(alpha * difference, torch.zeros_like(x_BCHW), sigma))
+    kl_BS = torch.stack(steps, dim=1) if steps else initial_BCHW.new_zeros(len(initial_BCHW), 0)
+    return kl_BS, difference.flatten(1).square().mean(dim=1).sqrt()

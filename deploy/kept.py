@@ -1,0 +1,81 @@
+"""What a run's evaluations leave in its folder, and how it survives a crash.
+
+runs/<name>/
+    evaluations.json                what was measured beside training, and the best cycle
+    kept/cycle-000012.safetensors   weights of the best version
+    pictures/cycle-000012.npz       of every evaluation
+
+Weights are written by the evaluator before the driver learns of their score, and older ones are
+removed after the file that names the best is there: whenever a run dies, the version that
+`evaluations.json` calls the best has its weights. What was measured stays measured, even of
+cycles that a resumed run makes once more.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from deploy.stopping import Measured
+
+EVALUATIONS_FILE = "evaluations.json"
+_WEIGHTS_FOLDER = "kept"
+
+
+def cycle_name(cycle: int) -> str:
+    """Names a version's files, in the order of cycles."""
+    return f"cycle-{cycle:06d}"
+
+
+def pictures_file(folder: Path, cycle: int) -> Path:
+    """Pictures of the evaluation after so many cycles."""
+    return folder / "pictures" / f"{cycle_name(cycle)}.npz"
+
+
+def kept_file(folder: Path, cycle: int) -> Path:
+    """Weights of the version after so many cycles."""
+    return folder / _WEIGHTS_FOLDER / f"{cycle_name(cycle)}.safetensors"
+
+
+def save_weights(weights: Mapping[str, np.ndarray], target: Path) -> None:
+    """Writes weights so that a file of the name is whole."""
+    from safetensors.numpy import save_file
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(".partial")
+    save_file(dict(weights), partial)
+    _replace(partial, target)
+
+
+def read_evaluations(folder: Path) -> list[Measured]:
+    """What an earlier start of the run has measured, oldest first."""
+    try:
+        told = json.loads((folder / EVALUATIONS_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    return [Measured(each["cycle"], each["metrics"]) for each in told["evaluations"]]
+
+
+def write_evaluations(folder: Path, measured: Sequence[Measured], best: int | None) -> None:
+    """Writes them at once or not at all; then only the best version's weights stay.
+
+    Args:
+        best: cycle of it; None: none is looked for.
+    """
+    told = {"best": best, "evaluations": [vars(each) for each in measured]}
+    partial = folder / f"{EVALUATIONS_FILE}.partial"
+    partial.write_text(json.dumps(told, indent=1), encoding="utf-8")
+    _replace(partial, folder / EVALUATIONS_FILE)
+    kept = None if best is None else kept_file(folder, best)
+    for path in (folder / _WEIGHTS_FOLDER).glob("cycle-*"):
+        if path != kept:
+            path.unlink()
+
+
+def _replace(partial: Path, target: Path) -> None:
+    """To the disk first: a rename must not become true before what it names."""
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(target)

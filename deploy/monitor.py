@@ -1,0 +1,210 @@
+"""Evaluations beside training: over-optimisation is seen while a run goes on, and may end it.
+
+    published versions  0 ── 1 ── 2 ── 3 ── 4 ── 5 ── 6 ── …      by the learner, at its own pace
+    measured            0 ─────── 2 ──────────── 5 ─ …            the newest whenever one is due
+
+Nothing waits for the evaluator, and nothing in training depends on it: it reads what is published
+anyway. A slow one leaves versions out, and never has more than one to do. One that fails is told
+in the log and left out.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from deploy.build import WeightsSource
+from deploy.kept import kept_file, read_evaluations, write_evaluations
+from deploy.outcome import RunFolder
+from deploy.ranks import EvaluatorHandle, FirstEvaluation, RunFailedError
+from deploy.run_config import RunConfig
+from deploy.stopping import Measured, best_of, why_stop
+
+log = logging.getLogger(__name__)
+PHASE = "evaluation"
+"""Of its curves; their step is the number of cycles behind the measured policy."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves.
+
+    Attributes:
+        after: its scores.
+        exported: where it lies.
+        version: which it is, in words.
+    """
+
+    after: dict[str, float]
+    exported: str
+    version: str
+
+
+class Monitor:
+    """The evaluations of one run, in its driver.
+
+    Args:
+        board: handle of the `PolicyBoard`.
+        stop: asks the learner to end after the cycle in hand.
+
+    Attributes:
+        stopped_early: why the rule ended the run; None: it has not.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        evaluator: EvaluatorHandle,
+        folder: RunFolder,
+        *,
+        board: Any,
+        stop: Callable[[], None],
+    ) -> None:
+        self._settings = config.evaluation
+        self._cycles = config.method.cycles
+        self._evaluator = evaluator
+        self._folder = folder.path
+        self._board = board
+        self._stop = stop
+        self._first = FirstEvaluation(evaluator, folder)
+        self._measured = read_evaluations(self._folder)
+        self._tried = max((each.cycle for each in self._measured), default=0)
+        self._measuring: Any = None
+        self._rows: list[dict[str, Any]] = []
+        self._stop_asked = False
+        self.stopped_early: str | None = None
+        if self.before:
+            self._judge()
+
+    @property
+    def before(self) -> dict[str, float]:
+        """Scores of the untouched policy; empty until they are there."""
+        return self._first.metrics
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the evaluator is at work."""
+        return not self.before or self._measuring is not None
+
+    def look(self, report: Mapping[str, Any]) -> None:
+        """Takes what is finished and begins what is due; waits for nobody.
+
+        Args:
+            report: the learner's newest.
+        """
+        if not self.before:
+            self._first.look()
+            self._take_first()
+        elif self._measuring is not None:
+            if self._evaluator.is_ready(self._measuring):
+                self._take(last_cycle=self._cycles)
+        elif self._is_due(report):
+            self._tried = report["published"]
+            self._measuring = self._evaluator.measure_newest(
+                self._board, self._tried, keep=self._settings.best_by is not None
+            )
+        if self.stopped_early is not None and not self._stop_asked:
+            self._stop_asked = True
+            log.info("stopping after the cycle in hand: %s", self.stopped_early)
+            self._stop()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Points for the curves since the last call."""
+        rows, self._rows = self._rows, []
+        return rows
+
+    def conclude(self, refs: list[Any], cycle: int) -> Result:
+        """Waits for what is under way, then measures and exports the version that is kept.
+
+        That is the last one, or the best of all that were evaluated, itself included, by
+        `evaluation.best_by`.
+
+        Args:
+            refs: of the last version's weights.
+            cycle: cycles behind it.
+        """
+        if not self.before:
+            self._first.wait()
+            self._take_first()
+        if self._measuring is not None:
+            self._take(last_cycle=cycle)
+        by = self._settings.best_by
+        last = Measured(cycle, self._measure("after" if by is None else "last", refs))
+        if cycle not in [each.cycle for each in self._measured]:
+            self._row(last)
+        if by is None:
+            return self._result("last", refs, last)
+        # The weights to keep may be other ones than the last published, such as their average.
+        earlier = [each for each in self._history if each.cycle < cycle]
+        best = best_of([*earlier, last], self._settings.stop, by)
+        if best is None or best is last:
+            pictures = self._folder / "pictures"
+            (pictures / "last.npz").replace(pictures / "after.npz")
+            return self._result("last", refs, last)
+        source: WeightsSource = kept_file(self._folder, best.cycle) if best.cycle else []
+        after = Measured(best.cycle, self._measure("after", source))
+        return self._result(f"best, of cycle {best.cycle}", source, after)
+
+    @property
+    def _history(self) -> list[Measured]:
+        return [Measured(0, self.before), *self._measured]
+
+    def _is_due(self, report: Mapping[str, Any]) -> bool:
+        every, published = self._settings.every_cycles, report.get("published", 0)
+        # The version after the last cycle's is the one to keep, which is measured at the end.
+        if every is None or not 0 < published <= self._cycles or report.get("stage") == "done":
+            return False
+        return is_due(published, self._tried, every)
+
+    def _take_first(self) -> None:
+        if self.before:
+            self._row(Measured(0, self.before))
+            self._judge()
+
+    def _take(self, *, last_cycle: int) -> None:
+        """Notes a finished evaluation of a version that has no later cycle than the last."""
+        measuring, self._measuring = self._measuring, None
+        try:
+            answer = self._evaluator.result(measuring)
+        except RunFailedError as error:
+            log.warning("training goes on without this evaluation: %s", error)
+            return
+        if answer is None or answer[0] > last_cycle:
+            return
+        measured = Measured(*answer)
+        self._tried = max(self._tried, measured.cycle)
+        self._measured.append(measured)
+        best = self._best()
+        write_evaluations(self._folder, self._measured, None if best is None else best.cycle)
+        self._row(measured)
+        log.info("evaluated after cycle %d: %s", measured.cycle, _in_words(measured.metrics))
+        self._judge()
+
+    def _best(self) -> Measured | None:
+        by = self._settings.best_by
+        return None if by is None else best_of(self._history, self._settings.stop, by)
+
+    def _judge(self) -> None:
+        """Asks the rule, whose first word stands."""
+        settings = self._settings
+        if self.stopped_early is None:
+            self.stopped_early = why_stop(self._history, settings.stop, settings.best_by)
+
+    def _row(self, measured: Measured) -> None:
+        self._rows.append({"phase": PHASE, "step": measured.cycle, "values": measured.metrics})
+
+    def _measure(self, moment: str, source: WeightsSource) -> dict[str, float]:
+        return self._evaluator.result(self._evaluator.measure(moment, source))
+
+    def _result(self, version: str, source: WeightsSource, measured: Measured) -> Result:
+        exported = self._evaluator.result(self._evaluator.export(source))
+        return Result(dict(measured.metrics), exported, version)
+
+
+def is_due(published: int, tried: int, every: int) -> bool:
+    """Whether a multiple of `every` has been published since the version that was tried last."""
+    return published // every > tried // every
+
+
+def _in_words(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())

@@ -1,0 +1,256 @@
+"""The monitor with an evaluator made by hand: what is due, what is kept, what survives."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.kept import EVALUATIONS_FILE, kept_file
+from deploy.monitor import Monitor, is_due
+from deploy.outcome import RunFolder
+from deploy.ranks import RunFailedError
+from deploy.run_config import load_config
+
+SMOKE = Path(__file__).resolve().parents[2] / "deploy" / "configs" / "smoke.yaml"
+SCORE = "exact_2step"
+STOP = "evaluation.stop={kind: held_out_falls, patience: 2}"
+
+
+class HandEvaluator:
+    """Answers when the test says so, with the scores that it is given by cycle."""
+
+    def __init__(self, folder: Path, scores: Mapping[int, float]) -> None:
+        self.folder = folder
+        self.scores = scores
+        self.newest = 0
+        self.ready = True
+        self.broken = False
+        self.asked: list[int] = []
+        self.exported: list[Any] = []
+
+    def measure(self, moment: str, source: Any) -> Any:
+        pictures = self.folder / "pictures"
+        pictures.mkdir(exist_ok=True)
+        (pictures / f"{moment}.npz").write_text(moment)
+        is_last = moment in ("last", "after") and isinstance(source, list) and source
+        cycle = max(self.scores) if is_last else 0
+        if isinstance(source, Path):
+            assert source.exists()
+            cycle = int(source.stem.removeprefix("cycle-"))
+        return {SCORE: self.scores[cycle]}
+
+    def measure_newest(self, board: Any, at_least: int, *, keep: bool) -> Any:
+        self.asked.append(at_least)
+        if keep:
+            path = kept_file(self.folder, self.newest)
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("weights")
+        return self.newest, {SCORE: self.scores[self.newest]}
+
+    def export(self, source: Any) -> Any:
+        self.exported.append(source)
+        return "adapter"
+
+    def is_ready(self, ref: Any) -> bool:
+        return self.ready
+
+    def result(self, ref: Any) -> Any:
+        if self.broken:
+            raise RunFailedError("no device")
+        return ref
+
+
+class World:
+    """A run's folder, and a monitor that looks after every cycle."""
+
+    def __init__(self, folder: Path, scores: list[float], *overrides: str) -> None:
+        self.config = load_config(
+            SMOKE, ["method.cycles=20", "evaluation.every_cycles=1", *overrides]
+        )
+        self.folder = folder
+        self.evaluator = HandEvaluator(folder, dict(enumerate(scores)))
+        self.stops = 0
+        self.monitor = self.new_monitor()
+
+    def new_monitor(self) -> Monitor:
+        evaluator: Any = self.evaluator
+        return Monitor(
+            self.config, evaluator, RunFolder(self.folder), board=None, stop=self._count_stop
+        )
+
+    def _count_stop(self) -> None:
+        self.stops += 1
+
+    def publish(self, version: int) -> None:
+        """One more version, and time enough to evaluate it where that is due."""
+        self.evaluator.newest = version
+        for _ in range(3):
+            self.look(version)
+
+    def look(self, version: int) -> None:
+        self.monitor.look({"published": version, "stage": "training"})
+
+    @property
+    def steps(self) -> list[int]:
+        return [row["step"] for row in self.monitor.rows()]
+
+    @property
+    def kept(self) -> list[str]:
+        return sorted(path.stem for path in (self.folder / "kept").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("published", "tried", "due"),
+    [(4, 0, False), (5, 0, True), (7, 0, True), (9, 7, False), (10, 7, True)],
+)
+def test_an_evaluation_is_due_once_a_multiple_was_published(
+    published: int, tried: int, due: bool
+) -> None:
+    assert is_due(published, tried, every=5) is due
+
+
+def test_every_version_in_time_stands_in_the_curves_after_the_untouched_one(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path, [0.1, 0.2, 0.3])
+    for version in (0, 1, 2):
+        world.publish(version)
+    assert world.steps == [0, 1, 2]
+
+
+def test_without_a_period_nothing_is_measured_beside_training(tmp_path: Path) -> None:
+    world = World(tmp_path, [0.1, 0.2], "evaluation.every_cycles=null")
+    for version in (0, 1):
+        world.publish(version)
+    assert (world.steps, world.evaluator.asked) == ([0], [])
+
+
+def test_a_slow_evaluator_leaves_versions_out_and_queues_none(tmp_path: Path) -> None:
+    world = World(tmp_path, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    world.publish(0)
+    world.evaluator.ready = False
+    for version in (1, 2, 3, 4):
+        world.publish(version)
+    world.evaluator.ready = True
+    world.publish(5)
+    assert (world.evaluator.asked, world.steps) == ([1, 5], [0, 1, 5])
+
+
+def test_an_evaluation_that_fails_is_left_out_and_the_next_one_made(tmp_path: Path) -> None:
+    world = World(tmp_path, [0.1, 0.2, 0.3])
+    world.publish(0)
+    world.evaluator.broken = True
+    world.publish(1)
+    world.evaluator.broken = False
+    world.publish(2)
+    assert world.steps == [0, 2]
+
+
+def test_the_version_to_keep_after_the_last_cycle_is_not_measured_beside_training(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path, [0.1, 0.2], "method.cycles=1")
+    world.publish(0)
+    world.publish(2)
+    assert world.evaluator.asked == []
+
+
+def test_only_the_weights_of_the_best_version_stay(tmp_path: Path) -> None:
+    world = World(tmp_path, [0.1, 0.3, 0.5, 0.4], f"evaluation.best_by={SCORE}")
+    for version in range(4):
+        world.publish(version)
+    told = json.loads((tmp_path / EVALUATIONS_FILE).read_text())
+    assert (world.kept, told["best"]) == (["cycle-000002"], 2)
+
+
+def test_no_weights_are_kept_where_nobody_asks_for_the_best(tmp_path: Path) -> None:
+    world = World(tmp_path, [0.1, 0.3])
+    for version in range(2):
+        world.publish(version)
+    assert world.kept == []
+
+
+def test_the_rule_asks_the_learner_to_stop_once(tmp_path: Path) -> None:
+    world = World(tmp_path, [0.1, 0.5, 0.4, 0.3, 0.2], f"evaluation.best_by={SCORE}", STOP)
+    asked = []
+    for version in range(5):
+        world.publish(version)
+        asked.append(world.stops)
+    assert asked == [0, 0, 0, 1, 1]
+    assert (world.monitor.stopped_early or "").startswith(f"{SCORE} was 0.3 after cycle 3")
+
+
+def test_a_stopped_run_leaves_its_best_version(tmp_path: Path) -> None:
+    world = World(tmp_path, [0.1, 0.5, 0.4, 0.3], f"evaluation.best_by={SCORE}", STOP)
+    for version in range(4):
+        world.publish(version)
+    result = world.monitor.conclude(["last"], 3)
+    assert (result.version, result.after) == ("best, of cycle 1", {SCORE: 0.5})
+    assert world.evaluator.exported == [kept_file(tmp_path, 1)]
+
+
+def test_where_nothing_was_better_the_untouched_policy_is_left(tmp_path: Path) -> None:
+    world = World(tmp_path, [0.5, 0.4, 0.3], f"evaluation.best_by={SCORE}")
+    for version in range(3):
+        world.publish(version)
+    result = world.monitor.conclude(["last"], 2)
+    assert (result.version, world.evaluator.exported) == ("best, of cycle 0", [[]])
+
+
+def test_where_the_last_version_is_the_best_it_is_left_with_its_pictures(tmp_path: Path) -> None:
+    world = World(tmp_path, [0.1, 0.2, 0.3], f"evaluation.best_by={SCORE}")
+    for version in range(3):
+        world.publish(version)
+    result = world.monitor.conclude(["last"], 2)
+    assert (result.version, world.evaluator.exported) == ("last", [["last"]])
+    assert (tmp_path / "pictures" / "after.npz").read_text() == "last"
+
+
+def test_without_a_score_to_choose_by_the_last_version_is_left(tmp_path: Path) -> None:
+    world = World(tmp_path, [0.9, 0.8, 0.1])
+    for version in range(3):
+        world.publish(version)
+    result = world.monitor.conclude(["last"], 2)
+    assert (result.version, result.after) == ("last", {SCORE: 0.1})
+
+
+def test_the_last_version_stands_in_the_curves_once(tmp_path: Path) -> None:
+    world = World(tmp_path, [0.1, 0.2, 0.3])
+    world.publish(0)
+    world.publish(1)
+    world.monitor.conclude(["last"], 2)
+    assert world.steps == [0, 1, 2]
+
+
+def test_what_is_under_way_at_the_end_is_waited_for(tmp_path: Path) -> None:
+    world = World(tmp_path, [0.1, 0.9, 0.2], f"evaluation.best_by={SCORE}")
+    world.publish(0)
+    world.evaluator.ready = False
+    world.publish(1)
+    assert world.monitor.conclude(["last"], 2).version == "best, of cycle 1"
+
+
+def test_a_resumed_run_measures_no_cycle_again_and_knows_its_best(tmp_path: Path) -> None:
+    world = World(tmp_path, [0.1, 0.5, 0.4, 0.3, 0.2], f"evaluation.best_by={SCORE}")
+    for version in range(4):
+        world.publish(version)
+    world.evaluator.asked.clear()
+    world.monitor = world.new_monitor()
+    for version in (2, 3, 4):  # the checkpoint was older than what was measured
+        world.publish(version)
+    assert (world.evaluator.asked, world.steps) == ([4], [4])
+    assert (world.kept, world.monitor.conclude(["last"], 4).version) == (
+        ["cycle-000001"],
+        "best, of cycle 1",
+    )
+
+
+def test_a_resumed_run_that_its_rule_had_ended_is_ended_at_once(tmp_path: Path) -> None:
+    world = World(tmp_path, [0.1, 0.5, 0.4, 0.3], f"evaluation.best_by={SCORE}", STOP)
+    for version in range(4):
+        world.publish(version)
+    world.stops, world.monitor = 0, world.new_monitor()
+    world.look(0)
+    assert world.stops == 1
