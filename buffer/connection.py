@@ -41,21 +41,31 @@ _PROBE = "redis.call('SET', KEYS[1], '1', 'PX', 1000) return redis.call('TIME')"
 
 def redis_url_from(env: Mapping[str, str]) -> str | None:
     """`REDIS_URL` of an environment, checked; None if it is not set."""
-    url = env.get("REDIS_URL", "").strip()
-    if not url:
+    text = env.get("REDIS_URL", "").strip()
+    if not text:
         return None
-    _check_url(url)
-    return url
+    for url in urls_in(text):
+        _check_url(url)
+    return text
 
 
-def masked(url: str) -> str:
-    """A URL for logs: every password in it is replaced by ***."""
+def urls_in(text: str) -> list[str]:
+    """The URLs of several servers, which have spaces between them; a path may hold a space too."""
+    return re.split(r"\s+(?=[a-z]+://)", text.strip(), flags=re.IGNORECASE)
+
+
+def masked(text: str) -> str:
+    """One URL or several for logs: every password in them is replaced by ***."""
+    return " ".join(map(_masked, urls_in(text)))
+
+
+def _masked(url: str) -> str:
     without_query = re.sub(r"(password=)[^&#]*", r"\1***", url, flags=re.IGNORECASE)
     # The last @: a password that was not percent-encoded may hold one.
     return re.sub(r"^([a-z]+://)([^:@/]*):.*@", r"\1\2:***@", without_query, flags=re.IGNORECASE)
 
 
-def connect(url: str, *, timeout_s: float) -> Client:
+def connect(url: str, *, timeout_s: float, retries: int = 3) -> Client:
     """A client that connects when it is first used.
 
     It sends a command again when the answer is lost, and so may apply one twice: use it only for
@@ -71,7 +81,7 @@ def connect(url: str, *, timeout_s: float) -> Client:
             socket_timeout=timeout_s,
             socket_connect_timeout=min(timeout_s, 5.0),
             health_check_interval=30,
-            retry=Retry(backoff, retries=3),
+            retry=Retry(backoff, retries=retries),
         )
     except (ValueError, TypeError):
         # Without the cause: it may quote a piece of the password.

@@ -28,10 +28,13 @@ class RedisLink:
     Args:
         timeout_s: longest wait for one answer of the server.
         outage_s: a server that does not answer is asked again for so long.
+        retries: times that the client itself sends a command again before that.
     """
 
-    def __init__(self, url: str, run: str, *, timeout_s: float, outage_s: float) -> None:
-        self.client = connect(url, timeout_s=timeout_s)
+    def __init__(
+        self, url: str, run: str, *, timeout_s: float, outage_s: float, retries: int = 3
+    ) -> None:
+        self.client = connect(url, timeout_s=timeout_s, retries=retries)
         self._url = url
         self._run = run
         self._timeout_s = timeout_s
