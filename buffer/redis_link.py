@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from buffer.connection import connect, masked, translated
+from buffer.connection import connect, translated
 from buffer.errors import ReplayError, ReplayUnavailable
 from buffer.keys import NAMES, key
+from buffer.urls import masked
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from buffer.connection import urls_in
+from buffer.urls import urls_in
 
 Remover = Literal["oldest", "lowest_priority"]
 

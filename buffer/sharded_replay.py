@@ -23,7 +23,6 @@ from typing import TypeVar
 
 import numpy as np
 
-from buffer.connection import urls_in
 from buffer.errors import ReplayUnavailable
 from buffer.records import (
     Counters,
@@ -40,6 +39,7 @@ from buffer.records import (
 from buffer.redis_replay import RedisReplay
 from buffer.replay_settings import ReplaySettings
 from buffer.shards import Shards
+from buffer.urls import urls_in
 
 T = TypeVar("T")
 
