@@ -31,6 +31,12 @@ def issue(replay: Replay, count: int, version: int = 0) -> None:
         assert replay.lease_ticket("sampler", lease_s=LEASE_S) is not None
 
 
+def leased(replay: Replay, most: int) -> list[int]:
+    """Numbers of the tickets that so many calls get."""
+    found = [replay.lease_ticket("sampler", lease_s=LEASE_S) for _ in range(most)]
+    return [ticket.number for ticket in found if ticket is not None]
+
+
 def put(replay: Replay, groups: list[list[Record]]) -> None:
     """Issue and put groups whose tickets are the next ones."""
     issue(replay, len(groups))
