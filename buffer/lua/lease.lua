@@ -32,7 +32,8 @@ if not version then
   return redis.error_reply('DAMAGED ticket ' .. name .. ' has no policy version')
 end
 if fresh then
-  redis.call('HSET', TICKETS, 'next', string.format('%d', number + tonumber(ARGV[5])))
+  redis.call('HSETNX', TICKETS, 'next', ARGV[4])
+  redis.call('HINCRBY', TICKETS, 'next', ARGV[5])
 end
 redis.call('ZADD', LEASES, string.format('%d', now + tonumber(ARGV[3])), name)
 redis.call('HSET', HOLDERS, name, ARGV[2])
