@@ -7,8 +7,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -42,7 +44,7 @@ class World:
         self.servers = [EmbeddedServer(folder / str(number)) for number in range(SERVERS)]
         self._replays: list[ShardedReplay] = []
 
-    def replay(self, *, outage_s: float = 20.0, capacity_records: int = 1000) -> ShardedReplay:
+    def replay(self, *, outage_s: float = 60.0, capacity_records: int = 1000) -> ShardedReplay:
         settings = ReplaySettings(
             url=" ".join(server.url for server in self.servers),
             run="sharded",
@@ -226,10 +228,15 @@ def test_a_waiting_claim_wakes_for_any_server_soon(world: World, make_group: Mak
 def test_a_server_killed_under_a_run_costs_nothing_and_the_others_go_on(
     world: World, make_group: MakeGroup, scores: MakeScores
 ) -> None:
-    """Samplers, reward servers and a learner at work; one server dies and comes back."""
+    """Samplers, reward servers and a learner at work; one server dies and comes back.
+
+    A sampler and a reward server have nothing in hand when it dies: they go on with the others.
+    Whoever else has something for it waits.
+    """
     tickets, size, victim = 60, 2, 1
     stop, index = threading.Event(), LogIndex(group_size=size)
     errors: list[Exception] = []
+    hand = threading.Lock()
 
     def worker(work: Callable[[ShardedReplay], None]) -> threading.Thread:
         def run() -> None:
@@ -240,23 +247,26 @@ def test_a_server_killed_under_a_run_costs_nothing_and_the_others_go_on(
 
         return threading.Thread(target=run)
 
-    def sample(replay: ShardedReplay) -> None:
+    def sample(replay: ShardedReplay, hold: AbstractContextManager[Any] | None = None) -> None:
         while not stop.is_set():
-            ticket = replay.lease_ticket("s", lease_s=0.5)
-            if ticket is not None:
-                replay.put_group(ticket.number, make_group(ticket.number, size=size))
+            with hold or contextlib.nullcontext():
+                ticket = replay.lease_ticket("s", lease_s=0.5)
+                if ticket is not None:
+                    replay.put_group(ticket.number, make_group(ticket.number, size=size))
             time.sleep(0.01)
 
-    def score(replay: ShardedReplay) -> None:
+    def score(replay: ShardedReplay, hold: AbstractContextManager[Any] | None = None) -> None:
         while not stop.is_set():
-            records = replay.claim("r", max_records=4, block_s=SHORT_S, lease_s=0.5)
-            replay.commit([(r.record_id, scores(r.ticket)) for r in records])
+            with hold or contextlib.nullcontext():
+                records = replay.claim("r", max_records=4, block_s=SHORT_S, lease_s=0.5)
+                replay.commit([(r.record_id, scores(r.ticket)) for r in records])
+            time.sleep(0.01)
 
     def finished() -> set[int]:
         return {number for number in range(tickets) if index.finished(number, number + 1)}
 
     def learn(replay: ShardedReplay) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not index.finished(0, tickets) and time.monotonic() < deadline:
             index.extend(replay.tail(index.position, max_entries=100))
             window = replay.counters().progress + 9
@@ -264,22 +274,24 @@ def test_a_server_killed_under_a_run_costs_nothing_and_the_others_go_on(
             time.sleep(0.01)
 
     learner = worker(learn)
-    others = [worker(sample), worker(sample), worker(score), worker(score)]
+    others = [worker(work) for work in (sample, score, partial(sample, hold=hand))]
+    others.append(worker(partial(score, hold=hand)))
     for thread in (learner, *others):
         thread.start()
     while not index.finished(0, 6):
         time.sleep(0.01)
-    world.kill(victim)
-    before = finished()
-    time.sleep(1.5)
-    meanwhile = finished() - before
+    with hand:
+        world.kill(victim)
+    before, deadline = finished(), time.monotonic() + 30
+    while not {0, 2} <= {number % SERVERS for number in finished() - before}:
+        assert time.monotonic() < deadline, "nothing went on"
+        time.sleep(0.01)
     world.servers[victim].revive()
     learner.join()
     stop.set()
     for thread in others:
         thread.join()
     assert errors == []
-    assert {n % SERVERS for n in meanwhile} == {0, 2}
     assert index.finished(0, tickets)
     replay = world.replay()
     names = [e.record_id for e in replay.tail(START, max_entries=1000) if isinstance(e, IndexEntry)]
