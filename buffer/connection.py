@@ -1,4 +1,4 @@
-"""Reaching a Redis or Valkey server: its URL, its client, its errors in our words.
+"""Reaching a Redis or Valkey server: its client, and its errors in our words.
 
 The only file that imports `redis`. Passwords never reach a log or an error from here.
 """
@@ -6,7 +6,6 @@ The only file that imports `redis`. Passwords never reach a log or an error from
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
@@ -29,10 +28,10 @@ from buffer.errors import (
     ReplayUnavailable,
     ReplayUnfit,
 )
+from buffer.urls import URL_HELP, check_url, masked, urls_in
 
 Client = redis.Redis
 
-_SCHEMES = ("redis", "rediss", "unix")
 _OLDEST_VERSION = (6, 2)
 _DENIED = ("WRONGPASS", "NOAUTH", "NOPERM", "invalid password", "invalid username-password")
 _PROBE_KEY = "fleetune:{probe}:write"
@@ -41,27 +40,21 @@ _PROBE = "redis.call('SET', KEYS[1], '1', 'PX', 1000) return redis.call('TIME')"
 
 def redis_url_from(env: Mapping[str, str]) -> str | None:
     """`REDIS_URL` of an environment, checked; None if it is not set."""
-    url = env.get("REDIS_URL", "").strip()
-    if not url:
+    text = env.get("REDIS_URL", "").strip()
+    if not text:
         return None
-    _check_url(url)
-    return url
+    for url in urls_in(text):
+        check_url(url)
+    return text
 
 
-def masked(url: str) -> str:
-    """A URL for logs: every password in it is replaced by ***."""
-    without_query = re.sub(r"(password=)[^&#]*", r"\1***", url, flags=re.IGNORECASE)
-    # The last @: a password that was not percent-encoded may hold one.
-    return re.sub(r"^([a-z]+://)([^:@/]*):.*@", r"\1\2:***@", without_query, flags=re.IGNORECASE)
-
-
-def connect(url: str, *, timeout_s: float) -> Client:
+def connect(url: str, *, timeout_s: float, retries: int = 3) -> Client:
     """A client that connects when it is first used.
 
     It sends a command again when the answer is lost, and so may apply one twice: use it only for
     commands that are idempotent. Blocking reads must ask for less than `timeout_s`.
     """
-    _check_url(url)
+    check_url(url)
     backoff = ExponentialWithJitterBackoff(base=0.05, cap=1.0)
     try:
         # RESP2: replies have the same form on every server from 6.2 on.
@@ -71,11 +64,11 @@ def connect(url: str, *, timeout_s: float) -> Client:
             socket_timeout=timeout_s,
             socket_connect_timeout=min(timeout_s, 5.0),
             health_check_interval=30,
-            retry=Retry(backoff, retries=3),
+            retry=Retry(backoff, retries=retries),
         )
     except (ValueError, TypeError):
         # Without the cause: it may quote a piece of the password.
-        raise ValueError(f"cannot read the Redis URL {masked(url)}; {_URL_HELP}") from None
+        raise ValueError(f"cannot read the Redis URL {masked(url)}; {URL_HELP}") from None
 
 
 @contextmanager
@@ -106,22 +99,6 @@ def check_connection(url: str, timeout_s: float = 10.0) -> str:
     finally:
         client.close()
     return _fit_server(info, masked(url))
-
-
-_URL_HELP = (
-    "it must look like redis://[user:password@]host:6379/0, rediss://... (TLS) or "
-    "unix:///path/to.sock, with special characters of the password percent-encoded"
-)
-
-
-def _check_url(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        raise ValueError(f"cannot read the Redis URL {masked(url)}; {_URL_HELP}") from None
-    if parts.scheme not in _SCHEMES:
-        raise ValueError(f"not a Redis URL: {masked(url)}; {_URL_HELP}")
 
 
 def _fit_server(info: Mapping[str, object], where: str) -> str:

@@ -19,8 +19,10 @@ from buffer.records import (
     FailedEntry,
     IndexEntry,
     LogEntry,
+    furthest,
     parse_position,
     parse_record_id,
+    position_text,
 )
 
 _NO_ROW = -1
@@ -100,9 +102,10 @@ class LogIndex:
         gone: set[int] = set()
         seen = parse_position(self.position)
         for entry in entries:
-            if parse_position(entry.position) <= seen:
+            reached = furthest(seen, parse_position(entry.position))
+            if reached == seen:
                 continue
-            self.position, seen = entry.position, parse_position(entry.position)
+            self.position, seen = position_text(reached), reached
             if isinstance(entry, EvictedEntry):
                 gone |= {_key(*parse_record_id(name)) for name in entry.record_ids}
                 continue

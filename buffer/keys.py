@@ -5,7 +5,8 @@ those of one run together.
 
 | key            | type       | content                                                           |
 |----------------|------------|-------------------------------------------------------------------|
-| tickets        | hash       | `next`: first number never issued; `limit`: first not admitted    |
+| tickets        | hash       | `next`: first of this server's never issued; `limit`: first not   |
+|                |            | admitted; `shard`: `1/3` for the second of three servers          |
 | versions       | sorted set | `limit:version` by limit: tickets below have that policy version  |
 | leases         | sorted set | ticket by the server's time in ms at which its lease expires      |
 | holders        | hash       | ticket -> lease id                                                |
@@ -25,7 +26,8 @@ those of one run together.
 | record:ID      | hash       | `h` header, `n` scored latents, `0` `1` ... latents               |
 | record:staged… | hash       | the same, on its way into the run; expires                        |
 
-A ticket below `next` is leased (in `leases`), open (in `open`) or finished (in neither).
+A ticket below `next` is leased (in `leases`), open (in `open`) or finished (in neither). Where a
+run has several servers, each holds all of these keys for the tickets that are its own: every n-th.
 """
 
 import re

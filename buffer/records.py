@@ -7,7 +7,7 @@ Knows nothing of bytes or Redis.
 import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,10 +25,13 @@ MAX_LATENT_SIDE = 65535
 
 _RECORD_ID = re.compile(r"([0-9]{10})\.([0-9]{3})", re.ASCII)
 _REWARD_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}", re.ASCII)
-_POSITION = re.compile(r"(0|[1-9][0-9]{0,17})-(0|[1-9][0-9]{0,17})", re.ASCII)
+_PLACE = re.compile(r"(0|[1-9][0-9]{0,17})-(0|[1-9][0-9]{0,17})", re.ASCII)
 
 START = "0-0"
-"""The position before the first entry of a log."""
+"""The position before the first entry of a log, on however many servers it is."""
+Places = tuple[tuple[int, int], ...]
+"""A position: of each server's log two numbers that compare in log order."""
+_AT_START: Places = ((0, 0),)
 
 
 def record_id(ticket: int, member: int) -> str:
@@ -46,12 +49,42 @@ def parse_record_id(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def parse_position(text: str) -> tuple[int, int]:
-    """A log position as two numbers that compare in log order; ValueError for anything else."""
-    match = _POSITION.fullmatch(text)
-    if match is None:
-        raise ValueError(f"not a log position (such as '1700000000000-0'): {text[:60]!r}")
-    return int(match[1]), int(match[2])
+def parse_position(text: str) -> Places:
+    """The places that a log position names; ValueError for anything else."""
+    matches = [_PLACE.fullmatch(place) for place in text.split(",")]
+    if not all(matches):
+        raise ValueError(
+            "not a log position (such as '1700000000000-0', or one for each server, "
+            f"'1700000000000-0,1700000000001-3'): {text[:60]!r}"
+        )
+    return tuple((int(match[1]), int(match[2])) for match in matches if match)
+
+
+def position_text(places: Iterable[tuple[int, int]]) -> str:
+    """The position that `parse_position` reads."""
+    return ",".join(f"{milliseconds}-{number}" for milliseconds, number in places)
+
+
+def places_in(places: Places, servers: int) -> Places:
+    """A position in the logs of so many servers: `START` is one in any number of them.
+
+    Raises:
+        ValueError: it is a position in the logs of another number of servers.
+    """
+    if places == _AT_START:
+        return _AT_START * servers
+    if len(places) != servers:
+        raise ValueError(
+            f"the log position {position_text(places)} is one on {len(places)} servers, not on "
+            f"{servers}: a run goes on with as many servers as it began with"
+        )
+    return places
+
+
+def furthest(places: Places, others: Places) -> Places:
+    """Where a reader of both is: at the later place on every server."""
+    servers = max(len(places), len(others))
+    return tuple(map(max, places_in(places, servers), places_in(others, servers)))
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from buffer.connection import connect, masked, translated
+from buffer.connection import connect, translated
 from buffer.errors import ReplayError, ReplayUnavailable
 from buffer.keys import NAMES, key
+from buffer.urls import masked
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -28,10 +29,13 @@ class RedisLink:
     Args:
         timeout_s: longest wait for one answer of the server.
         outage_s: a server that does not answer is asked again for so long.
+        retries: times that the client itself sends a command again before that.
     """
 
-    def __init__(self, url: str, run: str, *, timeout_s: float, outage_s: float) -> None:
-        self.client = connect(url, timeout_s=timeout_s)
+    def __init__(
+        self, url: str, run: str, *, timeout_s: float, outage_s: float, retries: int = 3
+    ) -> None:
+        self.client = connect(url, timeout_s=timeout_s, retries=retries)
         self._url = url
         self._run = run
         self._timeout_s = timeout_s

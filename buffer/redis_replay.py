@@ -10,21 +10,19 @@ import math
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from buffer.codec import decode_entry, decode_record, encode_record, encode_scores
+from buffer.codec import encode_record, encode_scores
 from buffer.connection import check_connection, translated
-from buffer.errors import CodecError, ReplayError
+from buffer.errors import CodecError, ReplayError, ReplayUnfit
 from buffer.latent_reader import LatentReader
 from buffer.records import (
     MAX_REASON_BYTES,
     MAX_TICKET,
     MAX_VERSION,
     Counters,
-    FailedEntry,
     LogEntry,
     Quarantined,
     Record,
@@ -32,11 +30,13 @@ from buffer.records import (
     Ticket,
     parse_position,
     parse_record_id,
+    places_in,
 )
 from buffer.redis_link import RedisLink, milliseconds, stream_entries
+from buffer.replay_settings import ReplaySettings
+from buffer.salvage import entry_or_failed, record_name, record_named
 
 log = logging.getLogger(__name__)
-Remover = Literal["oldest", "lowest_priority"]
 T = TypeVar("T")
 
 _GROUP = "scorers"
@@ -44,37 +44,6 @@ _CHUNK = 1000
 """Records in one command: a longer one would keep others waiting."""
 _STAGED_S = 600
 """Longer than any outage that is ridden out between sending a payload and making it the run's."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReplaySettings:
-    """All that another process needs to use the same replay.
-
-    Attributes:
-        capacity_records: committed records above this number are evicted.
-        capacity_bytes: and those above this size of all of them; 0 for no such limit.
-        remover: which are evicted: those of the smallest tickets, or of the lowest priority.
-        max_attempts: a record is handed out this often before it is quarantined.
-        timeout_s: longest wait for one answer of the server.
-        outage_s: a server that does not answer is asked again for so long.
-    """
-
-    url: str = field(repr=False)
-    run: str
-    capacity_records: int
-    capacity_bytes: int = 0
-    remover: Remover = "oldest"
-    max_attempts: int = 3
-    timeout_s: float = 10.0
-    outage_s: float = 0.0
-
-    def __post_init__(self) -> None:
-        lowest = {"capacity_records": 1, "max_attempts": 1, "capacity_bytes": 0, "outage_s": 0}
-        for name, least in lowest.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}")
-        if self.timeout_s <= 0:
-            raise ValueError(f"timeout_s must be above 0; got {self.timeout_s}")
 
 
 class RedisReplay:
@@ -86,16 +55,26 @@ class RedisReplay:
     def __init__(self, settings: ReplaySettings) -> None:
         self.settings = settings
         self._link = RedisLink(
-            settings.url, settings.run, timeout_s=settings.timeout_s, outage_s=settings.outage_s
+            settings.url,
+            settings.run,
+            timeout_s=settings.timeout_s,
+            outage_s=settings.outage_s,
+            # Whoever has other servers to ask tries one that is away again later.
+            retries=3 if settings.shards == 1 else 1,
         )
         self._latents = LatentReader(self._link)
         self._claims: dict[str, bytes] = {}
 
     @classmethod
     def connect(cls, settings: ReplaySettings) -> "RedisReplay":
-        """A replay on a server that was checked, with the run's queue made if it is not there."""
+        """A replay on a server that was checked, with the run's queue made if it is not there.
+
+        Raises:
+            ReplayUnfit: the server may not be used, or holds another part of this run.
+        """
         check_connection(settings.url, settings.timeout_s)
         replay = cls(settings)
+        replay._take_place()
         replay._make_queue()
         return replay
 
@@ -115,11 +94,11 @@ class RedisReplay:
     def skip_to(self, ticket: int) -> None:
         if not 0 <= ticket <= MAX_TICKET:
             raise ValueError(f"ticket {ticket} is out of range")
-        self._link.run("skip", ticket)
+        self._link.run("skip", ticket, self.settings.first_ticket(ticket))
 
     def lease_ticket(self, owner: str, *, lease_s: float) -> Ticket | None:
         lease_id = f"{owner}/{uuid.uuid4().hex}"
-        found = self._link.run("lease", lease_id, milliseconds(lease_s))
+        found = self._link.run("lease", lease_id, milliseconds(lease_s), *self._stride)
         return Ticket(int(found[0]), int(found[1]), lease_id) if found else None
 
     def renew_ticket(self, ticket: Ticket, *, lease_s: float) -> bool:
@@ -185,19 +164,22 @@ class RedisReplay:
 
     def fail(self, record_id: str, reason: str, *, retry: bool) -> bool:
         parse_record_id(record_id)
-        entry = self._claims.pop(record_id, b"")
-        return self._fail(record_id, reason, retry=retry, entry=entry)
+        # Known until the server has answered: who asks again must name the same claim.
+        entry = self._claims.get(record_id, b"")
+        is_quarantined = self._fail(record_id, reason, retry=retry, entry=entry)
+        self._claims.pop(record_id, None)
+        return is_quarantined
 
     # Learner
 
     def tail(self, after: str, *, max_entries: int, block_s: float = 0.0) -> list[LogEntry]:
-        parse_position(after)
+        places_in(parse_position(after), 1)
         deadline = time.monotonic() + block_s
         while True:
             remaining_s = max(0.0, deadline - time.monotonic())
             entries = stream_entries(self._read_log(after, max_entries, remaining_s))
             if entries or time.monotonic() >= deadline:
-                return [_entry_or_failed(position, fields) for position, fields in entries]
+                return [entry_or_failed(position, fields) for position, fields in entries]
 
     def read_latents(self, wanted: Sequence[tuple[str, int]]) -> list[np.ndarray | None]:
         return self._latents.read(wanted)
@@ -229,7 +211,7 @@ class RedisReplay:
         return total
 
     def counters(self) -> Counters:
-        found = [int(number) for number in self._link.run("counters")]
+        found = [int(number) for number in self._link.run("counters", *self._stride)]
         if not all(0 <= number <= MAX_VERSION for number in found):
             raise CodecError(f"the counts of run {self.settings.run!r} are damaged: {found}")
         admitted, issued, leased, open_tickets, *records = found
@@ -299,6 +281,22 @@ class RedisReplay:
         settings = self.settings
         return settings.capacity_records, settings.capacity_bytes, settings.remover
 
+    @property
+    def _stride(self) -> tuple[int, int]:
+        return self.settings.first_ticket(), self.settings.shards
+
+    def _take_place(self) -> None:
+        """Makes the server the shard that it is said to be, once and for all."""
+        link, place = self._link, f"{self.settings.shard}/{self.settings.shards}"
+        link.ask(lambda: link.client.hsetnx(link.key("tickets"), "shard", place))
+        known: Any = link.ask(lambda: link.client.hget(link.key("tickets"), "shard"))
+        if known != place.encode():
+            raise ReplayUnfit(
+                f"{link!r} is server {_in_words(known)} and cannot be {_in_words(place.encode())}: "
+                "a run keeps the number and the order of its servers, and each of them needs a "
+                "server or a database of its own; go on as it began, or give it another name"
+            )
+
     def _make_queue(self) -> None:
         link = self._link
         try:
@@ -327,7 +325,7 @@ class RedisReplay:
         return [(entry, fields.get(b"id", b"")) for entry, fields in stream_entries(answer)]
 
     def _load(self, found: Sequence[tuple[bytes, bytes]]) -> list[Record]:
-        named = [(entry, _record_name(name)) for entry, name in found]
+        named = [(entry, record_name(name)) for entry, name in found]
         self._drop_entries([entry for entry, name in named if name is None])
         known = [(entry, name) for entry, name in named if name is not None]
         if not known:
@@ -340,7 +338,7 @@ class RedisReplay:
         records: list[Record] = []
         for (entry, name), fields in zip(known, self._link.ask_each(fill), strict=True):
             try:
-                records.append(_record_named(name, fields))
+                records.append(record_named(name, fields))
             except CodecError as error:
                 self._fail(name, f"unreadable record: {error}", retry=False, entry=entry)
             else:
@@ -361,42 +359,10 @@ class RedisReplay:
         return int(self._link.run("fail", record_id, short, int(retry), attempts, entry)) == 1
 
 
-def _record_name(name: bytes) -> str | None:
-    """The id as text; None if it is none."""
-    text = name.decode("ascii", "replace")
-    try:
-        parse_record_id(text)
-    except ValueError:
-        return None
-    return text
-
-
-def _entry_or_failed(position: bytes, fields: Mapping[bytes, bytes]) -> LogEntry:
-    """A log entry. A damaged one counts as a failed record, so that nobody waits for it."""
-    try:
-        return decode_entry(position, fields)
-    except CodecError as error:
-        name = _record_name(fields.get(b"id", b""))
-        if name is None:
-            raise
-        log.warning("the log entry of %s is unreadable: %s", name, error)
-        ticket, member = parse_record_id(name)
-        return FailedEntry(
-            position=position.decode(),
-            record_id=name,
-            ticket=ticket,
-            member=member,
-            reason=f"unreadable log entry: {error}",
-        )
-
-
-def _record_named(name: str, fields: Any) -> Record:
-    if isinstance(fields, Exception):
-        raise CodecError(str(fields))
-    record = decode_record(fields)
-    if record.record_id != name:
-        raise CodecError(f"it is record {record.record_id}, put in the place of {name}")
-    return record
+def _in_words(place: bytes) -> str:
+    """'2 of 3', as a person counts, of '1/3'."""
+    number, _, count = place.decode("ascii", "replace").partition("/")
+    return f"{int(number) + 1} of {count}" if number.isdigit() else repr(place)
 
 
 def _chunks(items: Sequence[T]) -> Iterable[Sequence[T]]:

@@ -9,7 +9,8 @@ Delivery is at least once, effect exactly once: any process may die at any momen
 be sent twice, and still each record ends in exactly one of *committed* and *failed*.
 No method knows what a latent means, and none samples: rules over the index are `buffer.sampling`.
 
-Every method may raise `ReplayUnavailable`, `ReplayAccessDenied` or `ReplayFull`.
+Every method may raise `ReplayUnavailable`, `ReplayAccessDenied` or `ReplayFull`. On several servers
+(`buffer.sharded_replay`) what is atomic here is so on each of them.
 """
 
 from collections.abc import Mapping, Sequence

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from buffer.redis_replay import RedisReplay
+from buffer.replay import Replay
 from deploy.config_sections import FilePrompts, Prompts
 from deploy.run_config import RunConfig
 from learner.settings import Lasro
@@ -44,7 +44,7 @@ class Plan:
     """
 
     config: RunConfig
-    replay: RedisReplay
+    replay: Replay
     folder: Path
 
 

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
+from buffer.urls import SCHEMES, urls_in
 from learner.settings import Count, NonNegative, Number, Positive, Seconds, Section, Share, Whole
 
 
@@ -121,7 +122,11 @@ class Replay(Section):
 
     redis: str = "auto"
     """`auto`: REDIS_URL if it is set, else an embedded server; `embedded`; `environment`: REDIS_URL
-    or an error; or a URL without a password."""
+    or an error; or a URL without a password. Several URLs, with spaces between them, are the
+    servers that the replay spreads over."""
+    shards: Count = 1
+    """Embedded servers that the replay spreads over by group. Where URLs are given, their number
+    says it."""
     capacity_groups: Count = 512
     """Scored groups that are kept; the oldest make room."""
     capacity_mb: Annotated[float, Field(gt=0)] | None = None
@@ -147,13 +152,13 @@ class Replay(Section):
     def _holds_no_secret(cls, value: str) -> str:
         if value in ("auto", "embedded", "environment"):
             return value
-        url = urlsplit(value)
-        if url.scheme not in ("redis", "rediss", "unix"):
+        urls = [urlsplit(url) for url in urls_in(value)]
+        if any(url.scheme not in SCHEMES for url in urls):
             raise ValueError(
                 "must be auto, embedded, environment or a URL that begins with redis://, "
-                "rediss:// or unix://"
+                "rediss:// or unix://, or several of these with spaces between them"
             )
-        if url.password is not None or "password=" in url.query:
+        if any(url.password is not None or "password=" in url.query for url in urls):
             raise ValueError(
                 "holds a password, and a config is printed and copied: put the URL into the "
                 "environment variable REDIS_URL and write redis: environment"

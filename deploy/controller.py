@@ -22,7 +22,9 @@ from ray.exceptions import RayError
 from actors.fleet import Fleet, FleetGaveUpError
 from buffer.embedded import new_socket_url
 from buffer.errors import ReplayError
-from buffer.redis_replay import RedisReplay, ReplaySettings
+from buffer.redis_replay import RedisReplay
+from buffer.replay import Replay
+from buffer.sharded_replay import ShardedReplay, connect_replay
 from deploy.autoscale import Bounds
 from deploy.build import Plan, ReplayServerHost, reward_server, sampler
 from deploy.curves import Curves
@@ -34,6 +36,7 @@ from deploy.monitor import PHASE, Monitor
 from deploy.outcome import Outcome, RunFolder
 from deploy.profile import Profile
 from deploy.ranks import EvaluatorHandle, Ranks, RunFailedError
+from deploy.replay_servers import replay_settings, server_folders
 from deploy.run_config import RunConfig
 from deploy.supervise import Supervisor, failure_reasons
 from learner.policy.board import PolicyBoard
@@ -106,7 +109,7 @@ class Controller:
         stack.push(partial(_end_ranks, ranks))
         ranks.start(resume=self._resume)
         # Who watches must not wait with the others when Redis does not answer.
-        watcher = RedisReplay(replace(replay.settings, outage_s=0.0, timeout_s=5.0))
+        watcher = connect_replay(replace(replay.settings, outage_s=0.0, timeout_s=5.0))
         stack.callback(watcher.close)
         profile = Profile(self._folder.path)
         stack.callback(profile.write)
@@ -201,31 +204,11 @@ class Controller:
         fleets.start({"rewards": scoring.servers, "samplers": actors.count})
         return fleets
 
-    def _replay(self, stack: contextlib.ExitStack) -> RedisReplay:
-        """The run's replay, on the server that is given or on one of its own."""
+    def _replay(self, stack: contextlib.ExitStack) -> RedisReplay | ShardedReplay:
+        """The run's replay, on the servers that are given or on its own."""
         config = self._config
-        url = config.redis_url(self._environ)
-        if url is None:
-            # In an actor, because `ray job stop` ends all children of the driver at once, and the
-            # learner still has a checkpoint to write.
-            url = new_socket_url()
-            host = (
-                ray.remote(ReplayServerHost)
-                .options(name="replay-server", num_cpus=0, max_restarts=-1, max_task_retries=3)
-                .remote(self._folder.path / "redis", url, append_only=config.replay.append_only)
-            )
-            ray.get(host.wait_until_running.remote(_SERVER_TIMEOUT_S))
-            stack.callback(lambda: ray.get(host.stop.remote(), timeout=_SERVER_TIMEOUT_S))
-        replay = RedisReplay.connect(
-            ReplaySettings(
-                url=url,
-                run=config.name,
-                capacity_records=config.replay.capacity_groups * config.actors.group_size,
-                capacity_bytes=config.capacity_bytes,
-                max_attempts=config.replay.max_attempts,
-                outage_s=config.replay.outage_s,
-            )
-        )
+        urls = config.redis_url(self._environ) or self._start_servers(stack)
+        replay = connect_replay(replay_settings(config, urls))
         stack.callback(replay.close)
         if not self._resume and replay.counters().issued:
             raise RunFailedError(
@@ -233,6 +216,26 @@ class Controller:
                 "or give this one another name"
             )
         return replay
+
+    def _start_servers(self, stack: contextlib.ExitStack) -> str:
+        """Embedded servers; their URLs.
+
+        In actors, because `ray job stop` ends all children of the driver at once, and the learner
+        still has a checkpoint to write.
+        """
+        urls, hosts = [], []
+        for name, folder in server_folders(self._config, self._folder.path).items():
+            urls.append(new_socket_url())
+            hosts.append(
+                ray.remote(ReplayServerHost)
+                .options(name=name, num_cpus=0, max_restarts=-1, max_task_retries=3)
+                .remote(folder, urls[-1], append_only=self._config.replay.append_only)
+            )
+        ray.get([host.wait_until_running.remote(_SERVER_TIMEOUT_S) for host in hosts])
+        stack.callback(
+            lambda: ray.get([host.stop.remote() for host in hosts], timeout=_SERVER_TIMEOUT_S)
+        )
+        return " ".join(urls)
 
     def _curves(self) -> Curves:
         """Going on after the checkpoint; the first one is written after pre-training."""
@@ -255,7 +258,7 @@ def _end_ranks(ranks: Ranks, error: type[BaseException] | None, *_: object) -> N
     ranks.stop(timeout_s=0.0 if error else _STOP_TIMEOUT_S)
 
 
-def _note(outcome: Outcome, ranks: Ranks, fleets: Fleets, replay: RedisReplay) -> None:
+def _note(outcome: Outcome, ranks: Ranks, fleets: Fleets, replay: Replay) -> None:
     """Last counts and seconds, before their processes end; what does not answer is left out."""
     outcome.seconds = ranks.last.get("seconds", {})
     outcome.flops = ranks.last.get("flops", {})

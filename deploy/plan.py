@@ -7,6 +7,7 @@ asked there, inside the function that needs it.
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
@@ -126,15 +127,22 @@ def _unusable_redis(config: RunConfig, environ: Mapping[str, str]) -> Iterator[s
     from buffer.connection import check_connection
     from buffer.embedded import find_server
     from buffer.errors import ReplayError
+    from buffer.urls import urls_in
+    from deploy.replay_servers import wrong_number_of_urls
 
-    url = config.redis_url(environ)
-    try:
-        if url is None:
-            find_server()
-        else:
-            check_connection(url, timeout_s=5.0)
-    except (ReplayError, OSError, RuntimeError, ValueError) as error:
-        yield f"replay.redis: {without_password(str(error))}"
+    if (problem := wrong_number_of_urls(config, environ)) is not None:
+        yield problem
+    urls = config.redis_url(environ)
+    checks = (
+        [find_server]
+        if urls is None
+        else [partial(check_connection, url, timeout_s=5.0) for url in urls_in(urls)]
+    )
+    for check in checks:
+        try:
+            check()
+        except (ReplayError, OSError, RuntimeError, ValueError) as error:
+            yield f"replay.redis: {without_password(str(error))}"
 
 
 def describe(config: RunConfig) -> str:
@@ -217,9 +225,11 @@ def _resources(config: RunConfig) -> str:
 
 
 def _redis_in_words(config: RunConfig) -> str:
+    count = config.replay.shards
+    own = "an embedded server" if count == 1 else f"{count} embedded servers"
     words = {
-        "auto": "REDIS_URL if it is set, else an embedded server",
-        "embedded": "an embedded server",
+        "auto": f"REDIS_URL if it is set, else {own}",
+        "embedded": own,
         "environment": "REDIS_URL",
     }
     return words.get(config.replay.redis, config.replay.redis)

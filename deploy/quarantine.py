@@ -16,14 +16,17 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from buffer.embedded import EmbeddedServer, url_of_running
 from buffer.errors import ReplayError
 from buffer.records import Quarantined, parse_record_id
-from buffer.redis_replay import RedisReplay, ReplaySettings
+from buffer.replay import Replay
+from buffer.sharded_replay import connect_replay
+from deploy.replay_servers import replay_settings, server_folders
 from deploy.report_data import CONFIG_FILE
-from deploy.run_config import RunConfig, config_from_json
+from deploy.run_config import config_from_json
 
 _MOST = 10_000
 
@@ -48,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @contextlib.contextmanager
-def opened(folder: Path, environ: Mapping[str, str]) -> Iterator[RedisReplay]:
-    """The replay of a run: on its Redis, on its embedded server, or on one started for this.
+def opened(folder: Path, environ: Mapping[str, str]) -> Iterator[Replay]:
+    """The replay of a run: on its Redis, on its embedded servers, or on some started for this.
 
     Raises:
         ValueError: there is no run in the folder.
@@ -60,25 +63,17 @@ def opened(folder: Path, environ: Mapping[str, str]) -> Iterator[RedisReplay]:
     except OSError as error:
         raise ValueError(f"{folder} holds no run ({error.strerror}); name its folder") from None
     with contextlib.ExitStack() as stack:
-        url = config.redis_url(environ) or url_of_running(folder / "redis")
-        if url is None:
-            url = stack.enter_context(EmbeddedServer(folder / "redis", start_s=20)).url
-        replay = RedisReplay.connect(_settings(config, url))
+        urls = config.redis_url(environ) or " ".join(
+            url_of_running(data) or stack.enter_context(EmbeddedServer(data, start_s=20)).url
+            for data in server_folders(config, folder).values()
+        )
+        # Without patience: a person asks again.
+        replay = connect_replay(replace(replay_settings(config, urls), outage_s=0.0))
         stack.callback(replay.close)
         yield replay
 
 
-def _settings(config: RunConfig, url: str) -> ReplaySettings:
-    return ReplaySettings(
-        url=url,
-        run=config.name,
-        capacity_records=config.replay.capacity_groups * config.actors.group_size,
-        capacity_bytes=config.capacity_bytes,
-        max_attempts=config.replay.max_attempts,
-    )
-
-
-def _listed(replay: RedisReplay) -> str:
+def _listed(replay: Replay) -> str:
     records = replay.quarantined(_MOST)
     if not records:
         return "no record is in quarantine"
@@ -97,7 +92,7 @@ def _line(record: Quarantined) -> str:
     return f"{record.record_id}  {when}  {record.size_bytes:>9,} bytes  {record.reason}"
 
 
-def _released(replay: RedisReplay, names: Sequence[str]) -> str:
+def _released(replay: Replay, names: Sequence[str]) -> str:
     """`all`, or every id that is given; one that is no id at all ends it before any is released."""
     wanted = list(names)
     if wanted == ["all"]:

@@ -162,7 +162,7 @@ class RunConfig(Section):
         return Path(environ.get("FLEETUNE_RUNS") or self.folder) / self.name
 
     def redis_url(self, environ: Mapping[str, str]) -> str | None:
-        """URL of the Redis to use; None: start an embedded server."""
+        """URLs of the Redis servers to use, as one text; None: start embedded ones."""
         if self.replay.redis == "embedded":
             return None
         if self.replay.redis in ("auto", "environment"):

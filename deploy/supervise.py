@@ -13,7 +13,7 @@ from typing import Any
 
 from buffer.errors import ReplayUnavailable
 from buffer.records import Counters
-from buffer.redis_replay import RedisReplay
+from buffer.replay import Replay
 from deploy.curves import Curves
 from deploy.fleets import Fleets
 from deploy.metrics import RunMetrics
@@ -46,7 +46,7 @@ class Supervisor:
         *,
         ranks: Ranks,
         fleets: Fleets,
-        replay: RedisReplay,
+        replay: Replay,
         monitor: Monitor,
         stopping: threading.Event,
         metrics: RunMetrics,
@@ -171,7 +171,7 @@ class Supervisor:
             self._metrics.show_curve(row["phase"], row["values"])
 
 
-def check_failures(config: RunConfig, replay: RedisReplay, before: Counters, now: Counters) -> None:
+def check_failures(config: RunConfig, replay: Replay, before: Counters, now: Counters) -> None:
     """Ends the run, with the reasons counted, when more records fail than its budget bears.
 
     Args:
@@ -190,7 +190,7 @@ def check_failures(config: RunConfig, replay: RedisReplay, before: Counters, now
     )
 
 
-def failure_reasons(replay: RedisReplay, *, at_most: int) -> dict[str, int]:
+def failure_reasons(replay: Replay, *, at_most: int) -> dict[str, int]:
     """How often each reason stands among the newest quarantined records; most frequent first."""
     reasons = Counter(record.reason for record in replay.quarantined(1000))
     return dict(reasons.most_common(at_most))

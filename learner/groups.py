@@ -18,7 +18,7 @@ from torch import Tensor
 
 from buffer.admission import limit_by_window
 from buffer.index import LogIndex
-from buffer.records import Counters, IndexEntry, parse_position
+from buffer.records import Counters, IndexEntry, furthest, parse_position
 from buffer.replay import Replay
 from learner.engine import any_rank
 from learner.surrogate_training import GroupBatch
@@ -117,8 +117,9 @@ class ScoredGroups:
         sampled again, `next_ticket` is the first to be issued.
         """
         self.index.finish_below(next_ticket)
-        self.catch_up()
+        # Counted first, which waits for every server: one that is away has not lost its log.
         counters = self._replay.counters()
+        self.catch_up()
         log.info(
             "the replay holds %d committed records, %d live and %d waiting; the checkpoint is at "
             "ticket %d",
@@ -127,7 +128,8 @@ class ScoredGroups:
             counters.pending,
             next_ticket,
         )
-        if parse_position(self.index.position) < parse_position(position):
+        read = parse_position(self.index.position)
+        if furthest(read, parse_position(position)) != read:
             log.warning(
                 "the replay has lost what came before %s of its log, it ends at %s: going on at "
                 "ticket %d",

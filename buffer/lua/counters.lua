@@ -1,5 +1,5 @@
 -- All counts at one instant.
--- ARGV     none
+-- ARGV     2 first ticket of this server, 3 from one to its next
 -- Returns  admitted, issued, leased, open tickets, issued records, pending, claimed, committed,
 --          failed, retried, evicted, live, bytes of the live ones
 local tickets = redis.call('HMGET', TICKETS, 'limit', 'next')
@@ -10,7 +10,7 @@ local function number(value)
   return tonumber(value or '0') or -1
 end
 return {
-  number(tickets[1]), number(tickets[2]),
+  number(tickets[1]), math.floor((number(tickets[2] or ARGV[2]) - ARGV[2]) / ARGV[3]),
   redis.call('ZCARD', LEASES), redis.call('HLEN', OPEN),
   number(counts[1]), redis.call('HLEN', ENTRIES),
   redis.call('XPENDING', PENDING, GROUP)[1],

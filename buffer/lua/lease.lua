@@ -1,5 +1,5 @@
 -- Issue a ticket.
--- ARGV     2 lease id, 3 lease in ms
+-- ARGV     2 lease id, 3 lease in ms, 4 first ticket of this server, 5 from one to its next
 -- Returns  {ticket, policy version}, or nil if none may be issued; an error DAMAGED, with nothing
 --          applied, if the version is not there
 -- Invariant: a ticket has one holder; it leaves `leases` only by put.lua. The same lease id twice
@@ -19,7 +19,7 @@ if not number then
 end
 local fresh = false
 if not number then
-  number = tonumber(redis.call('HGET', TICKETS, 'next') or '0')
+  number = tonumber(redis.call('HGET', TICKETS, 'next') or ARGV[4])
   if number >= tonumber(redis.call('HGET', TICKETS, 'limit') or '0') then
     return false
   end
@@ -32,7 +32,8 @@ if not version then
   return redis.error_reply('DAMAGED ticket ' .. name .. ' has no policy version')
 end
 if fresh then
-  redis.call('HINCRBY', TICKETS, 'next', 1)
+  redis.call('HSETNX', TICKETS, 'next', ARGV[4])
+  redis.call('HINCRBY', TICKETS, 'next', ARGV[5])
 end
 redis.call('ZADD', LEASES, string.format('%d', now + tonumber(ARGV[3])), name)
 redis.call('HSET', HOLDERS, name, ARGV[2])

@@ -66,6 +66,12 @@ def _replay(options: argparse.Namespace) -> list[Row]:
     return replay(options.reverb, repeats=options.repeats, few=options.few)
 
 
+def _shards(options: argparse.Namespace) -> list[Row]:
+    from deploy.bench.shards import shards
+
+    return shards(repeats=options.repeats, few=options.few)
+
+
 def _policy(part: str, options: argparse.Namespace) -> list[Row]:
     from deploy.bench import policy
 
@@ -99,6 +105,7 @@ def _run(options: argparse.Namespace) -> list[Row]:
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "codec": lambda options: _records("codec", options),
     "replay": _replay,
+    "shards": _shards,
     "index": lambda options: _records("index", options),
     "sampler": lambda options: _policy("sampler", options),
     "decode": lambda options: _policy("decode", options),

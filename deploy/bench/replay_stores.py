@@ -62,10 +62,11 @@ class Fleetune:
     """The replay of this project."""
 
     def __init__(self, url: str) -> None:
-        from buffer.redis_replay import RedisReplay, ReplaySettings
+        from buffer.replay_settings import ReplaySettings
+        from buffer.sharded_replay import connect_replay
 
         settings = ReplaySettings(url=url, run="bench", capacity_records=10**6, timeout_s=60)
-        self._replay = RedisReplay.connect(settings)
+        self._replay = connect_replay(settings)
         self._index: Any = None
         self._prioritised = False
 

@@ -15,7 +15,18 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = {"codec", "replay", "index", "sampler", "decode", "rewards", "learner", "sqdf", "run"}
+NAMES = {
+    "codec",
+    "replay",
+    "shards",
+    "index",
+    "sampler",
+    "decode",
+    "rewards",
+    "learner",
+    "sqdf",
+    "run",
+}
 SUMMARY = {
     "wall_s": 10.0,
     "learner_seconds": {"policy": 2.0},
@@ -65,6 +76,15 @@ def test_the_sampler_is_compared_with_the_pipeline(out: Path) -> None:
     ways = {row["way"]: row["ratio"] for row in _content(out, "sampler")["rows"]}
     assert ways["fleetune"]["median"] > 0
     assert ways["diffusers, text states"] is None
+
+
+def test_more_servers_are_compared_with_one(out: Path) -> None:
+    rows = _content(out, "shards")["rows"]
+    assert {row["way"]: row["ratio"] is None for row in rows} == {
+        "4 servers": False,
+        "2 servers": False,
+        "1 server": True,
+    }
 
 
 def test_the_reference_codes_way_of_sqdf_is_what_ours_is_compared_with(out: Path) -> None:

@@ -1,4 +1,4 @@
-"""One real server for the session, an own run in it for every test."""
+"""Real servers for the session, an own run in them for every test, on one and on several."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -9,11 +9,14 @@ import pytest
 
 from buffer.embedded import EmbeddedServer
 from buffer.records import Record, Scores, record_id
-from buffer.redis_replay import RedisReplay, ReplaySettings
+from buffer.redis_replay import RedisReplay
+from buffer.replay_settings import ReplaySettings
+from buffer.sharded_replay import ShardedReplay, connect_replay
 
 # Without this, pytest says only that an assert of theirs failed, not with what values.
 pytest.register_assert_rewrite("tests.services.replay_calls")
 _RUNS = itertools.count()
+AnyReplay = RedisReplay | ShardedReplay
 
 
 @pytest.fixture(scope="session")
@@ -22,16 +25,35 @@ def server() -> Iterator[EmbeddedServer]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def more_servers() -> Iterator[list[EmbeddedServer]]:
+    with EmbeddedServer() as second, EmbeddedServer() as third:
+        yield [second, third]
+
+
+@pytest.fixture(params=[1, 3], ids=["one-server", "three-servers"])
+def shards(request: pytest.FixtureRequest) -> int:
+    """Servers of a replay; a test for one kind of replay alone says so by `one_server`."""
+    return request.param
+
+
 @pytest.fixture
-def new_replay(server: EmbeddedServer) -> Iterator[Callable[..., RedisReplay]]:
+def urls(shards: int, server: EmbeddedServer, request: pytest.FixtureRequest) -> list[str]:
+    """Of the servers of a replay."""
+    more = request.getfixturevalue("more_servers") if shards > 1 else []
+    return [each.url for each in (server, *more)][:shards]
+
+
+@pytest.fixture
+def new_replay(urls: list[str]) -> Iterator[Callable[..., AnyReplay]]:
     """Makes clients of one fresh run, all alike but for the settings that are given."""
     run, made = f"test-{next(_RUNS)}", []
 
-    def make(*, capacity_records: int = 1000, **settings: Any) -> RedisReplay:
+    def make(*, capacity_records: int = 1000, **settings: Any) -> AnyReplay:
         made.append(
-            RedisReplay.connect(
+            connect_replay(
                 ReplaySettings(
-                    url=server.url, run=run, capacity_records=capacity_records, **settings
+                    url=" ".join(urls), run=run, capacity_records=capacity_records, **settings
                 )
             )
         )
@@ -45,7 +67,7 @@ def new_replay(server: EmbeddedServer) -> Iterator[Callable[..., RedisReplay]]:
 
 
 @pytest.fixture
-def replay(new_replay: Callable[..., RedisReplay]) -> RedisReplay:
+def replay(new_replay: Callable[..., AnyReplay]) -> AnyReplay:
     return new_replay()
 
 

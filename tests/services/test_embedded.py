@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from buffer.connection import Client, check_connection, connect, masked, redis_url_from
+from buffer.connection import Client, check_connection, connect, redis_url_from
 from buffer.embedded import EmbeddedServer
 from buffer.errors import EmbeddedServerError, ReplayAccessDenied
+from buffer.urls import masked
 
 pytestmark = pytest.mark.redis
 
@@ -155,6 +156,10 @@ def test_the_password_is_not_in_the_process_list() -> None:
         ("rediss://user:secret@host/0", "rediss://user:***@host/0"),
         ("redis://user:se/cr@et@host/0", "redis://user:***@host/0"),
         ("unix:///run/r.sock?db=1&password=secret", "unix:///run/r.sock?db=1&password=***"),
+        ("redis://:a@h redis://me:b@i/1", "redis://:***@h redis://me:***@i/1"),
+        ("redis://:two words@h", "redis://:***@h"),
+        ("redis://:a@h,redis://:b@i", "redis://:***@i"),
+        ("unix:///my folder/r.sock", "unix:///my folder/r.sock"),
     ],
 )
 def test_a_masked_url_shows_no_password(url: str, shown: str) -> None:
@@ -165,7 +170,16 @@ def test_an_unset_url_is_none() -> None:
     assert redis_url_from({"REDIS_URL": " "}) is None
 
 
-@pytest.mark.parametrize("url", ["http://:secret@host", "redis://:secret/word@host:port/0"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://:secret@host",
+        "redis://:secret/word@host:port/0",
+        "redis://host redis://:secret@host:port/0",
+        "redis://:secret@a,redis://:secret@b",
+        "redis://:secret@a:6379/0 b:6379/0",
+    ],
+)
 def test_a_bad_url_is_an_error_that_shows_no_password(url: str) -> None:
     with pytest.raises(ValueError, match="must look like") as caught:
         redis_url_from({"REDIS_URL": url})

@@ -16,6 +16,7 @@ from tests.services.replay_calls import (
     NewReplay,
     assert_balanced,
     claim,
+    one_server,
     put,
 )
 
@@ -48,6 +49,7 @@ def test_a_commit_sent_twice_counts_once(
     assert_balanced(replay)
 
 
+@one_server
 def test_a_commit_during_a_stall_of_the_server_counts_once(
     server: EmbeddedServer, new_replay: NewReplay, make_group: MakeGroup, scores: MakeScores
 ) -> None:

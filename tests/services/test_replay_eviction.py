@@ -12,12 +12,14 @@ from tests.services.replay_calls import (
     assert_balanced,
     claim,
     issue,
+    one_server,
     put,
 )
 
 pytestmark = pytest.mark.redis
 
 
+@one_server
 def test_the_oldest_committed_records_are_evicted_above_the_capacity(
     new_replay: NewReplay, make_group: MakeGroup, scores: MakeScores
 ) -> None:
@@ -41,6 +43,7 @@ def test_the_log_tells_what_was_evicted(
     assert entries[-1].record_ids == ("0000000000.000",)
 
 
+@one_server
 def test_the_bytes_of_live_records_stay_within_their_budget(
     new_replay: NewReplay, make_group: MakeGroup, scores: MakeScores
 ) -> None:
@@ -60,6 +63,7 @@ def test_the_bytes_of_live_records_stay_within_their_budget(
     assert_balanced(replay)
 
 
+@one_server
 def test_a_record_committed_late_is_removed_before_those_of_younger_tickets(
     new_replay: NewReplay, make_group: MakeGroup, scores: MakeScores
 ) -> None:
@@ -72,6 +76,7 @@ def test_a_record_committed_late_is_removed_before_those_of_younger_tickets(
     assert [latent is not None for latent in found] == [False, True, True]
 
 
+@one_server
 def test_the_records_of_lowest_priority_are_removed_first_and_of_equals_the_oldest(
     new_replay: NewReplay, make_group: MakeGroup, scores: MakeScores
 ) -> None:

@@ -7,7 +7,15 @@ import pytest
 from buffer.index import LogIndex
 from buffer.records import START, FailedEntry
 from buffer.redis_replay import RedisReplay
-from tests.services.replay_calls import SHORT_S, MakeGroup, MakeScores, assert_balanced, claim, put
+from tests.services.replay_calls import (
+    SHORT_S,
+    MakeGroup,
+    MakeScores,
+    assert_balanced,
+    claim,
+    one_server,
+    put,
+)
 
 pytestmark = pytest.mark.redis
 
@@ -51,6 +59,7 @@ def test_a_quarantined_record_is_in_the_log_without_a_number(
     assert entry.reason.startswith("not an image: é")
 
 
+@one_server
 def test_a_failure_sent_twice_counts_one_attempt(
     replay: RedisReplay, make_group: MakeGroup
 ) -> None:
@@ -62,6 +71,7 @@ def test_a_failure_sent_twice_counts_one_attempt(
     assert replay.counters().retried == 1
 
 
+@one_server
 @pytest.mark.parametrize("damage", [{"h": b"junk"}, {"1": b""}, {"extra": b"x"}])
 def test_a_damaged_record_is_quarantined_and_its_neighbour_served(
     damage: dict[str, bytes], replay: RedisReplay, make_group: MakeGroup
@@ -73,6 +83,7 @@ def test_a_damaged_record_is_quarantined_and_its_neighbour_served(
     assert replay.quarantined(1)[0].reason.startswith("unreadable record")
 
 
+@one_server
 def test_a_record_whose_payload_vanished_is_quarantined(
     replay: RedisReplay, make_group: MakeGroup
 ) -> None:
@@ -103,6 +114,7 @@ def test_a_released_record_is_scored_like_any_other(
     assert_balanced(replay)
 
 
+@one_server
 def test_a_released_record_that_is_damaged_is_quarantined_again(
     replay: RedisReplay, make_group: MakeGroup
 ) -> None:

@@ -9,7 +9,15 @@ import pytest
 from buffer.errors import ReplayError
 from buffer.records import Record
 from buffer.redis_replay import RedisReplay
-from tests.services.replay_calls import LEASE_S, SHORT_S, MakeGroup, MakeScores, claim, put
+from tests.services.replay_calls import (
+    LEASE_S,
+    SHORT_S,
+    MakeGroup,
+    MakeScores,
+    claim,
+    one_server,
+    put,
+)
 
 pytestmark = pytest.mark.redis
 
@@ -76,6 +84,7 @@ def staged(replay: RedisReplay) -> list[bytes]:
     return list(replay._link.client.scan_iter("*:record:staged:*"))
 
 
+@one_server
 def test_a_group_that_is_not_taken_leaves_nothing_behind(
     replay: RedisReplay, make_group: MakeGroup
 ) -> None:
@@ -85,6 +94,7 @@ def test_a_group_that_is_not_taken_leaves_nothing_behind(
     assert staged(replay) == []
 
 
+@one_server
 def test_the_payloads_of_a_group_that_is_put_stay(
     replay: RedisReplay, make_group: MakeGroup
 ) -> None:
@@ -94,6 +104,7 @@ def test_the_payloads_of_a_group_that_is_put_stay(
     assert [replay._link.client.ttl(key) for key in keys] == [-1] * len(group)
 
 
+@one_server
 def test_payloads_of_a_sampler_that_died_before_the_put_expire(
     replay: RedisReplay, make_group: MakeGroup
 ) -> None:

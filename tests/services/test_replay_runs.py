@@ -75,7 +75,7 @@ def test_records_survive_crashes_of_everybody_and_count_once(
     def score(seed: int) -> None:
         # As many attempts as it takes: how a worn-out record ends is another test.
         settings = dataclasses.replace(control.settings, max_attempts=1000)
-        replay, rng = RedisReplay(settings), random.Random(seed)
+        replay, rng = type(control)(settings), random.Random(seed)
         while not stop.is_set():
             records = replay.claim(f"r{seed}", max_records=4, block_s=SHORT_S, lease_s=SHORT_S)
             time.sleep(rng.random() * 2 * SHORT_S)

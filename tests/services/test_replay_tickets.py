@@ -5,7 +5,7 @@ import time
 import pytest
 
 from buffer.redis_replay import RedisReplay
-from tests.services.replay_calls import LEASE_S, SHORT_S
+from tests.services.replay_calls import LEASE_S, SHORT_S, one_server
 
 pytestmark = pytest.mark.redis
 
@@ -30,6 +30,7 @@ def test_a_ticket_has_the_version_of_the_admission_that_first_covered_it(
     assert [ticket and ticket.policy_version for ticket in issued] == [3, 7, 7]
 
 
+@one_server
 def test_an_expired_ticket_is_issued_again_with_its_first_version(replay: RedisReplay) -> None:
     replay.admit(limit=2, policy_version=3)
     dying = replay.lease_ticket("dies", lease_s=LEASE_S)
@@ -43,6 +44,7 @@ def test_an_expired_ticket_is_issued_again_with_its_first_version(replay: RedisR
     assert (again.number, again.policy_version) == (0, 3)
 
 
+@one_server
 def test_the_lowest_expired_ticket_comes_first(replay: RedisReplay) -> None:
     replay.admit(limit=12, policy_version=0)
     for _ in range(12):
@@ -71,7 +73,7 @@ def test_a_lease_that_another_took_over_cannot_be_renewed(replay: RedisReplay) -
 
 
 def test_a_returned_ticket_is_issued_at_once(replay: RedisReplay) -> None:
-    replay.admit(limit=2, policy_version=0)
+    replay.admit(limit=1, policy_version=0)
     first = replay.lease_ticket("a", lease_s=LEASE_S)
     assert first is not None
     replay.return_ticket(first)
@@ -80,9 +82,12 @@ def test_a_returned_ticket_is_issued_at_once(replay: RedisReplay) -> None:
     assert again.number == 0
 
 
+@one_server
 def test_a_lease_command_sent_twice_issues_one_ticket(replay: RedisReplay) -> None:
     replay.admit(limit=5, policy_version=0)
-    assert replay._link.run("lease", "a/1", 30000) == replay._link.run("lease", "a/1", 30000)
+    assert replay._link.run("lease", "a/1", 30000, 0, 1) == replay._link.run(
+        "lease", "a/1", 30000, 0, 1
+    )
 
 
 def test_skipped_tickets_are_never_issued(replay: RedisReplay) -> None:

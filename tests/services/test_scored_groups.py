@@ -10,7 +10,9 @@ import pytest
 
 from buffer.records import Counters, Record, Scores
 from buffer.redis_replay import RedisReplay
+from buffer.sharded_replay import ShardedReplay
 from learner.groups import GroupSource, ScoredGroups, StallError, held_up_by
+from tests.services.replay_calls import one_server, several_servers
 
 MEMBERS = 2
 pytestmark = pytest.mark.redis
@@ -168,6 +170,7 @@ def test_fetched_latents_are_those_of_their_member_and_step(
     assert np.array_equal(groups.fetch([1, 0]).latents_GNKCHW.numpy(), np.array(expected))
 
 
+@one_server
 def test_a_group_evicted_since_the_log_was_read_is_left_out(
     new_replay: Callable[..., RedisReplay], make_group: MakeGroup
 ) -> None:
@@ -179,6 +182,7 @@ def test_a_group_evicted_since_the_log_was_read_is_left_out(
     assert groups.fetch([0, 1]).tickets == [1]
 
 
+@one_server
 def test_after_catching_up_an_evicted_group_is_no_longer_complete(
     new_replay: Callable[..., RedisReplay], make_group: MakeGroup
 ) -> None:
@@ -205,6 +209,23 @@ def test_resuming_on_a_lost_log_issues_only_new_tickets(replay: RedisReplay) -> 
     ticket = replay.lease_ticket("sampler", lease_s=10)
     assert ticket is not None
     assert ticket.number == 7
+
+
+@several_servers
+def test_resuming_after_one_server_lost_its_log_issues_only_new_tickets(
+    new_replay: Callable[..., ShardedReplay], make_group: MakeGroup
+) -> None:
+    replay = new_replay()
+    score_groups(replay, make_group, *range(6))
+    before = view(replay)
+    before.catch_up()
+    RedisReplay(replay.settings.of_shards()[1]).erase()
+    again, after = new_replay(), view(new_replay())
+    after.resume(before.index.position, 6)
+    again.admit(limit=9, policy_version=0)
+    tickets = [again.lease_ticket("sampler", lease_s=10) for _ in range(9)]
+    assert sorted(ticket.number for ticket in tickets if ticket) == [6, 7, 8]
+    assert after.complete(range(6)) == [0, 2, 3, 5]
 
 
 def test_standardised_rewards_have_mean_0_and_deviation_1_where_the_moments_were_taken(

@@ -1,5 +1,6 @@
 """The index is a fold over the log, ordered by record id."""
 
+import dataclasses
 import random
 
 import numpy as np
@@ -113,6 +114,29 @@ def test_positions_compare_as_numbers() -> None:
     index = folded([committed(9, 0, 0)])
     index.extend([committed(10, 0, 1)])
     assert len(index) == 2
+
+
+def on_servers(entry: LogEntry, position: str) -> LogEntry:
+    return dataclasses.replace(entry, position=position)
+
+
+def test_an_entry_is_seen_when_its_own_server_was_read_so_far() -> None:
+    first, second = committed(1, 0, 0), committed(1, 1, 0)
+    index = folded([on_servers(first, "5-0,0-0"), on_servers(second, "5-0,3-0")])
+    index.extend([on_servers(second, "0-0,3-0"), on_servers(failed(1, 1, 0), "4-0,3-0")])
+    assert (len(index), index.num_failed, index.position) == (2, 0, "5-0,3-0")
+
+
+def test_the_position_never_falls_back_on_any_server() -> None:
+    index = folded([on_servers(committed(1, 0, 0), "5-0,3-0")])
+    index.extend([on_servers(committed(1, 2, 0), "6-0,0-0")])
+    assert (len(index), index.position) == (2, "6-0,3-0")
+
+
+def test_a_log_on_another_number_of_servers_is_an_error() -> None:
+    index = folded([on_servers(committed(1, 0, 0), "5-0,3-0")])
+    with pytest.raises(ValueError, match="as many servers as it began with"):
+        index.extend([on_servers(committed(1, 1, 0), "5-0,3-0,1-0")])
 
 
 def test_evicted_records_leave_the_table() -> None:

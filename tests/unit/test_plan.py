@@ -120,6 +120,30 @@ def test_an_unreachable_redis_is_reported_without_its_password(pipeline: str) ->
     assert (text.startswith("replay.redis: "), "hunter2" in text) == (True, False)
 
 
+def test_every_redis_of_several_is_asked(pipeline: str) -> None:
+    urls = "redis://127.0.0.1:1/0 redis://me:hunter2@127.0.0.1:2/0"
+    problems = check_environment(_config(pipeline), {"REDIS_URL": urls})
+    assert [problem.partition(" does")[0] for problem in problems] == [
+        "replay.redis: redis://127.0.0.1:1/0",
+        "replay.redis: redis://me:***@127.0.0.1:2/0",
+    ]
+
+
+@pytest.mark.parametrize(("shards", "is_wrong"), [(1, False), (2, False), (3, True)])
+def test_a_number_of_servers_that_is_not_that_of_the_urls_is_told(
+    pipeline: str, shards: int, is_wrong: bool
+) -> None:
+    urls = "redis://127.0.0.1:1/0 redis://127.0.0.1:2/0"
+    config = _config(pipeline, f"replay.shards={shards}")
+    text = "\n".join(check_environment(config, {"REDIS_URL": urls}))
+    assert ("replay.shards: is 3, but REDIS_URL holds 2 URLs" in text) == is_wrong
+
+
+def test_the_plan_tells_how_many_embedded_servers_there_are(pipeline: str) -> None:
+    assert "else 3 embedded servers" in describe(_config(pipeline, "replay.shards=3"))
+    assert "else an embedded server\n" in describe(_config(pipeline))
+
+
 def test_the_plan_counts_trajectories_and_queries(pipeline: str) -> None:
     # 8 groups of pre-training + 2 cycles × 4 groups = 16 groups of 3, both steps scored.
     plan = describe(_config(pipeline))

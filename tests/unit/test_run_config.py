@@ -224,6 +224,17 @@ def test_a_redis_url_with_a_password_is_refused_and_not_repeated() -> None:
     assert "hunter2" not in text
 
 
+def test_a_password_in_any_of_several_redis_urls_is_refused_and_not_repeated() -> None:
+    text = _problem("replay.redis='redis://a:6379/0 redis://user:hunter2@b:6379/0'")
+    assert "holds a password" in text
+    assert "hunter2" not in text
+
+
+def test_several_redis_urls_are_given_with_spaces_between_them() -> None:
+    config = load_config(SMOKE, ["replay.redis='redis://a:6379/0 rediss://b:6379/1'"])
+    assert config.redis_url({}) == "redis://a:6379/0 rediss://b:6379/1"
+
+
 def test_a_config_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_config(SMOKE).seed = 2  # pyright: ignore[reportAttributeAccessIssue]
