@@ -11,7 +11,10 @@ import psutil
 
 from deploy.local_head import LocalHead, end_process, free_ports, loopback_address, start_child
 
-_JOINED_S = 240.0
+_JOINED_S = 300.0
+# Ray gives the processes of a node a quarter of a minute to come up, which a busy machine may not
+# keep, and tells it late.
+_AGAIN_S = 60.0
 
 
 class RayNode:
@@ -29,11 +32,12 @@ class RayNode:
         self.address = ""
 
     def __enter__(self) -> "RayNode":
-        deadline = time.monotonic() + _JOINED_S
+        deadline, started_at = time.monotonic() + _JOINED_S, -_AGAIN_S
         while self.address not in living_nodes(self._head):
-            # Ray gives its own processes half a minute, which a busy machine may not keep.
-            if self._process is None or self._process.poll() is not None:
+            if time.monotonic() - started_at > _AGAIN_S:
+                self.__exit__()
                 self._start()
+                started_at = time.monotonic()
             assert time.monotonic() < deadline, self._log.read_text()
             time.sleep(0.5)
         return self

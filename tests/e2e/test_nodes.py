@@ -116,7 +116,7 @@ def run(small_head: LocalHead, environ: dict[str, str], tmp_path: Path) -> Itera
     command = small_head.submit_command(
         [
             sys.executable,
-            *("-m", "tests.e2e.waiting_samplers", str(SMOKE)),
+            *("-m", "waiting_samplers", str(SMOKE)),
             *settings,
         ],
         job=RUN,

@@ -1,6 +1,6 @@
 """`deploy.launch` whose samplers take a GPU's time and no CPU's, as long as a file is there.
 
-    python -m tests.e2e.waiting_samplers CONFIG a.b=value ...
+    python -m waiting_samplers CONFIG a.b=value ...
 
 Two cores do not sample faster with four samplers than with one; samplers that wait do.
 """
