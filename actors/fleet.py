@@ -23,6 +23,7 @@ from learner.policy.board import Weights
 log = logging.getLogger(__name__)
 # Ray may take a minute to see that a node is lost.
 _DOUBT_S = 120.0
+_LONGEST_REASON = 200
 
 
 class Worker(Protocol):
@@ -404,4 +405,6 @@ def _reason(error: Exception | None) -> str:
     if error is None:
         return "it returned without being asked to stop"
     cause = getattr(error, "cause", None) or error
-    return f"{type(cause).__name__}: {cause}"
+    # Ray's own texts end with what happened, and go on with advice.
+    last_line = str(cause).strip().rpartition("\n")[2]
+    return f"{type(cause).__name__}: {last_line[:_LONGEST_REASON]}"

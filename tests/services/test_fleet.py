@@ -172,5 +172,6 @@ def test_an_actor_that_ended_is_told_once_with_its_reason(
     eventually(lambda: owners(fleet) == ["sampler-0.1"], fleet)
     [end] = fleet.ends()
     assert end.actor == "sampler-0"
-    assert end.why.startswith("ended, 1 in a row: ActorDiedError")
+    assert end.why.startswith("ended, 1 in a row: ActorDiedError: The actor is dead because")
+    assert "\n" not in end.why
     assert fleet.ends() == []
