@@ -2,6 +2,7 @@
 # make test     set up, then run the tests
 # make faults   kill processes of a run and see that nothing is lost (KILLS=50 SEED=0)
 # make fuzz     decode damaged frames and work with damaged keys (N=1000000 STATES=10000)
+# make scale    does a large fleet make as much more, for no more a sample (RECORDS=1000000)
 # See the README for a cluster.
 
 VENV   ?= .venv
@@ -13,6 +14,7 @@ ARGS   ?=
 KILLS  ?= 50
 N      ?= 1000000
 STATES ?= 10000
+RECORDS ?= 1000000
 # For the runner itself, such as --resume or --check.
 FLAGS  ?=
 # What chooses torch's build, such as --index-url <PyTorch's index for your CUDA>.
@@ -23,7 +25,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow check bench faults fuzz clean
+.PHONY: help setup train test test-slow check bench scale faults fuzz clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -63,6 +65,9 @@ fuzz: setup
 
 bench: setup
 	@$(BIN)/python -m deploy.bench $(ARGS)
+
+scale: setup
+	@$(BIN)/python -W ignore -m deploy.bench.scale --records $(RECORDS) $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -16,11 +16,14 @@ from threading import Event
 from typing import Any, Literal, Protocol
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError
 
 from learner.policy.board import Weights
 
 log = logging.getLogger(__name__)
+# Ray may take a minute to see that a node is lost.
+_DOUBT_S = 120.0
+_LONGEST_REASON = 200
 
 
 class Worker(Protocol):
@@ -37,6 +40,18 @@ class Worker(Protocol):
     def stats(self) -> dict[str, float | str]:
         """Counters since the start."""
         ...
+
+
+@dataclass(frozen=True)
+class End:
+    """An actor that ended without being asked to, and is replaced.
+
+    Args:
+        why: in words, after the actor's name.
+    """
+
+    actor: str
+    why: str
 
 
 class FleetGaveUpError(RuntimeError):
@@ -101,6 +116,10 @@ class WorkerHost:
         self._worker: Worker | None = None
         self._stopping = Event()
 
+    def __repr__(self) -> str:
+        """The actor's name: Ray puts it before its lines in logs, and in the dashboard."""
+        return self._owner.rpartition(".")[0]
+
     def run(self) -> None:
         """Build the worker and run it until `stop`."""
         self._worker = self._build(self._owner)
@@ -120,7 +139,7 @@ class WorkerHost:
 
 State = Literal["placing", "building", "working", "draining", "down"]
 """Of an actor: Ray looks for a place, or asks its autoscaler for one; models are loaded; at work;
-finishes its batch before it ends; has ended and is replaced soon."""
+finishes its batch before it ends; has ended, or is out of reach, and is replaced soon."""
 
 
 @dataclass(frozen=True)
@@ -147,13 +166,28 @@ class _Slot:
     started_at: float = 0.0
     due_at: float = 0.0  # an empty slot is filled from then on; a draining actor killed
     failures: int = 0
+    doubted_at: float | None = None
 
     def has_ended(self) -> bool:
         return bool(ray.wait([self.running], timeout=0)[0])
 
+    def is_in_doubt(self) -> bool:
+        """Whether Ray cannot reach an actor that seems to have ended, and does not know why yet.
+
+        It is asked again until it knows: a new actor might be sent to the very node that is lost.
+        """
+        if not isinstance(_error_of_end(self.running), ActorUnavailableError):
+            return False
+        now = time.monotonic()
+        self.doubted_at = self.doubted_at or now
+        if now - self.doubted_at > _DOUBT_S:
+            return False
+        self.running = self.actor.stats.remote()
+        return True
+
     def kill(self) -> None:
         ray.kill(self.actor)
-        self.actor = self.running = self.asked = self.stats = None
+        self.actor = self.running = self.asked = self.stats = self.doubted_at = None
 
     def glance(self) -> None:
         """Takes an answer that has come, and asks again."""
@@ -167,7 +201,7 @@ class _Slot:
 
     @property
     def state(self) -> State:
-        if self.actor is None:
+        if self.actor is None or self.doubted_at is not None:
             return "down"
         if self.stats is None:
             return "placing"
@@ -197,6 +231,7 @@ class Fleet:
         self._settings = settings or FleetSettings()
         self._slots: list[_Slot] = []
         self._draining: list[_Slot] = []
+        self._ends: list[End] = []
         self._lives = 0
 
     def __len__(self) -> int:
@@ -234,9 +269,14 @@ class Fleet:
         """
         self._clear_drained()
         for slot in self._slots:
-            if slot.actor is not None and slot.has_ended():
+            if slot.actor is not None and slot.has_ended() and not slot.is_in_doubt():
                 self._note_end(slot)
         return self._fill_empty()
+
+    def ends(self) -> list[End]:
+        """Actors that have ended since the last call, as `ensure_alive` saw it."""
+        ends, self._ends = self._ends, []
+        return ends
 
     def stats(self) -> dict[str, dict[str, float | str]]:
         """Actor name -> its worker's counters, of those that answer in time."""
@@ -297,18 +337,28 @@ class Fleet:
         return True
 
     def _note_end(self, slot: _Slot) -> None:
-        reason = _reason_of_end(slot.running)
+        error, was_doubted = _error_of_end(slot.running), slot.doubted_at is not None
+        slot.kill()
+        if is_node_lost(error):
+            # No fault of the worker, and nothing to wait for: Ray looks for another place.
+            self._note(slot, "was lost with its node")
+            slot.due_at = time.monotonic()
+            return
+        reason = "it was out of reach" if error is None and was_doubted else _reason(error)
         if time.monotonic() - slot.started_at >= self._settings.healthy_s:
             slot.failures = 0
         slot.failures += 1
-        slot.kill()
-        log.warning("%s ended, %d in a row: %s", slot.name, slot.failures, reason)
         if slot.failures > self._settings.max_failures:
             raise FleetGaveUpError(
                 f"{slot.name} ended {slot.failures} times in a row, last: {reason}"
             )
+        self._note(slot, f"ended, {slot.failures} in a row: {reason}")
         backoff_s = self._settings.backoff_s * 2 ** (slot.failures - 1)
         slot.due_at = time.monotonic() + min(backoff_s, self._settings.max_backoff_s)
+
+    def _note(self, slot: _Slot, why: str) -> None:
+        self._ends.append(End(slot.name, why))
+        log.warning("%s %s; it is replaced", slot.name, why)
 
     def _drain(self, slots: list[_Slot]) -> None:
         for slot in slots:
@@ -338,10 +388,23 @@ def _value_or_none(ref: Any) -> Any:
         return None
 
 
-def _reason_of_end(running: Any) -> str:
+def is_node_lost(error: Exception | None) -> bool:
+    """Whether an actor ended with the machine that it was on; Ray tells that in words only."""
+    return isinstance(error, ActorDiedError) and "node has died" in str(error)
+
+
+def _error_of_end(running: Any) -> Exception | None:
     try:
         ray.get(running)
     except RayError as error:
-        cause = getattr(error, "cause", None) or error
-        return f"{type(cause).__name__}: {cause}"
-    return "it returned without being asked to stop"
+        return error
+    return None
+
+
+def _reason(error: Exception | None) -> str:
+    if error is None:
+        return "it returned without being asked to stop"
+    cause = getattr(error, "cause", None) or error
+    # Ray's own texts end with what happened, and go on with advice.
+    last_line = str(cause).strip().rpartition("\n")[2]
+    return f"{type(cause).__name__}: {last_line[:_LONGEST_REASON]}"

@@ -9,7 +9,7 @@ those of one run together.
 |                |            | admitted; `shard`: `1/3` for the second of three servers          |
 | versions       | sorted set | `limit:version` by limit: tickets below have that policy version  |
 | leases         | sorted set | ticket by the server's time in ms at which its lease expires      |
-| holders        | hash       | ticket -> lease id                                                |
+| holders        | hash       | ticket -> lease id, and lease id -> ticket                        |
 | open           | hash       | ticket -> its records that are not yet terminal                   |
 | pending        | stream     | record ids to score; consumer group `scorers`                     |
 | entries        | hash       | record id -> its entry in `pending`; exists until it is terminal  |

@@ -62,6 +62,10 @@ class RedisLink:
         words = [self._record_prefix, *args]
         return self.ask(lambda: self._scripts[script](keys=self._keys, args=words))
 
+    def queue(self, pipe: Any, script: str, *args: str | int | bytes) -> None:
+        """Puts what `run` would ask into a pipeline of `ask_each`."""
+        self._scripts[script](keys=self._keys, args=[self._record_prefix, *args], client=pipe)
+
     def ask(self, question: Callable[[], T]) -> T:
         """What the server answers, who is asked again during an outage.
 

@@ -212,6 +212,9 @@ class LearnerRank:
         self._trainer: Any = None
         self._method: Any = None
 
+    def __repr__(self) -> str:
+        return f"learner-{self._rank}"
+
     def address(self) -> tuple[str, int]:
         """Where rank 0 can be met: this host, and a port that is free now."""
         import socket

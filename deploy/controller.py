@@ -18,6 +18,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.fleet import Fleet, FleetGaveUpError
 from buffer.embedded import new_socket_url
@@ -99,7 +100,13 @@ class Controller:
         plan = Plan(config, replay, self._folder.path)
         board = (
             ray.remote(PolicyBoard)
-            .options(name="policy-board", num_cpus=0, max_restarts=-1, max_task_retries=-1)
+            .options(
+                name="policy-board",
+                num_cpus=0,
+                max_restarts=-1,
+                max_task_retries=-1,
+                scheduling_strategy=beside_driver(),
+            )
             .remote()
         )
         ranks = Ranks(plan, board)
@@ -177,7 +184,11 @@ class Controller:
                     f"first, or give this one another name (its actors: {', '.join(names)})"
                 )
             time.sleep(0.5)
-        self._desk = ray.remote(FleetDesk).options(name=DESK, num_cpus=0, max_restarts=-1).remote()
+        self._desk = (
+            ray.remote(FleetDesk)
+            .options(name=DESK, num_cpus=0, max_restarts=-1, scheduling_strategy=beside_driver())
+            .remote()
+        )
 
     def _start_fleets(self, stack: contextlib.ExitStack, plan: Plan, board: Any) -> Fleets:
         """Reward servers and samplers; they are ended in reverse, when the stack closes."""
@@ -185,12 +196,12 @@ class Controller:
         rewards = Fleet(
             partial(reward_server, plan),
             name="reward",
-            actor_options={"num_cpus": scoring.num_cpus, "num_gpus": scoring.num_gpus},
+            actor_options=_spread(num_cpus=scoring.num_cpus, num_gpus=scoring.num_gpus),
         )
         samplers = Fleet(
             partial(sampler, plan, board),
             name="sampler",
-            actor_options={"num_cpus": actors.num_cpus, "num_gpus": actors.num_gpus},
+            actor_options=_spread(num_cpus=actors.num_cpus, num_gpus=actors.num_gpus),
         )
         stack.callback(rewards.stop)
         stack.callback(samplers.stop)
@@ -228,7 +239,13 @@ class Controller:
             urls.append(new_socket_url())
             hosts.append(
                 ray.remote(ReplayServerHost)
-                .options(name=name, num_cpus=0, max_restarts=-1, max_task_retries=3)
+                .options(
+                    name=name,
+                    num_cpus=0,
+                    max_restarts=-1,
+                    max_task_retries=3,
+                    scheduling_strategy=beside_driver(),
+                )
                 .remote(folder, urls[-1], append_only=self._config.replay.append_only)
             )
         ray.get([host.wait_until_running.remote(_SERVER_TIMEOUT_S) for host in hosts])
@@ -251,6 +268,19 @@ def cluster_of_this_process() -> dict[str, str]:
     """Where the run's Ray cluster is found; no secret is among it."""
     context = ray.get_runtime_context()
     return {"address": context.gcs_address, "node_ip": ray.util.get_node_ip_address()}
+
+
+def beside_driver() -> NodeAffinitySchedulingStrategy:
+    """The driver's node, for what a run cannot do without: it ends with the driver anyway.
+
+    Ray places an actor that books nothing on any node, which may be the next one to be lost.
+    """
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+
+
+def _spread(**booked: float) -> dict[str, Any]:
+    """Options of a fleet: over all nodes, so that a lost one takes as few as can be."""
+    return {**booked, "scheduling_strategy": "SPREAD"}
 
 
 def _end_ranks(ranks: Ranks, error: type[BaseException] | None, *_: object) -> None:

@@ -1,7 +1,8 @@
 """The fleets of a run: looked after, scaled while it runs, and shown to whoever asks.
 
 Every change is a decision with its reason: a line in the job's log, one in `fleet.jsonl` of the
-run's folder, and the newest of them on the page of `deploy.fleet`.
+run's folder, and the newest of them on the page of `deploy.fleet`. So is every actor that ended
+without being asked to, and was replaced.
 """
 
 import json
@@ -72,8 +73,10 @@ class Fleets:
         Raises:
             FleetGaveUpError: an actor cannot be kept alive.
         """
-        for fleet in self._fleets.values():
+        for role, fleet in self._fleets.items():
             fleet.ensure_alive()
+            for end in fleet.ends():
+                self._keep(role, len(fleet), len(fleet), f"{end.actor} {end.why}; it is replaced")
         for role, wish in self._wishes().items():
             self._heed(role, wish)
         now = time.monotonic()
@@ -92,10 +95,7 @@ class Fleets:
         if count == before:
             return
         fleet.scale(count)
-        decision = {"time": time.time(), "role": role, "from": before, "to": count, "why": why}
-        self._decisions.append(decision)
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(decision) + "\n")
+        self._keep(role, before, count, why)
         log.info("%s: %d -> %d, %s", role, before, count, why)
 
     def stats(self) -> dict[str, dict[str, float | str]]:
@@ -103,6 +103,13 @@ class Fleets:
         return {
             name: each for fleet in self._fleets.values() for name, each in fleet.stats().items()
         }
+
+    def _keep(self, role: str, before: int, count: int, why: str) -> None:
+        """A line of `fleet.jsonl`; one that replaces an actor leaves the number as it is."""
+        decision = {"time": time.time(), "role": role, "from": before, "to": count, "why": why}
+        self._decisions.append(decision)
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(decision) + "\n")
 
     def _heed(self, role: str, wish: int | tuple[int, int]) -> None:
         """A number is had from now on; a pair of them bounds what the rule may do."""

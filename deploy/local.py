@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
@@ -70,9 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     launch = launch_arguments(options)
     if options.check:
         return subprocess.run([sys.executable, "-m", "deploy.launch", *launch], cwd=ROOT).returncode
-    runs = _runs_folder(options)
-    if runs is None:
+    found = _checked(options)
+    if found is None:
         return _USAGE_ERROR
+    runs, facts = found
     entrypoint = [sys.executable, "-m", "deploy.launch", *launch]
     try:
         return run_job(
@@ -82,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             num_cpus=options.cpus,
             stop=stop,
             token=secrets.token_urlsafe(24) if options.token else None,
+            facts=facts,
         )
     except HeadError as error:
         log.error("%s", error)
@@ -99,8 +101,8 @@ def _name(options: argparse.Namespace) -> list[str]:
     return [f"name={json.dumps(options.run)}"] if options.run else []
 
 
-def _runs_folder(options: argparse.Namespace) -> Path | None:
-    """Where runs are written; None: something is wrong or missing, and it was said what.
+def _checked(options: argparse.Namespace) -> tuple[Path, dict[str, str]] | None:
+    """Where runs are written, and facts of this one; None: something is wrong, and it was said.
 
     The job looks again. Here it is only to report an error before seconds are spent on Ray.
     """
@@ -118,7 +120,13 @@ def _runs_folder(options: argparse.Namespace) -> Path | None:
         runs = config.run_folder(os.environ).resolve().parent
     for problem in problems:
         log.error("%s", problem)
-    return None if problems else runs
+    facts = {
+        "run": config.name,
+        "preset": Path(options.config).name,
+        "method": config.method.kind,
+        "seed": str(config.seed),
+    }
+    return None if problems else (runs, facts)
 
 
 def run_job(
@@ -129,14 +137,21 @@ def run_job(
     num_cpus: int | None,
     stop: StopRequest,
     token: str | None = None,
+    facts: Mapping[str, str] | None = None,
 ) -> int:
-    """Runs an entrypoint as a Ray job on a head of its own; the job's exit status."""
+    """Runs an entrypoint as a Ray job on a head of its own; the job's exit status.
+
+    Args:
+        facts: the job's metadata in the dashboard.
+    """
     with LocalHead(num_cpus=num_cpus, environ=os.environ, token=token) as head:
         if not head.wait_ready(timeout_s=_READY_TIMEOUT_S, should_stop=stop.is_set):
             return _stopped_status(stop)
         log.info("Ray dashboard: %s%s", head.url, f" (token {token})" if token else "")
         job = f"{run or 'run'}-{secrets.token_hex(3)}"
-        command = head.submit_command(entrypoint, job=job, folder=ROOT, env_vars=_job_environ(runs))
+        command = head.submit_command(
+            entrypoint, job=job, folder=ROOT, env_vars=_job_environ(runs), metadata=facts
+        )
         client = start_child(command, environ=head.client_environ(), stdout=subprocess.PIPE)
         try:
             _follow(client, head, job, stop)

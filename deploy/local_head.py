@@ -66,6 +66,8 @@ class LocalHead:
         self._folder: Path | None = None
         self._lock: int | None = None
         self._dashboard_port = 0
+        self._port = 0
+        self._node_ip = ""
         # Requests stay on the loopback, whatever proxy the environment names.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -89,6 +91,16 @@ class LocalHead:
         return f"http://127.0.0.1:{self._dashboard_port}"
 
     @property
+    def address(self) -> str:
+        """Where nodes and drivers of this machine join: host:port."""
+        return f"{self._node_ip}:{self._port}"
+
+    @property
+    def node_ip(self) -> str:
+        """Its loopback address, by which Ray tells nodes of one machine apart."""
+        return self._node_ip
+
+    @property
     def pid(self) -> int:
         """Of the process that all others of the head descend from."""
         assert self._process is not None
@@ -102,15 +114,16 @@ class LocalHead:
 
     def _start(self, folder: Path) -> subprocess.Popen[bytes]:
         ports = iter(free_ports(7))
-        self._dashboard_port = next(ports)
+        self._dashboard_port, self._port = next(ports), next(ports)
+        self._node_ip = loopback_address()
         command = [
             sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
             "--disable-usage-stats",
             f"--temp-dir={folder}",
-            f"--node-ip-address={_loopback_address()}",
+            f"--node-ip-address={self._node_ip}",
             "--dashboard-host=127.0.0.1",
             f"--dashboard-port={self._dashboard_port}",
-            f"--port={next(ports)}",
+            f"--port={self._port}",
             f"--dashboard-agent-listen-port={next(ports)}",
             f"--dashboard-agent-grpc-port={next(ports)}",
             f"--runtime-env-agent-port={next(ports)}",
@@ -169,15 +182,26 @@ class LocalHead:
             raise HeadError(f"{method} {self.url}{path}: {error}") from None
 
     def submit_command(
-        self, entrypoint: Sequence[str], *, job: str, folder: Path, env_vars: Mapping[str, str]
+        self,
+        entrypoint: Sequence[str],
+        *,
+        job: str,
+        folder: Path,
+        env_vars: Mapping[str, str],
+        metadata: Mapping[str, str] | None = None,
     ) -> list[str]:
-        """The `ray job submit` command line that runs an entrypoint in a copy of `folder`."""
+        """The `ray job submit` command line that runs an entrypoint in a copy of `folder`.
+
+        Args:
+            metadata: what the dashboard tells of the job.
+        """
         return [
             sys.executable, "-m", "ray.scripts.scripts", "job", "submit",
             f"--address={self.url}",
             f"--submission-id={job}",
             f"--working-dir={folder}",
             f"--runtime-env-json={json.dumps({'env_vars': dict(env_vars)})}",
+            f"--metadata-json={json.dumps(dict(metadata or {}))}",
             "--log-color=false",
             "--", *entrypoint,
         ]  # fmt: skip
@@ -278,7 +302,8 @@ def _head_environ(environ: Mapping[str, str], token: str | None) -> dict[str, st
     }
 
 
-def _loopback_address() -> str:
+def loopback_address() -> str:
+    """An address of this machine alone that another node hardly has."""
     # 127.0.0.1 itself would be replaced by the host's outer address. macOS has only that one.
     if sys.platform != "linux":
         return "127.0.0.1"

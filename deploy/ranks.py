@@ -11,6 +11,8 @@ from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from deploy.build import EvaluatorHost, LearnerRank, Plan, WeightsSource
 from deploy.outcome import RunFolder
@@ -42,6 +44,7 @@ class Ranks:
         self._restarts = 0
         self._restarts_in_a_row = 0
         self._restarted_at_cycle = -1
+        self._place: Any = None
         self._asked_board: tuple[ray.ObjectRef[int], int] | None = None
         self._stop_asked = False
         self._rows: list[dict[str, Any]] = []
@@ -51,6 +54,9 @@ class Ranks:
         """Places the ranks and sets them to work."""
         options = self._plan.config.learner
         host = ray.remote(LearnerRank)
+        self._place = self._place or packed_place(
+            options.ranks, num_cpus=options.num_cpus, num_gpus=options.num_gpus
+        )
         lives = f".{self._restarts}" if self._restarts else ""
         self._actors = [
             host.options(
@@ -58,6 +64,7 @@ class Ranks:
                 num_cpus=options.num_cpus,
                 num_gpus=options.num_gpus,
                 max_concurrency=3,  # run, and beside it report and stop
+                scheduling_strategy=_bundle(self._place, rank),
             ).remote(self._plan, rank, self._board)
             for rank in range(options.ranks)
         ]
@@ -168,6 +175,19 @@ class Ranks:
                 f"{self._plan.config.learner.num_cpus:g} CPUs or "
                 f"{self._plan.config.learner.num_gpus:g} GPUs for it"
             ) from error
+
+
+def packed_place(ranks: int, *, num_cpus: float, num_gpus: float) -> PlacementGroup | None:
+    """Room for several ranks on as few nodes as can be, since they exchange gradients.
+
+    None where there is nothing to pack. A lost node's part is given a new place by Ray.
+    """
+    each = {name: n for name, n in (("CPU", num_cpus), ("GPU", num_gpus)) if n > 0}
+    return placement_group([each] * ranks, strategy="PACK") if ranks > 1 and each else None
+
+
+def _bundle(place: PlacementGroup | None, rank: int) -> Any:
+    return PlacementGroupSchedulingStrategy(place, rank) if place else "DEFAULT"
 
 
 class EvaluatorHandle:

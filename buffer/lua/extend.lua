@@ -8,6 +8,6 @@ end
 local expiry = now_ms() + tonumber(ARGV[4])
 redis.call('ZADD', LEASES, string.format('%d', expiry), ARGV[2])
 if tonumber(ARGV[4]) == 0 then
-  redis.call('HDEL', HOLDERS, ARGV[2])
+  redis.call('HDEL', HOLDERS, ARGV[2], ARGV[3])
 end
 return 1

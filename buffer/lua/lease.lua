@@ -5,13 +5,7 @@
 -- Invariant: a ticket has one holder; it leaves `leases` only by put.lua. The same lease id twice
 --            (a command sent again) gives the same ticket.
 local now = now_ms()
-local number
-local held = redis.call('HGETALL', HOLDERS)
-for i = 1, #held, 2 do
-  if held[i + 1] == ARGV[2] then
-    number = tonumber(held[i])
-  end
-end
+local number = tonumber(redis.call('HGET', HOLDERS, ARGV[2]) or '')
 if not number then
   for _, ticket in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', string.format('%d', now))) do
     number = math.min(number or tonumber(ticket), tonumber(ticket))
@@ -36,5 +30,9 @@ if fresh then
   redis.call('HINCRBY', TICKETS, 'next', ARGV[5])
 end
 redis.call('ZADD', LEASES, string.format('%d', now + tonumber(ARGV[3])), name)
-redis.call('HSET', HOLDERS, name, ARGV[2])
+local former = redis.call('HGET', HOLDERS, name)
+redis.call('HSET', HOLDERS, name, ARGV[2], ARGV[2], name)
+if former and former ~= ARGV[2] then
+  redis.call('HDEL', HOLDERS, former)
+end
 return {number, version}

@@ -29,5 +29,5 @@ end
 redis.call('HSET', OPEN, ARGV[2], records)
 redis.call('HINCRBY', COUNTS, 'issued', records)
 redis.call('ZREM', LEASES, ARGV[2])
-redis.call('HDEL', HOLDERS, ARGV[2])
+redis.call('HDEL', HOLDERS, ARGV[2], redis.call('HGET', HOLDERS, ARGV[2]) or '')
 return 1

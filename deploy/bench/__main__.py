@@ -92,6 +92,12 @@ def _sqdf(options: argparse.Namespace) -> list[Row]:
     return sqdf(repeats=options.repeats, threads=options.threads, few=options.few)
 
 
+def _pace(options: argparse.Namespace) -> list[Row]:
+    from deploy.bench.pace import pace
+
+    return pace(repeats=options.repeats, few=options.few)
+
+
 def _run(options: argparse.Namespace) -> list[Row]:
     from deploy.bench.whole_run import newest, shares
 
@@ -112,6 +118,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "rewards": lambda options: _policy("rewards", options),
     "learner": _learner,
     "sqdf": _sqdf,
+    "pace": _pace,
     "run": _run,
 }
 

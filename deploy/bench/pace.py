@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from actors.worker import SamplerWorker
 from buffer.embedded import EmbeddedServer
 from buffer.redis_replay import RedisReplay
 from buffer.replay_settings import ReplaySettings
@@ -21,6 +22,7 @@ from deploy.bench.timing import Row, spread
 from learner.groups import GroupSource, ScoredGroups
 from learner.policy.board import PolicyBoard, Weights
 from learner.trainer import Journal, Trainer
+from reward_servers.server import RewardServer
 
 SAMPLERS = 8
 GROUPS = 16
@@ -66,12 +68,12 @@ def _run(staleness: int, *, cycles: int, unit_s: float) -> tuple[float, float]:
         replay = RedisReplay.connect(settings)
         stack.callback(replay.close)
         board, stopping = PolicyBoard(), threading.Event()
-        workers: list[Any] = [new_server(replay, 0)]
+        workers: list[SamplerWorker | RewardServer] = [new_server(replay, 0)]
         workers += [
-            new_sampler(replay, i, SAMPLERS, GROUP_S * unit_s, weights=_Shelf(board))
+            new_sampler(replay, i, SAMPLERS, GROUP_S * unit_s, _Shelf(board))
             for i in range(SAMPLERS)
         ]
-        stack.enter_context(at_work(workers, timeout_s=60.0))
+        stack.enter_context(at_work(workers))
         ends = tuple(GROUPS * (1 + cycle) for cycle in range(cycles + 1))
         source = GroupSource(
             replay=replay,

@@ -37,13 +37,14 @@ def write(
     *,
     machine_before: Mapping[str, Any],
     settings: Mapping[str, Any],
+    command: str = "deploy.bench",
 ) -> Path:
     """Writes a benchmark's file; `machine_before` is how the machine was before it began."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {
         "benchmark": name,
         "time": time.strftime("%Y-%m-%d %H:%M:%S%z"),
-        "command": shlex.join(["python", "-m", "deploy.bench", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", command, *sys.argv[1:]]),
         "machine": machine_before,
         "versions": versions(),
         "settings": settings,

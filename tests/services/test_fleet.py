@@ -160,3 +160,18 @@ def test_weights_that_do_not_come_in_time_are_named() -> None:
     ray.get(board.publish.remote(4, [never.remote()]))
     with pytest.raises(TimeoutError, match=r"weights of policy version 4 did not come within 0\.5"):
         BoardWeights(board, timeout_s=0.5).fetch(4)
+
+
+def test_an_actor_that_ended_is_told_once_with_its_reason(
+    new_fleet: Callable[..., Fleet],
+) -> None:
+    fleet = new_fleet(settings=FleetSettings(backoff_s=0.1))
+    fleet.start(1)
+    eventually(lambda: owners(fleet) == ["sampler-0.0"], fleet)
+    ray.kill(ray.get_actor("sampler-0"))
+    eventually(lambda: owners(fleet) == ["sampler-0.1"], fleet)
+    [end] = fleet.ends()
+    assert end.actor == "sampler-0"
+    assert end.why.startswith("ended, 1 in a row: ActorDiedError: The actor is dead because")
+    assert "\n" not in end.why
+    assert fleet.ends() == []

@@ -126,6 +126,21 @@ def test_every_decision_can_be_read_afterwards(
     assert page(desk)["decisions"] == written
 
 
+def test_an_actor_that_was_replaced_can_be_read_of_afterwards(
+    new_fleets: Callable[..., Fleets], desk: Any, tmp_path: Path
+) -> None:
+    fleets = new_fleets()
+    working = {"samplers-0": "working"}
+    eventually(lambda: states(desk, "samplers") == working, lambda: fleets.look({}))
+    ray.kill(ray.get_actor("samplers-0"))
+    file = tmp_path / DECISIONS_FILE
+    eventually(file.exists, lambda: fleets.look({}))
+    [written] = map(json.loads, file.read_text().splitlines())
+    assert (written["role"], written["from"], written["to"]) == ("samplers", 1, 1)
+    assert written["why"].startswith("samplers-0 ended, 1 in a row: ")
+    assert written["why"].endswith("; it is replaced")
+
+
 def test_an_actor_that_finds_no_place_is_told_from_one_at_work(
     new_fleets: Callable[..., Fleets], desk: Any
 ) -> None:

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from buffer.redis_replay import RedisReplay
-from tests.services.replay_calls import LEASE_S, SHORT_S, one_server
+from tests.services.replay_calls import LEASE_S, SHORT_S, MakeGroup, one_server
 
 pytestmark = pytest.mark.redis
 
@@ -96,3 +96,30 @@ def test_skipped_tickets_are_never_issued(replay: RedisReplay) -> None:
     ticket = replay.lease_ticket("a", lease_s=LEASE_S)
     assert ticket is not None
     assert (ticket.number, ticket.policy_version) == (40, 5)
+
+
+def test_a_lease_command_that_comes_after_the_lease_ran_out_takes_nothing_back(
+    replay: RedisReplay,
+) -> None:
+    replay.admit(limit=2, policy_version=0)
+    replay._link.run("lease", "slow/1", 1)
+    time.sleep(SHORT_S)
+    taken = replay.lease_ticket("quick", lease_s=LEASE_S)
+    assert taken is not None
+    assert taken.number == 0
+    assert replay._link.run("lease", "slow/1", 30000)[0] == 1
+    assert replay.renew_ticket(taken, lease_s=LEASE_S)
+
+
+def test_nothing_is_left_of_leases_that_were_put_returned_or_taken_over(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    replay.admit(limit=1, policy_version=0)
+    replay.lease_ticket("dies", lease_s=SHORT_S)
+    time.sleep(2 * SHORT_S)
+    returned = replay.lease_ticket("returns", lease_s=LEASE_S)
+    assert returned is not None
+    replay.return_ticket(returned)
+    assert replay.lease_ticket("puts", lease_s=LEASE_S) is not None
+    replay.put_group(0, make_group(0))
+    assert replay._link.client.hgetall(replay._link.key("holders")) == {}

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from deploy.local import job_lines
+from deploy.local import _checked, _options, job_lines
 from deploy.local_head import _claimed, _sweep, free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,3 +86,11 @@ def test_a_folder_that_is_no_session_is_not_swept(tmp_path: Path) -> None:
     other = _session(tmp_path, "ft-other")
     _sweep(tmp_path)
     assert other.exists()
+
+
+def test_a_job_carries_the_facts_of_its_run() -> None:
+    found = _checked(_options(["--run", "mine", SMOKE, "seed=7", "method.cycles=3"]))
+    assert found is not None
+    runs, facts = found
+    assert runs.is_absolute()
+    assert facts == {"run": "mine", "preset": "smoke.yaml", "method": "lasro", "seed": "7"}
