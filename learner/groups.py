@@ -99,6 +99,9 @@ class ScoredGroups:
         self._round_ends = tuple(round_ends)
         self.index = LogIndex(group_size=source.group_size)
         self.policy_version = 0
+        # What `collect` was asked for last: the first ticket after it, and the policy version.
+        self._asked = 0, 0
+        self._admitted = 0
         # Mean and deviation of what is standardised; saved with the method.
         self.moments: dict[str, tuple[float, float]] = {}
 
@@ -158,13 +161,15 @@ class ScoredGroups:
             StallError: no news for `stall_s`; says what is missing.
             StoppedError: the learner was told to stop.
         """
+        self._asked = tickets.stop, policy_version
         begun = news_at = told_at = time.monotonic()
         while True:
             if self.catch_up():
                 news_at = time.monotonic()
+            # Before a return too: what comes after these is sampled while they are learned from.
+            counters = self._admit()
             if not any_rank(self._missing(tickets)):
                 return
-            counters = self._admit(tickets.stop, policy_version)
             if time.monotonic() - news_at > self.source.stall_s:
                 raise StallError(
                     f"no record was scored for {self.source.stall_s:.0f} s while waiting for "
@@ -183,13 +188,23 @@ class ScoredGroups:
     def _missing(self, tickets: range) -> bool:
         return not self.index.finished(tickets.start, tickets.stop)
 
-    def _admit(self, limit: int, policy_version: int) -> Counters | None:
+    def top_up(self) -> None:
+        """Lets more tickets be issued where there was no room for all of them.
+
+        To be called between steps, so that samplers work while the learner does.
+        """
+        if self._admitted < self._horizon(self._asked[0]):
+            self._admit()
+
+    def _admit(self) -> Counters | None:
         """Lets tickets be issued; the counts it went by, on the rank that does."""
         if not self._admits:
             return None
+        limit, policy_version = self._asked
         counters = self._replay.counters()
         window = limit_by_window(num_finished=counters.progress, max_open=self.source.max_open)
-        self._replay.admit(limit=min(self._horizon(limit), window), policy_version=policy_version)
+        self._admitted = min(self._horizon(limit), window)
+        self._replay.admit(limit=self._admitted, policy_version=policy_version)
         return counters
 
     def _horizon(self, limit: int) -> int:

@@ -127,6 +127,7 @@ class Alternating:
             for _ in range(self._settings.policy_steps):
                 with self.journal.counted("policy", self._steps.kind):
                     metrics = self._steps.step()
+                self._groups.top_up()
                 self._follow()
         self.journal.record("policy", cycle, {"braked": 0.0, **metrics})
 

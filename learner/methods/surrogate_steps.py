@@ -131,6 +131,7 @@ class SurrogateSteps:
             metrics: dict[str, float] = {}
             for _ in range(self._settings.surrogate_steps):
                 metrics = self._update(known, fresh)
+                self._groups.top_up()
         self._count_labels([*known, *fresh])
         self._journal.record("surrogate", cycle, metrics)
 

@@ -81,6 +81,35 @@ def test_a_rank_that_does_not_admit_admits_nothing(replay: RedisReplay) -> None:
     assert replay.counters().admitted == 0
 
 
+def test_what_comes_next_is_admitted_though_nothing_is_missing(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    score_groups(replay, make_group, 0)
+    groups = ScoredGroups(
+        source(replay, max_staleness=1), steps=(0, 1), admits=True, round_ends=(1, 3, 5)
+    )
+    groups.collect(range(1), 0)
+    assert replay.counters().admitted == 3
+
+
+def test_tickets_that_had_no_room_are_admitted_between_steps(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    groups = ScoredGroups(
+        source(replay, max_staleness=1, max_open=2),
+        steps=(0, 1),
+        admits=True,
+        round_ends=(1, 5),
+    )
+    score_groups(replay, make_group, 0)
+    groups.collect(range(1), 0)
+    assert replay.counters().admitted == 3
+    score_groups(replay, make_group, 1, 2)
+    groups.top_up()
+    assert replay.counters().admitted == 5
+    assert replay.lease_ticket("sampler", lease_s=10) is not None
+
+
 @pytest.mark.parametrize(
     ("is_put", "cause"), [(False, "waiting_for_samplers"), (True, "waiting_for_rewards")]
 )
