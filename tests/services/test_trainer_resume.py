@@ -1,5 +1,6 @@
 """A whole learner over a real replay, stopped, killed and resumed."""
 
+import dataclasses
 import json
 import os
 import socket
@@ -127,6 +128,19 @@ def test_stopping_while_the_surrogate_is_fitted_changes_no_bit_and_repeats_no_st
     assert (stopped.finished, steps) == (False, 2)
     assert_same_weights(world.live(resume=True), straight)
     assert steps == LASRO.pretrain.max_steps + (LASRO.cycles - 1) * LASRO.surrogate_steps
+
+
+def test_over_several_servers_a_run_that_is_killed_and_resumed_changes_no_bit(
+    straight: Life,
+    new_world: Callable[..., World],
+    server: EmbeddedServer,
+    more_servers: list[EmbeddedServer],
+) -> None:
+    urls = " ".join(each.url for each in (server, *more_servers))
+    world = dataclasses.replace(new_world(), url=urls)
+    assert not world.live(at_version=kill_at(2)).finished
+    assert_same_weights(world.live(resume=True), straight)
+    assert world.reward.pictures == TICKETS * MEMBERS * STEPS
 
 
 def test_a_learner_killed_between_checkpoints_ends_with_the_same_weights(

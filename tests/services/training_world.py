@@ -17,7 +17,9 @@ import torch
 from actors.prompts import PromptSource
 from actors.rollout import FewStepPolicy
 from actors.worker import SamplerWorker
-from buffer.redis_replay import RedisReplay, ReplaySettings
+from buffer.replay import Replay
+from buffer.replay_settings import ReplaySettings
+from buffer.sharded_replay import connect_replay
 from learner.groups import GroupSource, ScoredGroups
 from learner.methods.lasro_build import build_lasro
 from learner.policy.board import PolicyBoard, Weights
@@ -110,7 +112,7 @@ class Life:
 
 @dataclass
 class World:
-    """What outlives a learner: the server, the run's name and folder, the pipelines."""
+    """What outlives a learner: the server or servers, the run's name and folder, the pipelines."""
 
     url: str
     run: str
@@ -120,10 +122,8 @@ class World:
     settings: Lasro = LASRO
     max_records: int | None = None
 
-    def replay(self) -> RedisReplay:
-        return RedisReplay.connect(
-            ReplaySettings(url=self.url, run=self.run, capacity_records=1000)
-        )
+    def replay(self) -> Replay:
+        return connect_replay(ReplaySettings(url=self.url, run=self.run, capacity_records=1000))
 
     @property
     def model(self) -> Model:
