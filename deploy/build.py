@@ -239,7 +239,7 @@ class LearnerRank:
             rewards={name: reward.weight for name, reward in config.rewards.items()},
             group_size=config.actors.group_size,
             max_open=config.replay.max_pending_records // config.actors.group_size,
-            max_staleness=config.replay.max_staleness,
+            max_staleness=config.max_staleness,
             capacity_groups=config.replay.capacity_groups,
             stall_s=config.limits.stall_s,
             standardised=frozenset(

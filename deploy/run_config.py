@@ -104,6 +104,12 @@ class RunConfig(Section):
         return self.rewarded_steps if self.pace == "lockstep" else self.scoring.max_batch
 
     @property
+    def max_staleness(self) -> int:
+        """Cycles that samplers may be ahead of the learner."""
+        given = self.replay.max_staleness
+        return int(self.pace == "free") if given is None else given
+
+    @property
     def capacity_bytes(self) -> int:
         """Of the replay; 0 without such a limit."""
         return round((self.replay.capacity_mb or 0) * 2**20)

@@ -111,6 +111,21 @@ def test_an_exponent_in_free_arguments_is_a_number() -> None:
     assert config.rewards["binding"].args["scale"] == 1e-4
 
 
+@pytest.mark.parametrize(
+    ("overrides", "cycles"),
+    [
+        ([], 1),
+        (["replay.max_staleness=0"], 0),
+        (["replay.max_staleness=3"], 3),
+        (["pace=lockstep", "actors.groups_per_batch=1"], 0),
+    ],
+)
+def test_samplers_run_a_cycle_ahead_unless_in_lockstep_or_told_otherwise(
+    overrides: list[str], cycles: int
+) -> None:
+    assert load_config(SMOKE, overrides).max_staleness == cycles
+
+
 def test_a_number_and_a_date_are_names_too() -> None:
     names = [load_config(SMOKE, [f"name={name}"]).name for name in ("7", "2026-11-22")]
     assert names == ["7", "2026-11-22"]
