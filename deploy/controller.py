@@ -273,9 +273,10 @@ def cluster_of_this_process() -> dict[str, str]:
 def beside_driver() -> NodeAffinitySchedulingStrategy:
     """The driver's node, for what a run cannot do without: it ends with the driver anyway.
 
-    Ray places an actor that books nothing on any node, which may be the next one to be lost.
+    Ray places an actor that books nothing on any node, which may be the next one to be lost, and
+    a soft wish for a node it does not always heed.
     """
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def _spread(**booked: float) -> dict[str, Any]:

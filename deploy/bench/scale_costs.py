@@ -18,14 +18,14 @@ from buffer.admission import limit_by_window
 from buffer.codec import encode_record, encode_scores
 from buffer.index import LogIndex
 from buffer.records import Record, Scores, record_id
-from buffer.redis_link import RedisLink
+from buffer.redis_link import RedisLink, stream_entries
 from buffer.redis_replay import RedisReplay, ReplaySettings
 from deploy.bench.records import GROUP, new_group
 from deploy.bench.timing import Row, spread
 
-SERVING = ("redis", "learner")
+SERVING: tuple[str, ...] = ("redis", "learner")
 """What one server and one process do for all samplers; the rest grows with the fleets."""
-PARTS = (*SERVING, "sampler", "reward server")
+PARTS: tuple[str, ...] = (*SERVING, "sampler", "reward server")
 _SHAPE = (4, 2, 2)
 _SCORES = Scores({"reward": (0.5, 0.75)})
 _LEASE_S = 600.0
@@ -129,11 +129,11 @@ class CostedRun:
 
     def _commit_all(self, records: int) -> None:
         queue = self._link.key("pending")
-        [[_, entries]] = self._link.client.xreadgroup(
-            "scorers", "filler", {queue: ">"}, count=records
-        )
+        answer: Any = self._link.client.xreadgroup("scorers", "filler", {queue: ">"}, count=records)
         words = [
-            word for _, fields in entries for word in (fields[b"id"], 2, encode_scores(_SCORES))
+            word
+            for _, fields in stream_entries(answer)
+            for word in (fields[b"id"], 2, encode_scores(_SCORES))
         ]
         assert self._link.run("commit", self._capacity, 0, "oldest", *words) == records
 

@@ -17,7 +17,7 @@ from buffer.records import START, IndexEntry
 from deploy.local_head import LocalHead
 from deploy.quarantine import opened
 from tests.e2e.conftest import ROOT, SMOKE, START_S
-from tests.e2e.ray_nodes import RayNode, actors_of
+from tests.e2e.ray_nodes import RayNode, actors_of, living_nodes
 from tests.e2e.waiting_samplers import WAIT_FILE
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -145,12 +145,11 @@ def test_a_fleet_follows_its_nodes_and_loses_nothing(run: Run, tmp_path: Path) -
         run.fleet("scale", "samplers=4")
         run.wait_for_page("samplers: 4 of 4 at work")
         of_four = run.rate()
-        where = Counter(
-            actor["node_id"]
-            for name, actor in actors_of(run.head, RUN).items()
-            if name.startswith("sampler-")
-        )
-        assert sorted(where.values()) == [2, 2]
+        node_of = {name: actor["node_id"] for name, actor in actors_of(run.head, RUN).items()}
+        samplers = Counter(node for name, node in node_of.items() if name.startswith("sampler-"))
+        assert sorted(samplers.values()) == [2, 2]
+        of_driver = {node_of[name] for name in ("controller", "policy-board", "replay-server")}
+        assert of_driver == {living_nodes(run.head)[run.head.node_ip]}
 
         spare.kill()
         run.wait_for(lambda: len(run.lost()) == 2, lambda: f"{run.decisions()}")
