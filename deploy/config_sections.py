@@ -132,9 +132,9 @@ class Replay(Section):
     capacity_mb: Annotated[float, Field(gt=0)] | None = None
     """Size of their latents above which the oldest make room too; null: no such limit."""
     max_staleness: Whole | None = None
-    """Cycles that samplers may be ahead of the learner: samples of a cycle are then made by a policy
-    that is at most so many versions old. 0: the learner waits while they are made; null: 1 with
-    `pace: free`, so that they are made while it learns, and 0 with `lockstep`."""
+    """Cycles that samplers may be ahead of the learner: samples of a cycle are then made by a
+    policy that is at most so many versions old. 0: the learner waits while they are made; null: 1
+    with `pace: free`, so that they are made while it learns, and 0 with `lockstep`."""
     max_samples_per_insert: Annotated[float, Field(gt=0)] | None = None
     """Most often that a trajectory may be drawn on average; a method whose steps ask for more is
     refused at start. null: as often as they ask."""

@@ -17,9 +17,9 @@ import torch
 from actors.prompts import PromptSource
 from actors.rollout import FewStepPolicy
 from actors.worker import SamplerWorker
-from buffer.replay import Replay
+from buffer.redis_replay import RedisReplay
 from buffer.replay_settings import ReplaySettings
-from buffer.sharded_replay import connect_replay
+from buffer.sharded_replay import ShardedReplay, connect_replay
 from learner.groups import GroupSource, ScoredGroups
 from learner.methods.lasro_build import build_lasro
 from learner.policy.board import PolicyBoard, Weights
@@ -122,7 +122,7 @@ class World:
     settings: Lasro = LASRO
     max_records: int | None = None
 
-    def replay(self) -> Replay:
+    def replay(self) -> RedisReplay | ShardedReplay:
         return connect_replay(ReplaySettings(url=self.url, run=self.run, capacity_records=1000))
 
     @property

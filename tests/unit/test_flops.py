@@ -31,7 +31,7 @@ def gradients(network: nn.Module, x: Tensor) -> list[Tensor]:
 def test_a_product_of_matrices_costs_two_operations_for_each_of_its_terms() -> None:
     meter = FlopMeter()
     with meter.counted("product"):
-        torch.ones(3, 5) @ torch.ones(5, 7)
+        _ = torch.ones(3, 5) @ torch.ones(5, 7)
     assert meter.total == 2 * 3 * 5 * 7
 
 
@@ -77,7 +77,7 @@ def test_work_of_a_known_kind_is_added_without_a_look(network: nn.Module) -> Non
 def test_work_that_fails_costs_nothing_and_is_looked_at_again() -> None:
     meter = FlopMeter()
     with pytest.raises(RuntimeError), meter.counted("product"):
-        torch.ones(3, 5) @ torch.ones(7, 5)
+        _ = torch.ones(3, 5) @ torch.ones(7, 5)
     with meter.counted("product"):
-        torch.ones(3, 5) @ torch.ones(5, 7)
+        _ = torch.ones(3, 5) @ torch.ones(5, 7)
     assert meter.total == 2 * 3 * 5 * 7
