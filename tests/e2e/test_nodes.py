@@ -25,8 +25,12 @@ RUN = "nodes"
 MEMBERS, PRETRAIN, PER_CYCLE, CYCLES = 3, 500, 4, 2
 MEASURED_S = 24.0
 PATIENCE_S = 300.0
+PIPELINES = ROOT / "deploy" / "shapes" / "pipelines"
 SETTINGS = {
     "name": RUN,
+    # Absolute: nodes of one machine share the job's working directory; one that ends removes it.
+    "model.path": PIPELINES / "lcm",
+    "model.teacher": PIPELINES / "base",
     "actors.num_cpus": 1,
     "actors.group_size": MEMBERS,
     "actors.groups_per_batch": 1,
