@@ -114,7 +114,7 @@ def drill(folder: Path, *, kills: int, seed: int) -> dict[str, Any]:
         "kills": sum(killed.values()),
         "killed": dict(killed),
         "submitted": disturbed.submissions,
-        "same_policy": are_same(straight.adapter(), disturbed.adapter()),
+        "same_policy": are_same(weights_in(straight.path), weights_in(disturbed.path)),
         "straight_s": round(straight_s, 1),
         "disturbed_s": round(time.monotonic() - begun - straight_s, 1),
     }
@@ -197,11 +197,6 @@ class Run:
         folder = self.path / "checkpoints"
         return max((int(p.name) for p in folder.glob("*") if p.name.isdigit()), default=-1)
 
-    def adapter(self) -> dict[str, np.ndarray]:
-        """The weights that the run ended with."""
-        [file] = (self.path / "adapter").glob("*.safetensors")
-        return load_file(file)
-
     def victims(self, kind: str) -> list[psutil.Process]:
         """Living processes of one kind."""
         if kind == "driver":
@@ -255,6 +250,12 @@ def disturb(run: Run, *, kills: int, rng: random.Random) -> Counter[str]:
             run.submit()
     run.wait(_END_S)
     return killed
+
+
+def weights_in(folder: Path) -> dict[str, np.ndarray]:
+    """The adapter that the run in a folder ended with."""
+    [file] = (folder / "adapter").glob("*.safetensors")
+    return load_file(file)
 
 
 def are_same(weights: dict[str, np.ndarray], others: dict[str, np.ndarray]) -> bool:
