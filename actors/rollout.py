@@ -79,6 +79,7 @@ class _GroupPolicy:
             `group_size` times.
         take: puts new weights into the network.
         shared_initial_noise: the on-policy ablation: members differ by injected noise alone.
+        meter: what networks that are `Metered` by it cost is told with every rollout.
         base: the untouched network, for `drift`.
     """
 
@@ -103,8 +104,7 @@ class _GroupPolicy:
     def sample(self, groups: Sequence[Group]) -> list[Rollout]:
         """One rollout a group: all rows of all groups go through the network together."""
         before = self.meter.total
-        with self.meter.counted(len(groups)):
-            rollouts = self._drawn(groups)
+        rollouts = self._drawn(groups)
         flops = (self.meter.total - before) / len(groups)
         return [replace(rollout, flops=flops) for rollout in rollouts]
 

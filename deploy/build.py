@@ -92,15 +92,17 @@ def policy_of(
     from actors.rollout import FewStepPolicy, ManyStepPolicy
     from actors.sampling import kept_states
     from learner.policy.denoiser import Denoiser
+    from learner.policy.flops import FlopMeter, Metered
     from learner.policy.views import SamplingPolicy, with_lora
     from learner.states import strata_of
 
     base: Any = pipeline.unet(config.model.attention).requires_grad_(False)
     base.to(device)  # before others share its tensors
     policy = SamplingPolicy(base, config.model, seed=config.seed)
-    num_steps, method = config.model.num_steps, config.method
+    num_steps, method, meter = config.model.num_steps, config.method, FlopMeter()
     parts: dict[str, Any] = {
-        "network": Denoiser(policy.unet),
+        "network": Metered(Denoiser(policy.unet), meter),
+        "meter": meter,
         "encode": pipeline.prompt_encoder(device),
         "take": policy.load,
         "schedule": pipeline.schedule,
@@ -119,12 +121,12 @@ def policy_of(
     strata, consistency = strata_of(method, num_steps), None
     if method.states.score_clean:
         assert method.clean.lora is not None
-        consistency = Denoiser(with_lora(base, method.clean.lora))
+        consistency = Metered(Denoiser(with_lora(base, method.clean.lora)), meter)
     return ManyStepPolicy(
         **parts,
         keep=lambda seed: kept_states(seed, strata),
         consistency=consistency,
-        reference=Denoiser(base) if method.states.store_reference else None,
+        reference=Metered(Denoiser(base), meter) if method.states.store_reference else None,
     )
 
 

@@ -4,11 +4,12 @@ By torch's own formulas for matrix products, convolutions and attention, forward
 is done element by element counts nothing, nor does a kernel that has no formula.
 """
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -32,13 +33,47 @@ class FlopMeter:
             kind: of work that always costs the same. Its first block is looked at, which takes
                 longer; later ones are as quick as without a meter.
         """
-        if kind in self._known:
+        if self.knows(kind):
             yield
         else:
-            with _Counting() as counting:
+            with self.looking(kind):
                 yield
-            self._known[kind] = counting.flops
+        self.add(kind)
+
+    def knows(self, kind: Hashable) -> bool:
+        """Whether work of that kind has been looked at."""
+        return kind in self._known
+
+    @contextmanager
+    def looking(self, kind: Hashable) -> Iterator[None]:
+        """Learns from the block what work of a kind costs."""
+        with _Counting() as counting:
+            yield
+        self._known[kind] = counting.flops
+
+    def add(self, kind: Hashable) -> None:
+        """Adds work of a kind that is known."""
         self.total += self._known[kind]
+
+
+class Metered:
+    """A network without autograd whose calls are counted, each shape by a call of its own.
+
+    Its result is dropped: without autograd, counting takes composite operations apart, and no bit
+    of what is sampled may depend on whether it was counted.
+    """
+
+    def __init__(self, network: Callable[..., Tensor], meter: FlopMeter) -> None:
+        self._network = network
+        self._meter = meter
+
+    def __call__(self, x: Tensor, *others: Any) -> Tensor:
+        kind = self, tuple(x.shape)
+        if not self._meter.knows(kind):
+            with self._meter.looking(kind):
+                self._network(x, *others)
+        self._meter.add(kind)
+        return self._network(x, *others)
 
 
 class _Counting(TorchDispatchMode):

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from learner.policy.flops import FlopMeter
+from learner.policy.flops import FlopMeter, Metered
 
 
 @pytest.fixture
@@ -44,15 +44,31 @@ def test_forward_and_backward_cost_what_torchs_own_counter_says(network: nn.Modu
     assert meter.total == counter.get_total_flops() > 0
 
 
-def test_sampling_without_autograd_costs_what_a_forward_pass_does(network: nn.Module) -> None:
-    x, sampling, forward = torch.randn(2, 4, 8, 8), FlopMeter(), FlopMeter()
-    with torch.inference_mode(), sampling.counted("pass"):
-        drawn = network(x)
+def test_a_metered_network_costs_its_forward_pass_and_gives_what_it_gave(
+    network: nn.Module,
+) -> None:
+    x, meter, forward = torch.randn(2, 4, 8, 8), FlopMeter(), FlopMeter()
+    metered = Metered(network, meter)
+    with torch.inference_mode():
+        drawn = [metered(x) for _ in range(3)]
+        plain = network(x)
     with torch.no_grad(), forward.counted("pass"):
         network(x)
-    assert sampling.total == forward.total > 0
+    assert meter.total == 3 * forward.total > 0
+    assert all(torch.equal(each, plain) for each in drawn)
+
+
+def test_two_networks_and_two_shapes_are_looked_at_by_themselves(network: nn.Module) -> None:
+    x, meter = torch.randn(2, 4, 8, 8), FlopMeter()
+    half = nn.Sequential(network[0])  # pyright: ignore
     with torch.inference_mode():
-        assert torch.equal(drawn, network(x))
+        Metered(network, meter)(x)
+        whole = meter.total
+        Metered(half, meter)(x)
+        assert 0 < meter.total - whole < whole
+        before = meter.total
+        Metered(half, meter)(x[:1])
+    assert 2 * (meter.total - before) == before - whole
 
 
 def test_no_bit_of_a_gradient_changes_because_it_is_counted(network: nn.Module) -> None:

@@ -30,6 +30,7 @@ from actors.sampling import (
 from learner.diffusion.chain import Chain
 from learner.diffusion.consistency import guidance_embedding
 from learner.diffusion.schedule import NoiseSchedule
+from learner.policy.flops import FlopMeter, Metered
 
 SHAPE = (4, 8, 8)
 CONFIG = {
@@ -315,6 +316,21 @@ def test_a_group_does_not_depend_on_its_batch(policy: FewStepPolicy | ManyStepPo
     together = policy.sample([CAT, DOG])[1].latents
     # Equal but for the last bit of float16: sums are cut differently in a larger batch.
     np.testing.assert_allclose(together, alone, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(("num_steps", "calls"), [(1, 1), (2, 2)])
+def test_a_group_is_told_its_share_of_what_its_batch_cost(num_steps: int, calls: int) -> None:
+    meter = FlopMeter()
+    metered = Metered(network(), meter)
+    policy = FewStepPolicy(**parts(network=metered, num_steps=num_steps), meter=meter)
+    alone = policy.sample([CAT])[0].flops
+    assert alone > 0
+    assert policy.sample([CAT])[0].flops == alone
+    assert [rollout.flops for rollout in policy.sample([CAT, DOG])] == [alone, alone]
+    assert meter.total == 4 * alone
+    once = FlopMeter()
+    single = FewStepPolicy(**parts(network=Metered(network(), once), num_steps=1), meter=once)
+    assert alone == calls * single.sample([CAT])[0].flops
 
 
 def test_a_group_sampled_twice_is_bit_identical() -> None:
