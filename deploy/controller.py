@@ -27,7 +27,7 @@ from buffer.redis_replay import RedisReplay
 from buffer.replay import Replay
 from buffer.sharded_replay import ShardedReplay, connect_replay
 from deploy.autoscale import Bounds
-from deploy.build import Plan, ReplayServerHost, reward_server, sampler
+from deploy.build import Plan, reward_server, sampler
 from deploy.curves import Curves
 from deploy.fleet_desk import DESK, FleetDesk
 from deploy.fleets import Fleets
@@ -37,7 +37,7 @@ from deploy.monitor import PHASE, Monitor
 from deploy.outcome import Outcome, RunFolder
 from deploy.profile import Profile
 from deploy.ranks import EvaluatorHandle, Ranks, RunFailedError
-from deploy.replay_servers import replay_settings, server_folders
+from deploy.replay_servers import ReplayServerHost, replay_settings, server_folders
 from deploy.run_config import RunConfig
 from deploy.supervise import Supervisor, failure_reasons
 from learner.policy.board import PolicyBoard

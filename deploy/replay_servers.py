@@ -1,5 +1,6 @@
 """The servers of a run's replay: those that its config names, or embedded ones in its folder."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -47,3 +48,54 @@ def replay_settings(config: RunConfig, urls: str) -> ReplaySettings:
         max_attempts=config.replay.max_attempts,
         outage_s=config.replay.outage_s,
     )
+
+
+class ReplayServerHost:
+    """The embedded server inside its actor, started again whenever it ends by itself.
+
+    An actor that is restarted on the same URL brings the server back with all that it held.
+
+    Args:
+        url: where to listen, so that nobody has to be told of a restart.
+    """
+
+    def __init__(self, folder: Path, url: str, *, append_only: bool) -> None:
+        import threading
+
+        from buffer.embedded import EmbeddedServer
+
+        self._server = EmbeddedServer(folder, append_only=append_only, url=url)
+        self._stopping = threading.Event()
+        self._running = threading.Event()
+        self._error: Exception | None = None
+        # The kernel ends the server with the thread that started it: this one, and no other.
+        self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
+        self._keeper.start()
+
+    def wait_until_running(self, timeout_s: float) -> None:
+        """Returns when the server answers; raises why it does not."""
+        if not self._running.wait(timeout_s):
+            raise TimeoutError(f"the embedded server did not start within {timeout_s:g} s")
+        if self._error is not None:
+            raise self._error
+
+    def stop(self) -> None:
+        """Ends the server, its data written."""
+        self._stopping.set()
+        self._keeper.join()
+
+    def _keep(self) -> None:
+        from buffer.errors import ReplayError
+
+        try:
+            self._server.start()
+        except ReplayError as error:
+            self._error = error
+        self._running.set()
+        while self._error is None and not self._stopping.wait(0.1):
+            try:
+                self._server.revive()
+            except ReplayError as error:
+                logging.getLogger(__name__).warning("%s", error)
+                self._stopping.wait(1.0)
+        self._server.stop()
