@@ -140,8 +140,8 @@ def test_every_metric_is_exported_with_its_help(text: str) -> None:
         ("fleetune_reward_seconds_bucket", {"reward": "binding", "le": "0.1"}, 1),
         ("fleetune_reward_failures_total", {"reward": "binding"}, 3),
         ("fleetune_sample_staleness_versions_bucket", {"le": "0.5"}, 1),
-        ("fleetune_sample_staleness_versions_sum", {}, 3),
-        ("fleetune_sample_age_seconds_sum", {}, 42),
+        ("fleetune_sample_staleness_versions_bucket", {"le": "4.5"}, 2),
+        ("fleetune_sample_age_seconds_count", {}, 2),
     ],
 )
 def test_what_is_known_can_be_read(

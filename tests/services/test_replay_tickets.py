@@ -98,19 +98,21 @@ def test_skipped_tickets_are_never_issued(replay: RedisReplay) -> None:
     assert (ticket.number, ticket.policy_version) == (40, 5)
 
 
+@one_server
 def test_a_lease_command_that_comes_after_the_lease_ran_out_takes_nothing_back(
     replay: RedisReplay,
 ) -> None:
     replay.admit(limit=2, policy_version=0)
-    replay._link.run("lease", "slow/1", 1)
+    replay._link.run("lease", "slow/1", 1, 0, 1)
     time.sleep(SHORT_S)
     taken = replay.lease_ticket("quick", lease_s=LEASE_S)
     assert taken is not None
     assert taken.number == 0
-    assert replay._link.run("lease", "slow/1", 30000)[0] == 1
+    assert replay._link.run("lease", "slow/1", 30000, 0, 1)[0] == 1
     assert replay.renew_ticket(taken, lease_s=LEASE_S)
 
 
+@one_server
 def test_nothing_is_left_of_leases_that_were_put_returned_or_taken_over(
     replay: RedisReplay, make_group: MakeGroup
 ) -> None:
