@@ -156,6 +156,8 @@ class EmbeddedServer:
     def _launch(self) -> None:
         assert self._temp is not None
         temp = self._temp
+        # The start of another server may have swept it away while this one was down.
+        temp.mkdir(mode=0o700, exist_ok=True)
         data = (self._folder or temp).resolve()
         data.mkdir(parents=True, exist_ok=True)
         self._log_path = data / "server.log"

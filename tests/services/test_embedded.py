@@ -74,6 +74,24 @@ def test_data_come_back_after_the_server_was_killed(tmp_path: Path) -> None:
         assert client.get("key") == b"kept"
 
 
+def test_a_server_that_is_down_comes_back_though_another_start_swept_its_folder(
+    own_temp: Path,
+) -> None:
+    with EmbeddedServer(own_temp / "data") as server:
+        socket = Path(server.url.removeprefix("unix://"))
+        with client_of(server) as client:
+            client.set("key", "kept")
+        time.sleep(1.2)  # everysec
+        pid = server.pid
+        os.kill(pid, signal.SIGKILL)
+        assert wait_for(lambda: not is_alive(pid))
+        with EmbeddedServer():
+            assert not socket.parent.exists()
+        assert server.revive()
+        with client_of(server) as client:
+            assert client.get("key") == b"kept"
+
+
 def test_a_folder_name_may_hold_spaces_and_quotes(tmp_path: Path) -> None:
     with EmbeddedServer(tmp_path / 'my "run" é\\') as server, client_of(server) as client:
         assert str(client.config_get("dir")["dir"]).endswith('my "run" é\\')
