@@ -61,8 +61,8 @@ class Outcome:
         reason stands among the quarantined records; `reason` is why the run failed,
         `stopped_early` why `evaluation.stop` ended its training; `exported_version` is `last` or
         `best, of cycle 8`, which `after` are the scores of. `flops` are the floating-point
-        operations of sampling and of the learner's phases, on all ranks; decoding and rewards are
-        not in them.
+        operations of sampling and of the learner's policy and surrogate steps, on all ranks. Looks
+        at a surrogate's accuracy, decoding and rewards are not in them.
         """
         rewards = self.config.queries_per_record
         counters = vars(self.counters) if self.counters else {}
