@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from deploy.config_problems import ConfigError
 from deploy.job_log import quieten
+from deploy.leaving import leave
 from deploy.plan import check_environment, describe, has_begun, schema_table
 from deploy.run_config import load_config
 
@@ -66,4 +67,4 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

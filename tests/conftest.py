@@ -5,6 +5,21 @@ from pathlib import Path
 import pytest
 
 from deploy.drills.tiny import save_tiny_pipelines
+from deploy.leaving import leave
+
+_STATUS = pytest.StashKey[int]()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    session.config.stash[_STATUS] = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Of all that follows the last report, what may crash is left out."""
+    if _STATUS in config.stash:
+        leave(config.stash[_STATUS])
 
 
 @pytest.fixture(scope="session")

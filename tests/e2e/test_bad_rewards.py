@@ -14,7 +14,7 @@ from deploy.run_config import config_from_json
 if TYPE_CHECKING:
     from tests.e2e.conftest import Ended
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 GROUP = 3
 
 

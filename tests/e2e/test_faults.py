@@ -7,7 +7,7 @@ import pytest
 
 from deploy.drills import faults
 
-pytestmark = [pytest.mark.ray, pytest.mark.redis, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.redis, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -84,7 +84,8 @@ def test_a_server_that_is_down_comes_back_though_another_start_swept_its_folder(
         time.sleep(1.2)  # everysec
         pid = server.pid
         os.kill(pid, signal.SIGKILL)
-        assert wait_for(lambda: not is_alive(pid))
+        # Until all its threads are gone: the last one holds the lock of the folder.
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         with EmbeddedServer():
             assert not socket.parent.exists()
         assert server.revive()

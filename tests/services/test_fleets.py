@@ -194,6 +194,7 @@ def test_a_page_tells_the_rate_and_what_the_run_is_at(
     assert rendered(page(desk))
 
 
+@pytest.mark.slow
 def test_a_fleet_that_is_left_to_the_rule_grows_to_its_bound_and_is_taken_back(
     new_fleets: Callable[..., Fleets], desk: Any, tmp_path: Path
 ) -> None:

@@ -100,10 +100,12 @@ def test_a_step_moves_weights_of_both_engines(two: list[Told], part: str) -> Non
     assert any(name.startswith(part) for name in moved)
 
 
+@pytest.mark.slow
 def test_two_ranks_end_where_one_does(two: list[Told], one: Told) -> None:
     assert differing(at(two[0], "straight"), at(one, "straight"), at_most=ROUNDING) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

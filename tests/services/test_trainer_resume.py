@@ -110,6 +110,7 @@ def test_stopping_and_resuming_changes_no_bit_and_scores_no_record_twice(
     assert world.reward.pictures == TICKETS * MEMBERS * STEPS
 
 
+@pytest.mark.slow
 def test_stopping_while_the_surrogate_is_fitted_changes_no_bit_and_repeats_no_step(
     straight: Life, new_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +131,7 @@ def test_stopping_while_the_surrogate_is_fitted_changes_no_bit_and_repeats_no_st
     assert steps == LASRO.pretrain.max_steps + (LASRO.cycles - 1) * LASRO.surrogate_steps
 
 
+@pytest.mark.slow
 def test_over_several_servers_a_run_that_is_killed_and_resumed_changes_no_bit(
     straight: Life,
     new_world: Callable[..., World],
@@ -213,6 +215,7 @@ def test_a_budget_of_queries_ends_the_run_and_a_resumed_one_spends_no_more(
     assert world.reward.pictures == paid * STEPS
 
 
+@pytest.mark.slow
 def test_what_ucb_knows_of_its_labels_survives_a_stop(new_world: Callable[..., World]) -> None:
     surrogate = LASRO.surrogate.model_copy(update={"confidence": "ucb", "pessimism": 0.0})
     settings = LASRO.model_copy(update={"surrogate": surrogate})

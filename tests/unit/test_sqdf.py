@@ -1,14 +1,18 @@
 """SQDF's objective beside a float64 reimplementation in NumPy and published tables."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from learner.diffusion.chain import Chain
+from learner.diffusion.consistency import NoiseModel
 from learner.diffusion.ddim import Reduce, gaussian_kl
 from learner.diffusion.schedule import NoiseSchedule
 from learner.methods.sqdf import (
+    Clean,
     adapted_alpha,
     clean_by_consistency,
     clean_by_ddim,
@@ -156,6 +160,18 @@ def test_tweedies_estimate_inverts_the_noising() -> None:
     alpha, sigma = SCHEDULE.alpha_sigma(t_B, x_prev)
     torch.testing.assert_close((alpha * clean + sigma * eps)[:-1], x_prev[:-1])
     torch.testing.assert_close(clean[-1], x_prev[-1])
+
+
+@pytest.mark.parametrize("clean_by", [clean_by_tweedie, clean_by_consistency])
+def test_after_the_last_step_no_network_is_asked(
+    clean_by: Callable[[NoiseModel, Chain], Clean],
+) -> None:
+    def model(x: Tensor, t_B: Tensor) -> Tensor:
+        raise AssertionError("asked")
+
+    x_prev = latents(1)
+    clean = clean_by(model, CHAIN)(x_prev, torch.full_like(STEPS, 49))
+    assert torch.equal(clean, x_prev)
 
 
 def test_ddim_calls_that_all_tell_the_same_noise_end_where_one_call_does() -> None:
