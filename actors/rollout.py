@@ -16,17 +16,11 @@ import torch
 from torch import Tensor
 
 from actors.drift import few_step_drift, many_step_kl
-from actors.sampling import (
-    INITIAL_NOISE,
-    Network,
-    group_noise,
-    guided_noise,
-    sample_ddpm,
-    sample_few_steps,
-)
+from actors.sampling import Network, guided_noise, sample_ddpm, sample_few_steps
 from buffer.records import Record, record_id
 from learner.diffusion.chain import Chain
 from learner.diffusion.consistency import guidance_embedding
+from learner.diffusion.noise import INITIAL_NOISE, group_noise
 from learner.diffusion.schedule import NoiseSchedule
 from learner.policy.board import Weights
 from learner.policy.flops import FlopMeter

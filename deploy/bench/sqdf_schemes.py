@@ -25,13 +25,14 @@ import psutil
 import torch
 from torch import Tensor
 
-from actors.sampling import group_noise, sample_ddpm
+from actors.sampling import sample_ddpm
 from buffer.embedded import EmbeddedServer
 from deploy.bench.sqdf_stores import CAPACITY, Files, Slices, Store
 from deploy.build import prompt_list
 from deploy.run_config import RunConfig, load_config
 from learner.diffusion.chain import Chain
 from learner.diffusion.ddim import gaussian_kl
+from learner.diffusion.noise import group_noise
 from learner.diffusion.strata import Strata
 from learner.methods.sqdf import clean_by_consistency, kl_std, soft_q_loss, take_step
 from learner.policy.components import PipelineFolder, decode_images

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from actors.drift import few_step_drift, many_step_kl
 from actors.rollout import FewStepPolicy, Group, ManyStepPolicy
-from actors.sampling import group_noise
+from learner.diffusion.noise import group_noise
 from learner.diffusion.schedule import NoiseSchedule
 
 SHAPE = (4, 8, 8)

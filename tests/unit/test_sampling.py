@@ -19,16 +19,10 @@ from diffusers import (
 from torch import Tensor
 
 from actors.rollout import FewStepPolicy, Group, ManyStepPolicy, to_records
-from actors.sampling import (
-    INITIAL_NOISE,
-    group_noise,
-    guided_noise,
-    member_noise,
-    sample_ddpm,
-    sample_few_steps,
-)
+from actors.sampling import guided_noise, sample_ddpm, sample_few_steps
 from learner.diffusion.chain import Chain
 from learner.diffusion.consistency import guidance_embedding
+from learner.diffusion.noise import INITIAL_NOISE, group_noise, member_noise
 from learner.diffusion.schedule import NoiseSchedule
 from learner.policy.flops import FlopMeter, Metered
 

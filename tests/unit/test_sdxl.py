@@ -9,9 +9,9 @@ from diffusers import DDIMScheduler, StableDiffusionXLPipeline
 from torch import Tensor
 
 from actors.rollout import FewStepPolicy, Group, ManyStepPolicy
-from actors.sampling import group_noise
 from deploy.build import policy_of
 from deploy.run_config import RunConfig, load_config
+from learner.diffusion.noise import group_noise
 from learner.policy.components import PipelineFolder
 from learner.policy.denoiser import Denoiser
 from learner.policy.text import Text
