@@ -130,9 +130,11 @@ class FewStepPolicy(_GroupPolicy):
     Args:
         guidance_dim: `time_cond_proj_dim` of a model that takes the guidance scale as an input;
             None for one that has its guidance distilled in.
+        num_scored: how many of these predictions rewards score, the last ones; None: all.
     """
 
     guidance_dim: int | None = None
+    num_scored: int | None = None
 
     def __post_init__(self) -> None:
         if self.shared_initial_noise and self.num_steps < 2:
@@ -150,7 +152,8 @@ class FewStepPolicy(_GroupPolicy):
             self._guidance(len(groups) * self.group_size),
         )
         labels = tuple(range(1, self.num_steps + 1))
-        return _rollouts(clean, labels, tuple(range(self.num_steps)), num_groups=len(groups))
+        scored = tuple(range(self.num_steps))[-(self.num_scored or self.num_steps) :]
+        return _rollouts(clean, labels, scored, num_groups=len(groups))
 
     @torch.inference_mode()
     def drift(self, groups: Sequence[Group]) -> dict[str, np.ndarray]:

@@ -17,7 +17,8 @@ import numpy as np
 from buffer.replay import Replay
 from deploy.config_sections import FilePrompts, Prompts
 from deploy.run_config import RunConfig
-from learner.settings import Lasro
+from learner.ppo_settings import Ppo
+from learner.settings import Lasro, Sqdf
 
 if TYPE_CHECKING:
     from actors.rollout import FewStepPolicy, ManyStepPolicy
@@ -95,6 +96,7 @@ def policy_of(
     from learner.policy.flops import FlopMeter, Metered
     from learner.policy.views import SamplingPolicy, with_lora
     from learner.states import strata_of
+    from learner.transitions import trained_strata
 
     base: Any = pipeline.unet(config.model.attention).requires_grad_(False)
     base.to(device)  # before others share its tensors
@@ -114,10 +116,18 @@ def policy_of(
         "device": device,
         "base": Denoiser(base),
     }
-    if isinstance(method, Lasro):
-        return FewStepPolicy(**parts, guidance_dim=base.config["time_cond_proj_dim"])
+    if config.is_few_step:
+        return FewStepPolicy(
+            **parts,
+            guidance_dim=base.config["time_cond_proj_dim"],
+            num_scored=config.rewarded_steps,
+        )
     if only_clean:
         return ManyStepPolicy(**parts, keep=lambda seed: ())
+    if isinstance(method, Ppo):
+        trained = trained_strata(method, num_steps)
+        return ManyStepPolicy(**parts, keep=lambda seed: kept_states(seed, trained))
+    assert isinstance(method, Sqdf)
     strata, consistency = strata_of(method, num_steps), None
     if method.states.score_clean:
         assert method.clean.lora is not None
@@ -311,14 +321,18 @@ class LearnerRank:
 
 def _method(config: RunConfig, source: GroupSource, seat: Seat) -> Method:
     from learner.methods.lasro_build import build_lasro
+    from learner.methods.ppo_build import build_ppo
     from learner.methods.sqdf_build import build_sqdf
 
     method, parts = config.method, (config.model, config.learner)
+    if isinstance(method, Ppo):
+        shared = config.actors.fixed_initial_noise
+        return build_ppo(method, *parts, source=source, shared_initial_noise=shared, seat=seat)
     if isinstance(method, Lasro):
         prompts = prompt_list(config.prompts, config.seed)
         return build_lasro(method, *parts, source=source, prompts=prompts, seat=seat)
     rewards: dict[str, Any] = {}
-    if not method.learns_surrogate:
+    if method.differentiates_rewards:
         from reward_servers.registry import build_reward
 
         trained = {name: r for name, r in config.rewards.items() if r.weight != 0}

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from deploy.config_problems import Problem
 from deploy.config_sections import FilePrompts, KlAbove, ShapesPrompts
-from learner.settings import Lasro, Sqdf
+from learner.ppo_settings import Ppo
+from learner.settings import Alternation, Lasro, Sqdf
 
 if TYPE_CHECKING:
     from deploy.run_config import RunConfig
@@ -28,11 +29,12 @@ def cross_problems(config: "RunConfig") -> Iterator[Problem]:
 
 def _method_problems(config: "RunConfig") -> Iterator[Problem]:
     model, method, group = config.model, config.method, config.actors.group_size
-    yield from (
-        _lasro_problems(config, method)
-        if isinstance(method, Lasro)
-        else _sqdf_problems(config, method)
-    )
+    if isinstance(method, Lasro):
+        yield from _lasro_problems(config, method)
+    elif isinstance(method, Sqdf):
+        yield from _sqdf_problems(config, method)
+    else:
+        yield from _ppo_problems(config, method)
     if group < 2 and method.learns_surrogate:
         yield Problem(
             "actors.group_size",
@@ -67,6 +69,55 @@ def _sqdf_problems(config: "RunConfig", method: Sqdf) -> Iterator[Problem]:
             "needs method.clean.by: consistency, whose model tells clean latents, and method."
             "reward: surrogate, which learns from their scores",
         )
+    yield from _micro_batch_problems(config, method)
+
+
+def _ppo_problems(config: "RunConfig", method: Ppo) -> Iterator[Problem]:
+    num_steps = config.model.num_steps
+    if method.baseline == "group" and config.actors.group_size < 2:
+        yield Problem(
+            "actors.group_size",
+            f"must be at least 2, given {config.actors.group_size}: a picture's reward is compared "
+            "with those of its group; or take method.baseline: batch",
+        )
+    if config.is_few_step and method.kept_steps is not None:
+        yield Problem(
+            "method.kept_steps",
+            f"is for models of 50 steps, given {method.kept_steps}; leave it out: of "
+            f"{num_steps} steps all that add noise are trained on",
+        )
+    if not config.is_few_step and method.kept_steps and method.kept_steps > num_steps:
+        yield Problem(
+            "method.kept_steps",
+            f"must be at most model.num_steps = {num_steps}, given {method.kept_steps}",
+        )
+    if not config.is_few_step and method.last_call:
+        yield Problem("method.last_call", "is for models of few steps; every step of 50 adds noise")
+    if method.steps_trained(num_steps) == 0:
+        yield Problem(
+            "model.num_steps",
+            "is 1, and the only step of a one-step model adds no noise, so it has no probability "
+            "to raise; train it with lasro",
+        )
+    if config.replay.max_staleness:
+        yield Problem(
+            "replay.max_staleness",
+            f"must be 0 with method.kind: ppo, given {config.replay.max_staleness}: a ratio of "
+            "probabilities is of one version to the next",
+        )
+    rounds = config.learner.checkpoint_every_cycles + 1
+    needed = rounds * max(method.cycle_sizes)
+    if config.replay.capacity_groups < needed:
+        yield Problem(
+            "replay.capacity_groups",
+            f"must be at least method.groups_per_cycle × (learner.checkpoint_every_cycles + 1) = "
+            f"{needed}, given {config.replay.capacity_groups}: a run that goes on from its "
+            "checkpoint trains on the groups of that cycle",
+        )
+    yield from _micro_batch_problems(config, method)
+
+
+def _micro_batch_problems(config: "RunConfig", method: Sqdf | Ppo) -> Iterator[Problem]:
     rows = method.policy_batch // config.learner.ranks
     if rows % method.micro_batches:
         yield Problem(
@@ -126,12 +177,11 @@ def _buffer_problems(config: "RunConfig") -> Iterator[Problem]:
             f"{replay.max_pending_records}: what one forward pass makes would never fit, and every "
             "sampler would wait for room without end",
         )
-    at_least = {
-        "method.pretrain.groups": method.pretrain.groups,
-        "method.groups_per_cycle": max(method.round_sizes[1:]),
-    }
-    if method.learns_surrogate:
-        at_least["method.surrogate.batch_groups"] = method.surrogate.batch_groups
+    at_least = {"method.groups_per_cycle": max(method.cycle_sizes)}
+    if isinstance(method, Alternation):
+        at_least["method.pretrain.groups"] = method.pretrain.groups
+    if (learning := config.alternation) is not None:
+        at_least["method.surrogate.batch_groups"] = learning.surrogate.batch_groups
     for name, needed in at_least.items():
         if replay.capacity_groups < needed:
             yield Problem(
@@ -148,28 +198,30 @@ def _buffer_problems(config: "RunConfig") -> Iterator[Problem]:
             "samples, and held to it the learner would wait for samples that nobody is asked for: "
             "raise it or method.groups_per_cycle, or take fewer or smaller steps",
         )
-    first = method.round_ends[1] * actors.group_size
+    first = method.tickets_after(0).stop * actors.group_size
     if config.max_records is not None and config.max_records < first:
         yield Problem(
             "limits.reward_queries",
-            f"must be at least {first * config.queries_per_record:,}, which method.pretrain.groups "
-            f"and one cycle ask for, given {config.limits.reward_queries:,}",
+            f"must be at least {first * config.queries_per_record:,}, which is asked for up to the "
+            f"end of the first cycle, given {config.limits.reward_queries:,}",
         )
-    held_out = method.pretrain.held_out
-    kept = method.pretrain.groups - held_out
-    if method.learns_surrogate and kept < method.surrogate.batch_groups:
+    if learning is None:
+        return
+    held_out = learning.pretrain.held_out
+    kept = learning.pretrain.groups - held_out
+    if kept < learning.surrogate.batch_groups:
         yield Problem(
             "method.pretrain.groups",
-            f"{method.pretrain.groups} groups less {held_out} held out leave {kept}, fewer than "
-            f"one batch (method.surrogate.batch_groups {method.surrogate.batch_groups})",
+            f"{learning.pretrain.groups} groups less {held_out} held out leave {kept}, fewer than "
+            f"one batch (method.surrogate.batch_groups {learning.surrogate.batch_groups})",
         )
 
 
 def _rank_problems(config: "RunConfig") -> Iterator[Problem]:
     ranks, method = config.learner.ranks, config.method
     batches = {"method.policy_batch": method.policy_batch}
-    if method.learns_surrogate:
-        batches["method.surrogate.batch_groups"] = method.surrogate.batch_groups
+    if (learning := config.alternation) is not None:
+        batches["method.surrogate.batch_groups"] = learning.surrogate.batch_groups
     if isinstance(method, Lasro) and method.anchor.data != "none":
         batches["method.anchor.batch"] = method.anchor.batch
     for name, size in batches.items():

@@ -18,7 +18,7 @@ from pydantic_core import PydanticUndefined
 from deploy.config_problems import nested_models, without_password
 from deploy.config_sections import FilePrompts, Metric, Reward
 from deploy.run_config import RunConfig
-from learner.settings import Lasro
+from learner.settings import Lasro, Sqdf
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -59,7 +59,7 @@ def _missing_models(config: RunConfig) -> Iterator[str]:
     if isinstance(method, Lasro):
         if config.model.teacher is not None and method.anchor.data != "none":
             paths["model.teacher"] = config.model.teacher
-    elif (lora := method.clean.lora) is not None and not _may_hold_lora(lora):
+    elif isinstance(method, Sqdf) and (lora := method.clean.lora) and not _may_hold_lora(lora):
         yield (
             f"method.clean.lora: the folder {lora} holds no LoRA in safetensors; give one that "
             "diffusers' save_lora_weights wrote, or a hub id such as owner/name"
@@ -114,7 +114,7 @@ def _unknown_rewards(config: RunConfig) -> Iterator[str]:
         climbed = isinstance(setting, Reward) and setting.weight != 0
         try:
             check_reward(setting.kind, setting.args)
-            if climbed and not config.method.learns_surrogate:
+            if climbed and config.method.differentiates_rewards:
                 check_differentiable(setting.kind)
         except ValueError as error:
             yield f"{name}: {error}"
@@ -151,8 +151,7 @@ def describe(config: RunConfig) -> str:
     groups = method.round_ends[-1]
     records = groups * actors.group_size
     weights = f"LoRA rank {model.lora_rank}" if model.trainable == "lora" else "all weights"
-    of_cycles = method.round_sizes[1:]
-    fewest, most = min(of_cycles), max(of_cycles)
+    fewest, most = min(method.cycle_sizes), max(method.cycle_sizes)
     sizes = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     lines = {
         "run": f"{config.name}, seed {config.seed}, method {method.kind}",
@@ -163,7 +162,7 @@ def describe(config: RunConfig) -> str:
         ),
         "Ray": _resources(config),
         "redis": _redis_in_words(config),
-        "pre-training": f"{method.pretrain.groups} groups",
+        "pre-training": "none" if method.is_on_policy else f"{method.round_sizes[0]} groups",
         "cycles": (
             f"{method.cycles} × ({sizes} groups, {method.policy_steps} policy "
             f"steps of {method.policy_batch} rows)"
@@ -180,13 +179,15 @@ def describe(config: RunConfig) -> str:
             f"{config.replay.max_pending_records:,} records wait for a reward"
         ),
     }
-    if method.learns_surrogate:
-        batch = method.surrogate.batch_groups
+    if (learning := config.alternation) is not None:
+        batch = learning.surrogate.batch_groups
         lines["pre-training"] += (
-            f", {method.pretrain.held_out} held out, until pair accuracy "
-            f"{method.pretrain.target_accuracy:g} or {method.pretrain.max_steps} steps"
+            f", {learning.pretrain.held_out} held out, until pair accuracy "
+            f"{learning.pretrain.target_accuracy:g} or {learning.pretrain.max_steps} steps"
         )
-        lines["cycles"] += f", each with {method.surrogate_steps} surrogate steps of {batch} groups"
+        lines["cycles"] += (
+            f", each with {learning.surrogate_steps} surrogate steps of {batch} groups"
+        )
         lines["per rank"] += f", {batch // config.learner.ranks} groups"
     lines["evaluations"] = _evaluations(config)
     width = max(map(len, lines))

@@ -28,7 +28,8 @@ from deploy.config_sections import (
     named_prompts,
 )
 from deploy.config_yaml import YamlError, read_preset, with_overrides
-from learner.settings import Lasro, Learner, Model, Section, Sqdf
+from learner.ppo_settings import Ppo
+from learner.settings import Alternation, Lasro, Learner, Model, Section, Sqdf
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -64,7 +65,7 @@ class RunConfig(Section):
     """The replay buffer."""
     learner: Learner = Learner()
     """The learner's processes."""
-    method: Annotated[Lasro | Sqdf, Field(discriminator="kind")]
+    method: Annotated[Lasro | Sqdf | Ppo, Field(discriminator="kind")]
     """The training method."""
     evaluation: Evaluation
     """Held-out measurements."""
@@ -107,7 +108,13 @@ class RunConfig(Section):
     def max_staleness(self) -> int:
         """Cycles that samplers may be ahead of the learner."""
         given = self.replay.max_staleness
-        return int(self.pace == "free") if given is None else given
+        ahead = self.pace == "free" and not self.method.is_on_policy
+        return int(ahead) if given is None else given
+
+    @property
+    def is_few_step(self) -> bool:
+        """Whether the policy is a consistency model and not a chain of small steps."""
+        return self.model.num_steps <= 8
 
     @property
     def capacity_bytes(self) -> int:
@@ -115,12 +122,19 @@ class RunConfig(Section):
         return round((self.replay.capacity_mb or 0) * 2**20)
 
     @property
+    def alternation(self) -> Alternation | None:
+        """The method, where it learns a surrogate of the reward."""
+        method = self.method
+        return method if isinstance(method, Alternation) and method.learns_surrogate else None
+
+    @property
     def rewarded_steps(self) -> int:
         """Clean latents of one trajectory that are scored."""
         method = self.method
         if isinstance(method, Lasro):
             return self.model.num_steps if method.reward_steps == "all" else 1
-        return 1 + (method.states.kept if method.states.score_clean else 0)
+        told = method.states.kept if isinstance(method, Sqdf) and method.states.score_clean else 0
+        return 1 + told
 
     @property
     def queries_per_record(self) -> int:
@@ -140,18 +154,21 @@ class RunConfig(Section):
         Of cycles that differ, in the one that inserts fewest. Learner and samplers take turns, so
         the ratio holds whatever their speeds are.
         """
-        method, drawn = self.method, 0
-        if method.learns_surrogate:
-            rows = method.surrogate.batch_groups * self.actors.group_size
-            drawn += method.surrogate_steps * rows
+        method, drawn = self.method, 0.0
+        if isinstance(method, Ppo):
+            rows = method.policy_steps * method.policy_batch
+            drawn += rows / method.steps_trained(self.model.num_steps)
+        if (learning := self.alternation) is not None:
+            rows = learning.surrogate.batch_groups * self.actors.group_size
+            drawn += learning.surrogate_steps * rows
         if isinstance(method, Sqdf):
             drawn += method.policy_steps * method.policy_batch
-        return drawn / (min(method.round_sizes[1:]) * self.actors.group_size)
+        return drawn / (min(method.cycle_sizes) * self.actors.group_size)
 
     @property
     def step_labels(self) -> tuple[str, ...]:
         """Of the clean latents that one sampling makes: '1step', '2step', … or '50step'."""
-        if isinstance(self.method, Lasro):
+        if self.is_few_step:
             return tuple(f"{step}step" for step in range(1, self.model.num_steps + 1))
         return (f"{self.model.num_steps}step",)
 

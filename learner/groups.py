@@ -231,6 +231,19 @@ class ScoredGroups:
         rows_GM = self.index.groups(self.index.rows_of(tickets.start, tickets.stop))
         return self.index.ticket[rows_GM[:, 0]].tolist()
 
+    def of_version(self, tickets: Sequence[int], policy_version: int) -> list[int]:
+        """Those of the tickets whose whole group that version sampled."""
+        rows_GN = self._rows(tickets)
+        versions_GN = self.index.policy_version[rows_GN]
+        kept = (versions_GN == policy_version).all(axis=1)
+        return [ticket for ticket, keep in zip(tickets, kept, strict=True) if keep]
+
+    def entries(self, tickets: Sequence[int]) -> list[IndexEntry]:
+        """The records of complete groups, member by member; told to be fetched."""
+        entries = self.index.entries(self._rows(tickets).flatten())
+        self.tell_ages(entries)
+        return list(entries)
+
     def standardise(self, tickets: Sequence[int]) -> None:
         """Takes the moments of rewards from complete groups of the untouched policy."""
         rows_GN = self._rows(tickets)

@@ -184,53 +184,65 @@ class Anchor(Section):
         return self
 
 
-class Alternation(Section):
-    """What methods share that alternate between a surrogate of the reward and the policy."""
+class Cycles(Section):
+    """What all methods share: rounds of fresh samples and policy steps."""
 
-    surrogate: Surrogate = Surrogate()
-    """The latent reward model."""
-    pretrain: Pretrain = Pretrain()
-    """Its fit before the policy moves."""
     cycles: Count = 20
-    """Rounds of fresh samples, surrogate steps and policy steps."""
+    """Rounds of fresh samples and policy steps, and of surrogate steps where there are any."""
     groups_per_cycle: Count | tuple[Count, ...] = 32
     """Fresh groups of the current policy that a cycle samples and scores; a list has one number for
     every cycle, such as rounds of queries that grow."""
     policy_steps: Count = 5
     """Policy steps of a cycle (n_g)."""
-    surrogate_steps: Count = 20
-    """Surrogate steps of a cycle (n_s)."""
     policy_batch: Count = 32
-    """Rows of one policy step: prompts (lasro) or replayed states (sqdf)."""
+    """Rows of one policy step: prompts (lasro), replayed states (sqdf) or steps of fresh
+    trajectories (ppo)."""
     learning_rate: Positive = 1e-4
     """Step size of the policy's AdamW."""
     weight_decay: NonNegative = 0.0
     """Weight decay of the policy's AdamW."""
     weight_average: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of a running average of the policy, evaluated and saved in its place; null: none."""
-    accuracy_brake: Share = 0.0
-    """Pair accuracy on fresh samples below which a cycle leaves its policy steps out; 0: never."""
 
     @property
     def learns_surrogate(self) -> bool:
-        """Whether policy steps climb a surrogate; its settings mean nothing otherwise."""
-        return True
+        """Whether policy steps climb a surrogate of the reward."""
+        return False
+
+    @property
+    def differentiates_rewards(self) -> bool:
+        """Whether policy steps take the gradient of the rewards themselves."""
+        return False
+
+    @property
+    def is_on_policy(self) -> bool:
+        """Whether a cycle trains on nothing but what the newest policy version sampled."""
+        return False
+
+    @property
+    def cycle_sizes(self) -> tuple[int, ...]:
+        """Groups of every cycle."""
+        sizes = self.groups_per_cycle
+        return (sizes,) * self.cycles if isinstance(sizes, int) else sizes
 
     @property
     def round_sizes(self) -> tuple[int, ...]:
-        """Groups that are sampled together: before the first cycle, and in each of them."""
-        sizes = self.groups_per_cycle
-        of_cycles = (sizes,) * self.cycles if isinstance(sizes, int) else sizes
-        return (self.pretrain.groups, *of_cycles)
+        """Groups that are sampled together, before the first cycle and after those that need it."""
+        return self.cycle_sizes
 
     @property
     def round_ends(self) -> tuple[int, ...]:
         """The first ticket after each of these rounds."""
         return tuple(accumulate(self.round_sizes))
 
-    def tickets_of(self, cycle: int) -> range:
-        """The tickets that a cycle samples, numbered from 0."""
-        return range(*self.round_ends[cycle : cycle + 2])
+    def tickets_before(self, cycle: int) -> range:
+        """The newest tickets that a cycle finds, numbered from 0."""
+        return range(*(0, *self.round_ends)[cycle : cycle + 2])
+
+    def tickets_after(self, cycle: int) -> range:
+        """Those that are sampled by what a cycle has learned; none where nobody would use them."""
+        ends = self.round_ends
+        return range(ends[cycle], ends[min(cycle + 1, len(ends) - 1)])
 
     @model_validator(mode="after")
     def _every_cycle_has_its_groups(self) -> Self:
@@ -241,6 +253,29 @@ class Alternation(Section):
                 f"cycles, given {len(sizes)} numbers"
             )
         return self
+
+
+class Alternation(Cycles):
+    """What methods share that alternate between a surrogate of the reward and the policy."""
+
+    surrogate: Surrogate = Surrogate()
+    """The latent reward model."""
+    pretrain: Pretrain = Pretrain()
+    """Its fit before the policy moves."""
+    surrogate_steps: Count = 20
+    """Surrogate steps of a cycle (n_s)."""
+    accuracy_brake: Share = 0.0
+    """Pair accuracy on fresh samples below which a cycle leaves its policy steps out; 0: never."""
+
+    @property
+    def learns_surrogate(self) -> bool:
+        """Its settings mean nothing where none is climbed."""
+        return True
+
+    @property
+    def round_sizes(self) -> tuple[int, ...]:
+        """Of before the first cycle, and of each of them."""
+        return (self.pretrain.groups, *self.cycle_sizes)
 
 
 class Lasro(Alternation):
@@ -339,6 +374,11 @@ class Sqdf(Alternation):
     def learns_surrogate(self) -> bool:
         """Not where the rewards themselves are climbed."""
         return self.reward == "surrogate"
+
+    @property
+    def differentiates_rewards(self) -> bool:
+        """On images that the learner decodes."""
+        return self.reward == "decoded"
 
     @model_validator(mode="after")
     def _nothing_is_set_in_vain(self) -> Self:

@@ -45,6 +45,7 @@ def steps(path: Path, teacher: Path, *, repeats: int, few: bool) -> list[Row]:
         rows = [_cycle(method, cycle) for cycle in range(repeats + 1)][1:]
         replay.close()
     method_settings = config.method
+    assert isinstance(method_settings, Lasro)
     amounts = {
         f"policy step, {method_settings.policy_batch} prompts": method_settings.policy_steps,
         f"surrogate step, {method_settings.surrogate.batch_groups} groups of "

@@ -23,7 +23,7 @@ from learner.groups import ScoredGroups
 from learner.methods.surrogate_steps import SurrogateSteps
 from learner.policy.trainable import trainable_arrays
 from learner.seat import Seat
-from learner.settings import Alternation
+from learner.settings import Cycles
 from learner.trainer import Journal, Weights
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,15 @@ class PolicySteps(Protocol):
 
     def prepare(self, groups: ScoredGroups, tickets: Sequence[int]) -> None:
         """Takes what it needs from the groups of the untouched policy."""
+        ...
+
+    def begin(self, groups: ScoredGroups, tickets: Sequence[int], version: int) -> None:
+        """Before the first step of a cycle: takes what it needs of the newest groups.
+
+        Args:
+            tickets: of the newest round, those whose group is complete.
+            version: of the policy that was told to sample them, which it still is.
+        """
         ...
 
     @property
@@ -68,7 +77,7 @@ class Alternating:
 
     def __init__(
         self,
-        settings: Alternation,
+        settings: Cycles,
         steps: PolicySteps,
         *,
         groups: ScoredGroups,
@@ -94,7 +103,7 @@ class Alternating:
 
     def prepare(self, breathe: Callable[[], None]) -> None:
         """Collects groups of the untouched policy; fits the surrogate to their rewards."""
-        count = self._settings.pretrain.groups
+        count = self._settings.round_sizes[0]
         self.journal.enter("collecting")
         self._collect(range(count), version=0)
         everything = self._groups.complete(range(count))
@@ -124,6 +133,8 @@ class Alternating:
             self.journal.record("policy", cycle, {"braked": 1.0})
             return
         with self.journal.timed("policy"):
+            newest = self._groups.complete(self._settings.tickets_before(cycle))
+            self._steps.begin(self._groups, newest, cycle)
             for _ in range(self._settings.policy_steps):
                 with self.journal.counted("policy", self._steps.kind):
                     metrics = self._steps.step()
@@ -133,9 +144,10 @@ class Alternating:
 
     def adapt(self, cycle: int, *, last: bool) -> None:
         """Fresh groups of the new policy; on them, how good the surrogate is, and its steps."""
-        settings = self._settings
         self._groups.policy_version = cycle + 1
-        fresh_range = settings.tickets_of(cycle)
+        fresh_range = self._settings.tickets_after(cycle)
+        if not fresh_range:
+            return
         if not self._groups.affords(fresh_range):
             log.info("the budget of reward queries is spent: cycle %d is the last", cycle)
             self.cycles = cycle + 1

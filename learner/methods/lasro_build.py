@@ -35,7 +35,9 @@ def build_lasro(
     steps = rewarded_steps(settings, model)
     denoiser = Denoiser(trainable_unet(pipeline, model, seed=seat.seed))
     policy = policy_engine(settings, learner, denoiser)
-    groups, journal = scored_groups(settings, source, steps=steps, seat=seat), Journal()
+    # Only what is rewarded is scored.
+    groups = scored_groups(settings, source, steps=range(len(steps)), seat=seat)
+    journal = Journal()
     labels = [f"{step + 1}step" for step in steps]
     surrogate = Surrogacy(
         settings,

@@ -36,6 +36,9 @@ class LasroSteps:
             prompts += batch.prompts
         self._anchor = AnchorData(torch.cat(latents), prompts)
 
+    def begin(self, groups: ScoredGroups, tickets: Sequence[int], version: int) -> None:
+        """Nothing: its steps are not of one version's samples alone."""
+
     @property
     def kind(self) -> str:
         return "with the anchor's weight" if self._policy.measures_anchor else ""

@@ -11,14 +11,14 @@ from learner.methods.surrogate_steps import SurrogateSteps
 from learner.policy.components import PromptEncoder
 from learner.policy.denoiser import Denoiser
 from learner.seat import Seat
-from learner.settings import Alternation, Learner
+from learner.settings import Alternation, Cycles, Learner
 from learner.surrogate import new_surrogate
 from learner.surrogate_training import SurrogateTrainer
 from learner.trainer import Journal
 
 
 def policy_engine(
-    settings: Alternation, learner: Learner, denoiser: Denoiser, *, micro_batches: int = 1
+    settings: Cycles, learner: Learner, denoiser: Denoiser, *, micro_batches: int = 1
 ) -> Engine:
     """The policy under its engine."""
     if learner.gradient_checkpointing:
@@ -36,7 +36,7 @@ def policy_engine(
 
 
 def scored_groups(
-    settings: Alternation, source: GroupSource, *, steps: Sequence[int], seat: Seat
+    settings: Cycles, source: GroupSource, *, steps: Sequence[int], seat: Seat
 ) -> ScoredGroups:
     """The replay's groups of a whole run.
 

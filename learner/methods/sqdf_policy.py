@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from learner.diffusion.chain import Chain
-from learner.diffusion.ddim import gaussian_kl, guided
+from learner.diffusion.ddim import gaussian_kl
 from learner.engine import Engine, mean_over_ranks
 from learner.methods.sqdf import (
     Clean,
@@ -27,7 +27,7 @@ from learner.methods.sqdf import (
     soft_q_loss,
     take_step,
 )
-from learner.policy.denoiser import Denoiser
+from learner.policy.denoiser import Denoiser, guided_call
 from learner.policy.text import Text
 from learner.seat import Seat
 from learner.settings import Sqdf
@@ -172,9 +172,4 @@ class SqdfPolicy:
         text: Text,
         empty: Text,
     ) -> Tensor:
-        """ε with classifier-free guidance, in one doubled call; scale 1 needs no second half."""
-        if self._guidance_scale == 1:
-            return network(x, t_B, text)
-        both = network(torch.cat([x, x]), torch.cat([t_B, t_B]), Text.cat([empty, text]))
-        uncond, cond = both.chunk(2)
-        return guided(cond, uncond, self._guidance_scale)
+        return guided_call(network, x, t_B, text, empty, self._guidance_scale)

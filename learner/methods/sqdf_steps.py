@@ -28,6 +28,9 @@ class SqdfSteps:
     def prepare(self, groups: ScoredGroups, tickets: Sequence[int]) -> None:
         """Nothing: states come from the replay as they are needed."""
 
+    def begin(self, groups: ScoredGroups, tickets: Sequence[int], version: int) -> None:
+        """Nothing: its steps are not of one version's samples alone."""
+
     @property
     def kind(self) -> str:
         return ""

@@ -1,8 +1,12 @@
 """A UNet as its engine and the samplers call it."""
 
+from collections.abc import Callable
+
+import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from learner.diffusion.ddim import guided
 from learner.policy.text import Text
 
 
@@ -23,3 +27,19 @@ class Denoiser(nn.Module):
             timestep_cond=guidance_BE,
             added_cond_kwargs=text.added,
         ).sample
+
+
+def guided_call(
+    network: Callable[[Tensor, Tensor, Text], Tensor],
+    x: Tensor,
+    t_B: Tensor,
+    text: Text,
+    empty: Text,
+    scale: float,
+) -> Tensor:
+    """ε with classifier-free guidance, in one doubled call; scale 1 needs no second half."""
+    if scale == 1:
+        return network(x, t_B, text)
+    both = network(torch.cat([x, x]), torch.cat([t_B, t_B]), Text.cat([empty, text]))
+    uncond, cond = both.chunk(2)
+    return guided(cond, uncond, scale)

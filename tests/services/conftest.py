@@ -1,6 +1,8 @@
 """Real servers for the session, an own run in them for every test, on one and on several."""
 
 import itertools
+import os
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +14,7 @@ from buffer.records import Record, Scores, record_id
 from buffer.redis_replay import RedisReplay
 from buffer.replay_settings import ReplaySettings
 from buffer.sharded_replay import ShardedReplay, connect_replay
+from learner.engine import join_ranks, leave_ranks
 
 # Without this, pytest says only that an assert of theirs failed, not with what values.
 pytest.register_assert_rewrite("tests.services.replay_calls")
@@ -29,6 +32,20 @@ def server() -> Iterator[EmbeddedServer]:
 def more_servers() -> Iterator[list[EmbeddedServer]]:
     with EmbeddedServer() as second, EmbeddedServer() as third:
         yield [second, third]
+
+
+@pytest.fixture(scope="session")
+def one_rank() -> Iterator[None]:
+    """This process as the only rank of a learner: DeepSpeed joins a process but once."""
+    before = dict(os.environ)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    join_ranks(0, 1, "127.0.0.1", port, timeout_s=60)
+    yield
+    leave_ranks()
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(params=[1, 3], ids=["one-server", "three-servers"])

@@ -2,11 +2,9 @@
 
 import dataclasses
 import json
-import os
-import socket
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ import torch
 
 from buffer.embedded import EmbeddedServer
 from learner.checkpoint import newest
-from learner.engine import join_ranks, leave_ranks
 from learner.surrogate_training import GroupBatch, SurrogateTrainer
 from tests.services.training_world import (
     LASRO,
@@ -31,19 +28,6 @@ from tests.services.training_world import (
 )
 
 pytestmark = pytest.mark.redis
-
-
-@pytest.fixture(scope="module")
-def one_rank() -> Iterator[None]:
-    before = dict(os.environ)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    join_ranks(0, 1, "127.0.0.1", port, timeout_s=60)
-    yield
-    leave_ranks()
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")

@@ -21,11 +21,14 @@ from buffer.redis_replay import RedisReplay
 from buffer.replay_settings import ReplaySettings
 from buffer.sharded_replay import ShardedReplay, connect_replay
 from learner.groups import GroupSource, ScoredGroups
+from learner.methods.alternation import Alternating
 from learner.methods.lasro_build import build_lasro
+from learner.methods.ppo_build import build_ppo
 from learner.policy.board import PolicyBoard, Weights
 from learner.policy.components import PipelineFolder, decode_latents
 from learner.policy.denoiser import Denoiser
 from learner.policy.trainable import load_arrays, trainable_unet
+from learner.ppo_settings import Ppo
 from learner.seat import Seat
 from learner.settings import Lasro, Learner, Model
 from learner.trainer import Trainer
@@ -46,6 +49,16 @@ LASRO = Lasro.model_validate(
         "learning_rate": 1e-3,
         "anchor": {"ratio": 0.5, "batch": 2},
         "weight_average": 0.9,
+    }
+)
+RLCM = Ppo.model_validate(
+    {
+        "cycles": 4,
+        "groups_per_cycle": 3,
+        "policy_steps": 2,
+        "policy_batch": 4,
+        "learning_rate": 1e-3,
+        "alpha": 0.1,
     }
 )
 TICKETS = LASRO.round_ends[-1]
@@ -119,7 +132,7 @@ class World:
     folder: Path
     pipelines: Path
     reward: Brightness = field(default_factory=Brightness)
-    settings: Lasro = LASRO
+    settings: Lasro | Ppo = LASRO
     max_records: int | None = None
 
     def replay(self) -> RedisReplay | ShardedReplay:
@@ -154,16 +167,8 @@ class World:
             at_version(version, stopping)
 
         with self._crew(shelf):
-            method = build_lasro(
-                self.settings,
-                self.model,
-                Learner(),
-                source=self._source(stopping),
-                prompts=PROMPTS,
-                seat=Seat(SEED),
-            )
             trainer = Trainer(
-                method,
+                self._method(stopping),
                 publish,
                 folder=self.folder,
                 rank=0,
@@ -175,6 +180,14 @@ class World:
             with suppress(Killed):
                 life.finished = trainer.run()
         return life
+
+    def _method(self, stopping: threading.Event) -> Alternating:
+        parts, source, seat = (self.model, Learner()), self._source(stopping), Seat(SEED)
+        if isinstance(self.settings, Ppo):
+            return build_ppo(
+                self.settings, *parts, source=source, shared_initial_noise=False, seat=seat
+            )
+        return build_lasro(self.settings, *parts, source=source, prompts=PROMPTS, seat=seat)
 
     def complete_groups(self) -> list[int]:
         """Tickets whose every record has its rewards."""
@@ -222,6 +235,7 @@ class World:
             num_steps=STEPS,
             guidance_scale=self.model.guidance_scale,
             guidance_dim=unet.config.time_cond_proj_dim,  # pyright: ignore
+            num_scored=1 if isinstance(self.settings, Ppo) else None,
         )
         return SamplerWorker(
             self.replay(),

@@ -10,7 +10,7 @@ import pytest
 
 from deploy.config_problems import ConfigError
 from deploy.run_config import RunConfig, config_from_json, load_config
-from learner.settings import Sqdf
+from learner.settings import Lasro, Sqdf
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = sorted((ROOT / "deploy" / "configs").glob("*.yaml"))
@@ -95,6 +95,7 @@ def test_loading_a_config_imports_neither_torch_nor_ray() -> None:
 
 def test_an_override_replaces_one_value_and_leaves_its_neighbours() -> None:
     config = load_config(SMOKE, ["method.surrogate.heads=7"])
+    assert isinstance(config.method, Lasro)
     assert (config.method.surrogate.heads, config.method.surrogate.backbone) == (7, "conv")
 
 
@@ -166,11 +167,9 @@ def test_of_a_choice_between_a_number_and_a_list_one_error_is_told() -> None:
 
 def test_rounds_that_differ_follow_each_other_without_a_gap() -> None:
     method = load_config(SMOKE, ["method.cycles=3", "method.groups_per_cycle=[2, 4, 8]"]).method
-    assert [method.tickets_of(cycle) for cycle in range(3)] == [
-        range(8, 10),
-        range(10, 14),
-        range(14, 22),
-    ]
+    after = [range(8, 10), range(10, 14), range(14, 22)]
+    assert [method.tickets_after(cycle) for cycle in range(3)] == after
+    assert [method.tickets_before(cycle) for cycle in range(3)] == [range(8), *after[:2]]
 
 
 def test_several_errors_are_reported_at_once() -> None:

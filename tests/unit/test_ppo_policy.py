@@ -1,0 +1,151 @@
+"""PPO's policy step: whose gradient flows, what the clip holds, what cutting a batch changes."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deploy.shapes.models import new_unet
+from learner.diffusion.chain import Chain, ConsistencyChain
+from learner.diffusion.schedule import NoiseSchedule
+from learner.methods.ddpo import clipped_loss, log_ratio
+from learner.methods.ppo_policy import PpoPolicy
+from learner.policy.denoiser import Denoiser
+from learner.policy.text import Text
+from learner.policy.trainable import make_trainable
+from learner.policy.views import shared_view
+from learner.ppo_settings import Ppo
+from learner.transitions import Transitions
+from tests.unit.learner_fakes import HandEngine, encode
+
+SCHEDULE = NoiseSchedule.from_config(
+    {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+)
+CHAINS = {"many": Chain(SCHEDULE), "few": ConsistencyChain(SCHEDULE, 2)}
+PROMPTS = ["a red circle", "a blue star", "two hearts", "a cat"]
+
+
+def base() -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        return new_unet().requires_grad_(False).eval()
+
+
+def adapted(unet: Any) -> Denoiser:
+    """A policy that differs from its reference already."""
+    view = shared_view(unet)
+    for i, parameter in enumerate(make_trainable(view, "lora", rank=2, alpha=2, seed=1)):
+        nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(i))
+    return Denoiser(view)
+
+
+def taken(kind: str = "many", advantages: tuple[float, ...] = (1.0, -0.5, 2.0, 0.0)) -> Transitions:
+    generator = torch.Generator().manual_seed(8)
+    return Transitions(
+        latents_BCHW=torch.randn(4, 4, 8, 8, generator=generator),
+        step_B=torch.tensor([3, 25, 47, 49]) if kind == "many" else torch.tensor([0, 0, 1, 0]),
+        noise_BCHW=torch.randn(4, 4, 8, 8, generator=generator),
+        prompts=PROMPTS,
+        advantage_B=torch.tensor(advantages),
+        weight_B=torch.tensor([1.5, 0.5, 1.0, 1.0]),
+    )
+
+
+def plain(network: Any, x: Tensor, t_B: Tensor, text: Text, empty: Text) -> Tensor:
+    return network(x, t_B, text)
+
+
+def policy_of(
+    kind: str = "many", denoiser: Denoiser | None = None, unet: Any = None, **settings: Any
+) -> tuple[PpoPolicy, HandEngine]:
+    unet = unet or base()
+    engine = HandEngine(denoiser or adapted(unet))
+    policy = PpoPolicy(
+        Ppo.model_validate({"policy_batch": 4, **settings}),
+        engine,  # pyright: ignore[reportArgumentType]
+        CHAINS[kind],
+        encode,
+        plain,
+        Denoiser(shared_view(unet)) if settings.get("alpha") else None,
+    )
+    return policy, engine
+
+
+def gradients(engine: HandEngine) -> list[Tensor]:
+    return [p.grad for p in engine.module.parameters() if p.requires_grad and p.grad is not None]
+
+
+@pytest.mark.parametrize("kind", CHAINS)
+def test_before_the_first_update_every_ratio_is_one_and_nothing_is_clipped(kind: str) -> None:
+    policy, engine = policy_of(kind)
+    metrics = policy.step(policy.remembered(taken(kind), rows_at_once=4))
+    assert (metrics["ratio"], metrics["clip_fraction"]) == (1.0, 0.0)
+    assert metrics["policy_loss"] == pytest.approx(-(1.0 - 0.5 + 2.0) / 4)
+    assert all(bool(g.abs().sum() > 0) for g in gradients(engine))
+
+
+def test_all_of_the_adapter_learns_and_nothing_else() -> None:
+    unet = base()
+    policy, engine = policy_of(unet=unet, alpha=0.1)
+    policy.step(policy.remembered(taken(), rows_at_once=2))
+    trained = [p for p in engine.module.parameters() if p.requires_grad]
+    assert len(gradients(engine)) == len(trained)
+    assert all(p.grad is None for p in unet.parameters())
+
+
+def test_nothing_is_learned_from_pictures_that_are_no_better_than_others() -> None:
+    policy, engine = policy_of()
+    policy.step(policy.remembered(taken(advantages=(0.0,) * 4), rows_at_once=4))
+    assert all(bool((g == 0).all()) for g in gradients(engine))
+
+
+@pytest.mark.parametrize("kind", CHAINS)
+def test_the_gradient_is_that_of_the_loss_on_the_whole_batch(kind: str) -> None:
+    """Beside the same maths on the bare network, after the policy has moved from its samples."""
+    unet, chain = base(), CHAINS[kind]
+    before, now = adapted(unet), adapted(unet)
+    with torch.no_grad():
+        for parameter in now.parameters():
+            if parameter.requires_grad:
+                parameter += 1e-4 * torch.ones_like(parameter)
+    old, _ = policy_of(kind, before)
+    rows = old.remembered(taken(kind), rows_at_once=1)
+    policy, engine = policy_of(kind, now, ratio_clip=0.5, micro_batches=2)
+    policy.step(rows)
+    ours = [gradient.clone() for gradient in gradients(engine)]
+    trained = [p for p in now.parameters() if p.requires_grad]
+    text, (t_B, _) = encode(PROMPTS), chain.times(rows.step_B)
+    mean, std = chain.moments(rows.latents_BCHW, now(rows.latents_BCHW, t_B, text), rows.step_B)
+    with torch.no_grad():
+        old_eps = before(rows.latents_BCHW, t_B, text)
+    old_mean, _ = chain.moments(rows.latents_BCHW, old_eps, rows.step_B)
+    log_ratio_B = log_ratio(mean, old_mean, std, rows.noise_BCHW)
+    loss = (rows.weight_B * clipped_loss(log_ratio_B, rows.advantage_B, 0.5).loss_B).mean()
+    theirs = torch.autograd.grad(loss, trained)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-6)
+
+
+def test_steps_that_moved_beyond_the_clip_are_counted() -> None:
+    unet = base()
+    old, _ = policy_of(denoiser=adapted(unet))
+    rows = old.remembered(taken(advantages=(1.0, 1.0, -1.0, -1.0)), rows_at_once=4)
+    policy, engine = policy_of(denoiser=adapted(unet), ratio_clip=1e-6)
+    with torch.no_grad():
+        for parameter in engine.module.parameters():
+            if parameter.requires_grad:
+                parameter *= 0.9
+    assert 0 < policy.step(rows)["clip_fraction"] < 1
+
+
+def test_a_large_alpha_pulls_back_to_the_reference() -> None:
+    policy, engine = policy_of(alpha=100.0)
+    rows = policy.remembered(taken(), rows_at_once=4)
+    before = policy.step(rows)["kl_nats"]
+    with torch.no_grad():
+        for parameter in engine.module.parameters():
+            if parameter.grad is not None:
+                parameter -= 1e-4 * parameter.grad / parameter.grad.norm()
+                parameter.grad = None
+    assert policy.step(rows)["kl_nats"] < before
