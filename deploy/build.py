@@ -17,8 +17,10 @@ import numpy as np
 from buffer.replay import Replay
 from deploy.config_sections import FilePrompts, Prompts
 from deploy.run_config import RunConfig
+from learner.draft_settings import Draft
 from learner.ppo_settings import Ppo
-from learner.settings import Lasro, Sqdf
+from learner.settings import Lasro
+from learner.sqdf_settings import Sqdf
 
 if TYPE_CHECKING:
     from actors.rollout import FewStepPolicy, ManyStepPolicy
@@ -95,7 +97,7 @@ def policy_of(
     from learner.policy.denoiser import Denoiser
     from learner.policy.flops import FlopMeter, Metered
     from learner.policy.views import SamplingPolicy, with_lora
-    from learner.states import strata_of
+    from learner.states import starting_part, strata_of
     from learner.transitions import trained_strata
 
     base: Any = pipeline.unet(config.model.attention).requires_grad_(False)
@@ -124,9 +126,16 @@ def policy_of(
         )
     if only_clean:
         return ManyStepPolicy(**parts, keep=lambda seed: ())
-    if isinstance(method, Ppo):
-        trained = trained_strata(method, num_steps)
-        return ManyStepPolicy(**parts, keep=lambda seed: kept_states(seed, trained))
+    if isinstance(method, Ppo | Draft):
+        if isinstance(method, Ppo):
+            kept = trained_strata(method, num_steps)
+        else:
+            kept = starting_part(method, num_steps)
+        # The clean latent is kept in any case.
+        only_end = kept.edges[0] == num_steps
+        return ManyStepPolicy(
+            **parts, keep=lambda seed: () if only_end else kept_states(seed, kept)
+        )
     assert isinstance(method, Sqdf)
     strata, consistency = strata_of(method, num_steps), None
     if method.states.score_clean:
@@ -320,6 +329,7 @@ class LearnerRank:
 
 
 def _method(config: RunConfig, source: GroupSource, seat: Seat) -> Method:
+    from learner.methods.draft_build import build_draft
     from learner.methods.lasro_build import build_lasro
     from learner.methods.ppo_build import build_ppo
     from learner.methods.sqdf_build import build_sqdf
@@ -337,6 +347,8 @@ def _method(config: RunConfig, source: GroupSource, seat: Seat) -> Method:
 
         trained = {name: r for name, r in config.rewards.items() if r.weight != 0}
         rewards = {name: build_reward(r.kind, r.args) for name, r in trained.items()}
+    if isinstance(method, Draft):
+        return build_draft(method, *parts, source=source, rewards=rewards, seat=seat)
     return build_sqdf(method, *parts, source=source, rewards=rewards, seat=seat)
 
 

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from deploy.config_problems import Problem
 from deploy.config_sections import FilePrompts, KlAbove, ShapesPrompts
+from learner.draft_settings import Draft
 from learner.ppo_settings import Ppo
-from learner.settings import Alternation, Lasro, Sqdf
+from learner.settings import Alternation, Lasro
+from learner.sqdf_settings import Sqdf
 
 if TYPE_CHECKING:
     from deploy.run_config import RunConfig
@@ -33,6 +35,8 @@ def _method_problems(config: "RunConfig") -> Iterator[Problem]:
         yield from _lasro_problems(config, method)
     elif isinstance(method, Sqdf):
         yield from _sqdf_problems(config, method)
+    elif isinstance(method, Draft):
+        yield from _draft_problems(config, method)
     else:
         yield from _ppo_problems(config, method)
     if group < 2 and method.learns_surrogate:
@@ -68,6 +72,22 @@ def _sqdf_problems(config: "RunConfig", method: Sqdf) -> Iterator[Problem]:
             "method.states.score_clean",
             "needs method.clean.by: consistency, whose model tells clean latents, and method."
             "reward: surrogate, which learns from their scores",
+        )
+    yield from _micro_batch_problems(config, method)
+
+
+def _draft_problems(config: "RunConfig", method: Draft) -> Iterator[Problem]:
+    num_steps = config.model.num_steps
+    if config.is_few_step:
+        yield Problem(
+            "model.num_steps",
+            f"draft trains models of 50 steps, given {num_steps}; of a model of few steps lasro's "
+            "gradient goes through the steps themselves",
+        )
+    if method.path == "last" and method.last_steps > num_steps:
+        yield Problem(
+            "method.last_steps",
+            f"must be at most model.num_steps = {num_steps}, given {method.last_steps}",
         )
     yield from _micro_batch_problems(config, method)
 
@@ -117,7 +137,7 @@ def _ppo_problems(config: "RunConfig", method: Ppo) -> Iterator[Problem]:
     yield from _micro_batch_problems(config, method)
 
 
-def _micro_batch_problems(config: "RunConfig", method: Sqdf | Ppo) -> Iterator[Problem]:
+def _micro_batch_problems(config: "RunConfig", method: Sqdf | Ppo | Draft) -> Iterator[Problem]:
     rows = method.policy_batch // config.learner.ranks
     if rows % method.micro_batches:
         yield Problem(

@@ -18,7 +18,8 @@ from pydantic_core import PydanticUndefined
 from deploy.config_problems import nested_models, without_password
 from deploy.config_sections import FilePrompts, Metric, Reward
 from deploy.run_config import RunConfig
-from learner.settings import Lasro, Sqdf
+from learner.settings import Lasro
+from learner.sqdf_settings import Sqdf
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 

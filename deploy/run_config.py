@@ -28,8 +28,10 @@ from deploy.config_sections import (
     named_prompts,
 )
 from deploy.config_yaml import YamlError, read_preset, with_overrides
+from learner.draft_settings import Draft
 from learner.ppo_settings import Ppo
-from learner.settings import Alternation, Lasro, Learner, Model, Section, Sqdf
+from learner.settings import Alternation, Lasro, Learner, Model, Section
+from learner.sqdf_settings import Sqdf
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -65,7 +67,7 @@ class RunConfig(Section):
     """The replay buffer."""
     learner: Learner = Learner()
     """The learner's processes."""
-    method: Annotated[Lasro | Sqdf | Ppo, Field(discriminator="kind")]
+    method: Annotated[Lasro | Sqdf | Ppo | Draft, Field(discriminator="kind")]
     """The training method."""
     evaluation: Evaluation
     """Held-out measurements."""
@@ -161,7 +163,7 @@ class RunConfig(Section):
         if (learning := self.alternation) is not None:
             rows = learning.surrogate.batch_groups * self.actors.group_size
             drawn += learning.surrogate_steps * rows
-        if isinstance(method, Sqdf):
+        if isinstance(method, Sqdf | Draft):
             drawn += method.policy_steps * method.policy_batch
         return drawn / (min(method.cycle_sizes) * self.actors.group_size)
 

@@ -278,97 +278,21 @@ class Alternation(Cycles):
         return (self.pretrain.groups, *self.cycle_sizes)
 
 
-class Lasro(Alternation):
-    """LaSRO: a learned latent surrogate of any reward, for models of few steps."""
+class Climbing(Alternation):
+    """What methods share that take a reward's own gradient, on models of many steps."""
 
-    kind: Literal["lasro"] = "lasro"
-    """Which method this is."""
-    reward_steps: Literal["all", "last"] = "all"
-    """Which sampler steps' clean latents are scored and rewarded."""
-    step_weights: tuple[Number, ...] | None = None
-    """Weight of every rewarded step's surrogate reward (c1, c2); null: 1 each."""
-    cross_term: bool = False
-    """Let a later step's gradient flow into the step before it."""
-    anchor: Anchor = Anchor()
-    """The distillation loss beside the reward."""
-
-
-class StateDraw(Section):
-    """Which states of replayed trajectories the policy steps from."""
-
-    kept: Count = 6
-    """States that a trajectory keeps."""
-    keep: Literal["spread", "last"] = "spread"
-    """Which those are: one of each of as many parts of the chain, of equal weight by `times`; or
-    those before the last steps, as DRaFT has it."""
-    score_clean: bool = False
-    """Let samplers tell the clean latent of every kept state as well, and score it: more of what
-    the surrogate is asked about, for one call of the network each."""
-    store_reference: bool = False
-    """Let samplers keep the untouched model's noise at every kept state, so that the learner calls
-    that model no more; each state then takes twice the bytes."""
-    trajectories: Literal["uniform", "prioritised"] = "uniform"
-    """How trajectories are drawn: all alike, or by the rank of their reward."""
-    rank_exponent: NonNegative = 0.7
-    """Exponent a of the priority 1 / rank^a."""
-    fresh: Share = 0.0
-    """Share of a batch that comes from the newest policy versions."""
-    times: Literal["uniform", "discounted"] = "uniform"
-    """How a trajectory's states are drawn: all alike, with the discount in the loss (as in the
-    paper), or in proportion to the discount, which then is not in the loss."""
-
-
-class Clean(Section):
-    """What the reward is asked about: a clean latent told from the state after a step."""
-
-    by: Literal["consistency", "tweedie", "ddim"] = "consistency"
-    """A consistency model in one call; or the reference model, by its expectation or by a few
-    deterministic steps (ablations)."""
-    lora: str | None = None
-    """Folder or hub id of an LCM-LoRA over the policy's pipeline, the consistency model."""
-    calls: Count = 4
-    """Steps of `ddim`."""
-
-    @model_validator(mode="after")
-    def _consistency_has_a_model(self) -> Self:
-        if (self.by == "consistency") != (self.lora is not None):
-            raise ValueError(
-                "`by: consistency` needs `lora`, the folder or hub id of an LCM-LoRA; tweedie and "
-                "ddim take none"
-            )
-        return self
-
-
-class Sqdf(Alternation):
-    """SQDF: reparameterised steps up a training-free soft Q, for models of many steps."""
-
-    kind: Literal["sqdf"] = "sqdf"
-    """Which method this is."""
     reward: Literal["surrogate", "decoded"] = "surrogate"
     """What a policy step climbs: the latent surrogate's standard score, for any reward; or the
     rewards themselves on images decoded in the learner, which must be differentiable."""
-    clean: Clean
-    """How a clean latent is told from a noisy one."""
-    states: StateDraw = StateDraw()
-    """Which replayed states the policy steps from."""
-    alpha: NonNegative = 1.0
-    """Weight of the KL to the untouched policy."""
-    target_kl: Positive | None = None
-    """True KL of a step, in nats, that alpha is steered towards; null: alpha stays."""
-    discount: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """γ: a reward counts γ^k where k steps come after."""
     kl_reduce: Literal["sum", "mean", "sqdf"] = "sqdf"
-    """Form of the KL: the true one, its mean over the latent, or twice that mean (the paper's
-    code, whose alphas are for this)."""
+    """Form of the KL: the true one, its mean over the latent, or twice that mean (the code of
+    SQDF, whose alphas are for this)."""
     kl_std: Literal["posterior", "forward"] = "posterior"
     """σ that the KL divides by: the step's own, in which one of 50 steps has half of the weight,
     or the forward process', which is of one size in all."""
     micro_batches: Count = 1
     """Parts that a rank's rows of a policy step go through in, one after the other, for less
     memory."""
-    positive_only: bool = False
-    """Drop rows whose reward is not above 0, as the paper's code does; wrong for rewards around
-    zero, as a standard score is."""
 
     @property
     def learns_surrogate(self) -> bool:
@@ -394,3 +318,18 @@ class Sqdf(Alternation):
                 f"{'it' if len(unused) == 1 else 'them'} out, or set `reward: surrogate`"
             )
         return self
+
+
+class Lasro(Alternation):
+    """LaSRO: a learned latent surrogate of any reward, for models of few steps."""
+
+    kind: Literal["lasro"] = "lasro"
+    """Which method this is."""
+    reward_steps: Literal["all", "last"] = "all"
+    """Which sampler steps' clean latents are scored and rewarded."""
+    step_weights: tuple[Number, ...] | None = None
+    """Weight of every rewarded step's surrogate reward (c1, c2); null: 1 each."""
+    cross_term: bool = False
+    """Let a later step's gradient flow into the step before it."""
+    anchor: Anchor = Anchor()
+    """The distillation loss beside the reward."""

@@ -17,8 +17,9 @@ from torch import Tensor
 from buffer.index import LogIndex
 from buffer.sampling import fresh_first, prioritised, rank_priority, uniform
 from learner.diffusion.strata import Strata
+from learner.draft_settings import Draft
 from learner.groups import ScoredGroups
-from learner.settings import Sqdf, StateDraw
+from learner.sqdf_settings import Sqdf, StateDraw
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,12 @@ def strata_of(settings: Sqdf, num_steps: int) -> Strata:
     weight = settings.discount if states.times == "discounted" else 1.0
     cut = Strata.spread if states.keep == "spread" else Strata.last
     return cut(num_steps, states.kept, weight)
+
+
+def starting_part(settings: Draft, num_steps: int) -> Strata:
+    """The states that a gradient starts from, of which a trajectory keeps one."""
+    starts = settings.starts(num_steps)
+    return Strata(num_steps, (starts.start, starts.stop))
 
 
 class StateReplay:

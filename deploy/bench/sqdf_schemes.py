@@ -40,7 +40,7 @@ from learner.policy.denoiser import Denoiser
 from learner.policy.text import PromptEncoder, Text
 from learner.policy.trainable import make_policy_trainable, trainable_arrays
 from learner.policy.views import SamplingPolicy, policy_over, with_lora
-from learner.settings import Sqdf
+from learner.sqdf_settings import Sqdf
 from reward_servers.registry import build_reward
 
 PRESET = Path(__file__).resolve().parent.parent / "configs" / "shapes-sqdf-aesthetic.yaml"

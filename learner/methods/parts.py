@@ -1,20 +1,23 @@
 """What alternating methods are put together from, alike for all of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import torch
 from diffusers import UNet2DConditionModel
 
 from learner.engine import Engine
 from learner.exploration import Climb
 from learner.groups import GroupSource, ScoredGroups
+from learner.methods.climbed import DecodedReward, SurrogateReward
 from learner.methods.surrogate_steps import SurrogateSteps
-from learner.policy.components import PromptEncoder
+from learner.policy.components import PipelineFolder, PromptEncoder
 from learner.policy.denoiser import Denoiser
 from learner.seat import Seat
-from learner.settings import Alternation, Cycles, Learner
+from learner.settings import Alternation, Climbing, Cycles, Learner
 from learner.surrogate import new_surrogate
 from learner.surrogate_training import SurrogateTrainer
 from learner.trainer import Journal
+from reward_servers.base import DifferentiableReward
 
 
 def policy_engine(
@@ -98,3 +101,41 @@ class Surrogacy:
             journal=journal,
             seat=seat,
         )
+
+
+def climbed_reward(
+    settings: Climbing,
+    learner: Learner,
+    pipeline: PipelineFolder,
+    base: UNet2DConditionModel,
+    encode: PromptEncoder,
+    rewards: Mapping[str, DifferentiableReward],
+    *,
+    groups: ScoredGroups,
+    labels: Sequence[str],
+    device: torch.device,
+    journal: Journal,
+    seat: Seat,
+) -> tuple[DecodedReward | SurrogateReward, SurrogateSteps | None]:
+    """What is climbed by its own gradient, and the steps of its surrogate if it is one.
+
+    Args:
+        base: whose blocks a surrogate copies.
+        rewards: by name; used where they are climbed themselves.
+    """
+    if settings.reward == "decoded":
+        vae = pipeline.vae(str(device)).requires_grad_(False)
+        checkpointing = learner.gradient_checkpointing
+        return DecodedReward(vae, rewards, groups.weighed, checkpointing=checkpointing), None
+    surrogate = Surrogacy(
+        settings,
+        learner,
+        base,
+        encode,
+        groups=groups,
+        labels=labels,
+        tells_steps=False,
+        journal=journal,
+        seat=seat,
+    )
+    return SurrogateReward(surrogate.climb), surrogate.steps

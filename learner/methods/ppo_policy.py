@@ -4,7 +4,7 @@ Shape suffixes: B rows of this rank, C H W latent.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from learner.diffusion.ddim import gaussian_kl
-from learner.engine import Engine, mean_over_ranks
+from learner.engine import Engine
 from learner.methods.ddpo import clipped_loss, log_ratio
+from learner.methods.updates import update_in_parts
 from learner.policy.text import Text
 from learner.ppo_settings import Ppo
 from learner.transitions import Transitions
@@ -83,22 +84,13 @@ class PpoPolicy:
 
     def step(self, batch: Transitions) -> dict[str, float]:
         """One update from rows of this rank; returns its metrics."""
-        parts: list[dict[str, float]] = []
-        norm = self._engine.update(self._losses(batch, parts))
-        metrics = mean_over_ranks(
-            {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
+        metrics = update_in_parts(
+            self._engine,
+            self._settings.micro_batches,
+            lambda rows: self._loss(batch.rows(range(len(batch))[rows])),
         )
         self.state = PpoState(self.state.step + 1)
-        return {**metrics, "gradient_norm": norm}
-
-    def _losses(self, batch: Transitions, parts: list[dict[str, float]]) -> Iterator[Tensor]:
-        """The loss of one micro-batch after the other; their metrics are added to `parts`."""
-        count = self._settings.micro_batches
-        for part in range(count):
-            # Rows of one part are `count` apart, as are those of a rank.
-            loss, metrics = self._loss(batch.rows(range(part, len(batch), count)))
-            parts.append(metrics)
-            yield loss
+        return metrics
 
     def _loss(self, batch: Transitions) -> tuple[Tensor, dict[str, float]]:
         settings, device = self._settings, self._engine.device

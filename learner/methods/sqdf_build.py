@@ -7,15 +7,15 @@ import torch
 from learner.diffusion.chain import Chain
 from learner.groups import GroupSource
 from learner.methods.alternation import Alternating
-from learner.methods.parts import Surrogacy, policy_engine, scored_groups
+from learner.methods.parts import climbed_reward, policy_engine, scored_groups
 from learner.methods.sqdf_policy import SqdfPolicy
-from learner.methods.sqdf_rewards import DecodedReward, SurrogateReward
-from learner.methods.sqdf_steps import SqdfSteps
+from learner.methods.state_steps import StateSteps
 from learner.policy.components import PipelineFolder
 from learner.policy.denoiser import Denoiser
 from learner.policy.views import policy_over, with_lora
 from learner.seat import Seat
-from learner.settings import Learner, Model, Sqdf
+from learner.settings import Learner, Model
+from learner.sqdf_settings import Sqdf
 from learner.states import StateReplay, strata_of
 from learner.trainer import Journal
 from reward_servers.base import DifferentiableReward
@@ -51,24 +51,19 @@ def build_sqdf(
     ends = (*range(1, told + 1), 0)
     labels = [*(f"told{part}" for part in range(1, told + 1)), f"{model.num_steps}step"]
     groups, journal = scored_groups(settings, source, steps=ends, seat=seat), Journal()
-    if settings.reward == "decoded":
-        surrogate = None
-        vae = pipeline.vae(str(engine.device)).requires_grad_(False)
-        checkpointing = learner.gradient_checkpointing
-        reward = DecodedReward(vae, rewards, groups.weighed, checkpointing=checkpointing)
-    else:
-        surrogate = Surrogacy(
-            settings,
-            learner,
-            base,
-            encode,
-            groups=groups,
-            labels=labels,
-            tells_steps=False,
-            journal=journal,
-            seat=seat,
-        )
-        reward = SurrogateReward(surrogate.climb)
+    reward, surrogate = climbed_reward(
+        settings,
+        learner,
+        pipeline,
+        base,
+        encode,
+        rewards,
+        groups=groups,
+        labels=labels,
+        device=engine.device,
+        journal=journal,
+        seat=seat,
+    )
     # After the surrogate has copied its blocks, which the engine places by itself.
     for network in (base, consistency):
         if network is not None:
@@ -89,11 +84,11 @@ def build_sqdf(
     states = StateReplay(groups, settings.states, strata_of(settings, model.num_steps))
     return Alternating(
         settings,
-        SqdfSteps(settings, policy, states, seat),
+        StateSteps(policy, states, settings.policy_batch, seat),
         groups=groups,
         labels=labels,
         policy_engine=engine,
-        surrogate=surrogate.steps if surrogate else None,
+        surrogate=surrogate,
         journal=journal,
         seat=seat,
     )

@@ -6,7 +6,7 @@ Shape suffixes: B rows of this rank, C H W latent.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from learner.diffusion.chain import Chain
 from learner.diffusion.ddim import gaussian_kl
-from learner.engine import Engine, mean_over_ranks
+from learner.engine import Engine
 from learner.methods.sqdf import (
     Clean,
     adapted_alpha,
@@ -27,10 +27,11 @@ from learner.methods.sqdf import (
     soft_q_loss,
     take_step,
 )
+from learner.methods.updates import update_in_parts
 from learner.policy.denoiser import Denoiser, guided_call
 from learner.policy.text import Text
 from learner.seat import Seat
-from learner.settings import Sqdf
+from learner.sqdf_settings import Sqdf
 from learner.states import StateBatch
 
 Encode = Callable[[list[str]], Text]
@@ -44,9 +45,6 @@ class SqdfState:
 
     step: int = 0
     alpha: float = 1.0
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
 
 class SqdfPolicy:
@@ -83,29 +81,32 @@ class SqdfPolicy:
         self._seat = seat
         self.state = SqdfState(alpha=settings.alpha)
 
+    @property
+    def steps_taken(self) -> int:
+        """Updates so far."""
+        return self.state.step
+
+    def to_json(self) -> dict[str, Any]:
+        """Of the state."""
+        return dataclasses.asdict(self.state)
+
+    def from_json(self, state: dict[str, Any]) -> None:
+        """Restores it."""
+        self.state = SqdfState(**state)
+
     def step(self, batch: StateBatch) -> dict[str, float]:
         """One update from states of this rank; returns its metrics."""
-        parts: list[dict[str, float]] = []
-        norm = self._engine.update(self._losses(batch, parts))
-        metrics = mean_over_ranks(
-            {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
+        noise = self._noise(batch.latents_BCHW)
+        metrics = update_in_parts(
+            self._engine,
+            self._settings.micro_batches,
+            lambda rows: self._loss(batch.rows(rows), noise[rows]),
         )
         alpha = self.state.alpha
         if self._settings.target_kl is not None:
             alpha = adapted_alpha(alpha, metrics["kl_nats"], self._settings.target_kl)
         self.state = SqdfState(self.state.step + 1, alpha)
-        return {**metrics, "gradient_norm": norm}
-
-    def _losses(self, batch: StateBatch, parts: list[dict[str, float]]) -> Iterator[Tensor]:
-        """The loss of one micro-batch after the other; their metrics are added to `parts`."""
-        noise = self._noise(batch.latents_BCHW)
-        count = self._settings.micro_batches
-        for part in range(count):
-            # Rows of one part are `count` apart, as are those of a rank.
-            rows = slice(part, None, count)
-            loss, metrics = self._loss(batch.rows(rows), noise[rows])
-            parts.append(metrics)
-            yield loss
+        return metrics
 
     def _loss(self, batch: StateBatch, noise: Tensor) -> tuple[Tensor, dict[str, float]]:
         settings, chain, device = self._settings, self._chain, self._engine.device

@@ -10,7 +10,8 @@ import pytest
 
 from deploy.config_problems import ConfigError
 from deploy.run_config import RunConfig, config_from_json, load_config
-from learner.settings import Lasro, Sqdf
+from learner.settings import Lasro
+from learner.sqdf_settings import Sqdf
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = sorted((ROOT / "deploy" / "configs").glob("*.yaml"))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from deploy.shapes.models import PIPELINES, new_unet
 from learner.exploration import Climb
-from learner.methods.sqdf_rewards import DecodedReward, SurrogateReward
+from learner.methods.climbed import DecodedReward, SurrogateReward
 from learner.policy.components import PipelineFolder, decode_images, decode_latents
 from learner.policy.text import Text
 from learner.settings import Surrogate

@@ -1,4 +1,4 @@
-"""What SQDF climbs: a reward of clean latents, with a gradient to them.
+"""What a policy climbs by its own gradient: a reward of clean latents.
 
 Either a latent surrogate, for any reward, or differentiable rewards on decoded images.
 Shape suffixes: B rows, C H W latent.

@@ -1,0 +1,143 @@
+"""DRaFT's policy step under an engine: states near the end of a chain in, one update out.
+
+Every random draw is a function of (seed, step), of the whole batch on every rank.
+Shape suffixes: B rows of this rank, K steps, C H W latent.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learner.diffusion.chain import Chain
+from learner.draft_settings import Draft
+from learner.engine import Engine
+from learner.methods.draft import (
+    AskNoise,
+    KlForm,
+    Walk,
+    reward_loss,
+    through_last_steps,
+    through_one_call,
+    through_renoised,
+)
+from learner.methods.updates import update_in_parts
+from learner.policy.denoiser import Denoiser, guided_call
+from learner.policy.text import Text
+from learner.seat import Seat
+from learner.states import StateBatch
+
+Encode = Callable[[list[str]], Text]
+RewardOf = Callable[[Tensor, Text, Sequence[str]], Tensor]
+"""Clean latents [B, C, H, W], text, prompts -> rewards [B], with a gradient to the latents."""
+
+
+class DraftPolicy:
+    """The policy under its engine, and the steps that improve it.
+
+    Args:
+        engine: of a `Denoiser` of many steps.
+        reference: the untouched network, frozen.
+        guidance_scale: of both.
+    """
+
+    def __init__(
+        self,
+        settings: Draft,
+        engine: Engine,
+        chain: Chain,
+        encode: Encode,
+        reference: Denoiser,
+        reward: RewardOf,
+        *,
+        guidance_scale: float,
+        seat: Seat,
+    ) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._chain = chain
+        self._encode = encode
+        self._reference = reference
+        self._reward = reward
+        self._guidance_scale = guidance_scale
+        self._seat = seat
+        self._form = KlForm(settings.kl_reduce, settings.kl_std)
+        self.steps_taken = 0
+
+    def step(self, batch: StateBatch) -> dict[str, float]:
+        """One update from states of this rank; returns its metrics."""
+        noise_KBCHW = self._noise(batch.latents_BCHW)
+        metrics = update_in_parts(
+            self._engine,
+            self._settings.micro_batches,
+            lambda rows: self._loss(batch.rows(rows), noise_KBCHW[:, rows]),
+        )
+        self.steps_taken += 1
+        return metrics
+
+    def to_json(self) -> dict[str, Any]:
+        return {"step": self.steps_taken}
+
+    def from_json(self, state: dict[str, Any]) -> None:
+        self.steps_taken = state["step"]
+
+    def _loss(self, batch: StateBatch, noise_KBCHW: Tensor) -> tuple[Tensor, dict[str, float]]:
+        settings, times = self._settings, self._copies
+        device, prompts = self._engine.device, list(batch.prompts) * times
+        text = self._encode(prompts).to(device)
+        empty = self._encode([""] * len(prompts)).to(device)
+        walk = self._walk(
+            batch.latents_BCHW.to(device).repeat(times, 1, 1, 1),
+            batch.step_B.repeat(times),
+            noise_KBCHW.to(device),
+            self._asking(self._engine, text, empty),
+            self._asking(self._reference, text, empty) if settings.alpha > 0 else None,
+        )
+        reward_B = self._reward(walk.clean, text, prompts)
+        loss = reward_loss(reward_B, walk.kl_B, alpha=settings.alpha, ceiling=settings.ceiling)
+        metrics = {
+            "draft_loss": float(loss.detach()),
+            f"{settings.reward}_reward": float(reward_B.detach().mean()),
+        }
+        if settings.alpha > 0:
+            metrics["kl_nats"] = float(walk.nats_B.mean())
+            metrics["kl_penalty"] = settings.alpha * float(walk.kl_B.detach().mean())
+        return loss, metrics
+
+    def _walk(
+        self,
+        x: Tensor,
+        step_B: Tensor,
+        noise_KBCHW: Tensor,
+        policy: AskNoise,
+        reference: AskNoise | None,
+    ) -> Walk:
+        chain, form = self._chain, self._form
+        if self._settings.path == "last":
+            return through_last_steps(policy, reference, x, noise_KBCHW, chain, form)
+        if self._settings.path == "stopped":
+            return through_one_call(policy, reference, x, step_B, chain, form)
+        noise, step_noise = (part.flatten(0, 1) for part in noise_KBCHW.chunk(2))
+        return through_renoised(policy, reference, x, noise, step_noise, chain, form)
+
+    @property
+    def _copies(self) -> int:
+        """Of every row: one for each noise that it is noised with again."""
+        return self._settings.renoisings if self._settings.path == "renoised" else 1
+
+    def _asking(self, network: Callable[..., Tensor], text: Text, empty: Text) -> AskNoise:
+        def ask(x: Tensor, t_B: Tensor) -> Tensor:
+            t_B = t_B.to(x.device)
+            return guided_call(network, x, t_B, text, empty, self._guidance_scale)
+
+        return ask
+
+    def _noise(self, x: Tensor) -> Tensor:
+        """This rank's share of the step's noise, [K, B, C, H, W]: of each step of the path, and of
+        each noising again."""
+        settings = self._settings
+        count = {"last": settings.last_steps, "renoised": 2 * settings.renoisings, "stopped": 0}
+        generator = torch.Generator().manual_seed(self._seat.seed * 1_000_003 + self.steps_taken)
+        shape = (count[settings.path], settings.policy_batch, *x.shape[1:])
+        return torch.randn(shape, generator=generator)[:, self._seat.share]

@@ -1,0 +1,30 @@
+"""One update of a policy from parts of a batch, alike for all methods."""
+
+from collections.abc import Callable, Iterator
+
+from torch import Tensor
+
+from learner.engine import Engine, mean_over_ranks
+
+PartLoss = Callable[[slice], tuple[Tensor, dict[str, float]]]
+"""Rows of this rank -> their mean loss, and metrics."""
+
+
+def update_in_parts(engine: Engine, count: int, loss_of: PartLoss) -> dict[str, float]:
+    """Steps up the mean of as many losses; returns the mean of their metrics, over all ranks.
+
+    Args:
+        count: parts that this rank's rows go through in. Rows of one part are `count` apart, as
+            those of a rank are.
+    """
+    told: list[dict[str, float]] = []
+
+    def losses() -> Iterator[Tensor]:
+        for part in range(count):
+            loss, metrics = loss_of(slice(part, None, count))
+            told.append(metrics)
+            yield loss
+
+    norm = engine.update(losses())
+    means = {name: sum(part[name] for part in told) / len(told) for name in told[0]}
+    return {**mean_over_ranks(means), "gradient_norm": norm}

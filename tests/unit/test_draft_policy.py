@@ -1,0 +1,117 @@
+"""DRaFT's policy step: whose gradient flows, what is drawn, and what cutting a batch changes."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deploy.shapes.models import new_unet
+from learner.diffusion.chain import Chain
+from learner.diffusion.schedule import NoiseSchedule
+from learner.draft_settings import Draft
+from learner.methods.draft_policy import DraftPolicy
+from learner.policy.denoiser import Denoiser
+from learner.policy.trainable import make_trainable
+from learner.policy.views import shared_view
+from learner.seat import Seat
+from learner.states import StateBatch
+from tests.unit.learner_fakes import HandEngine, encode
+
+CHAIN = Chain(
+    NoiseSchedule.from_config(
+        {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    )
+)
+PROMPTS = ["a red circle", "a blue star", "two hearts", "a cat"]
+PATHS: dict[str, dict[str, Any]] = {
+    "last": {"path": "last", "last_steps": 2},
+    "renoised": {"path": "renoised", "renoisings": 3},
+    "stopped": {"path": "stopped", "ceiling": 2.0},
+}
+
+
+def base() -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        return new_unet().requires_grad_(False).eval()
+
+
+def adapted(unet: Any) -> Denoiser:
+    view = shared_view(unet)
+    for i, parameter in enumerate(make_trainable(view, "lora", rank=2, alpha=2, seed=1)):
+        nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(i))
+    return Denoiser(view)
+
+
+def batch(settings: Draft, rows: slice = slice(None)) -> StateBatch:
+    generator = torch.Generator().manual_seed(8)
+    latents = torch.randn(4, 4, 8, 8, generator=generator)
+    starts = settings.starts(50)
+    steps = torch.tensor([starts[i % len(starts)] for i in range(4)])
+    return StateBatch(latents[rows], steps[rows], PROMPTS[rows])
+
+
+def stepped(
+    path: str, seat: Seat | None = None, unet: Any = None, **changes: Any
+) -> tuple[dict[str, float], HandEngine]:
+    unet, seat = unet or base(), seat or Seat(7)
+    engine = HandEngine(adapted(unet))
+    settings = Draft.model_validate({"policy_batch": 4, "alpha": 0.1, **PATHS[path], **changes})
+    policy = DraftPolicy(
+        settings,
+        engine,  # pyright: ignore[reportArgumentType]
+        CHAIN,
+        encode,
+        Denoiser(shared_view(unet)),
+        lambda x, text, prompts: x.flatten(1).mean(dim=1) + text.states_BLE.flatten(1).mean(dim=1),
+        guidance_scale=3.0,
+        seat=seat,
+    )
+    return policy.step(batch(settings, seat.share)), engine
+
+
+def gradients(engine: HandEngine) -> list[Tensor]:
+    return [p.grad for p in engine.module.parameters() if p.requires_grad and p.grad is not None]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_all_of_the_adapter_learns_and_nothing_else(path: str) -> None:
+    unet = base()
+    metrics, engine = stepped(path, unet=unet)
+    trained = [p for p in engine.module.parameters() if p.requires_grad]
+    assert len(gradients(engine)) == len(trained)
+    assert all(bool(g.abs().sum() > 0) for g in gradients(engine))
+    assert all(p.grad is None for p in unet.parameters())
+    assert metrics["kl_nats"] > 0
+
+
+@pytest.mark.parametrize(("path", "calls"), [("last", 2), ("renoised", 1), ("stopped", 1)])
+def test_the_network_is_called_for_every_step_with_a_gradient_and_no_other(
+    path: str, calls: int
+) -> None:
+    _, engine = stepped(path, alpha=0.0)
+    assert engine.calls == calls
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_two_ranks_and_micro_batches_have_the_gradient_of_one(path: str) -> None:
+    _, whole = stepped(path)
+    _, parts = stepped(path, micro_batches=2)
+    halves = [gradients(stepped(path, Seat(7, rank, 2))[1]) for rank in (0, 1)]
+    for together, part, a, b in zip(gradients(whole), gradients(parts), *halves, strict=True):
+        torch.testing.assert_close(part, together, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close((a + b) / 2, together, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "starts"),
+    [
+        ({"last_steps": 3}, range(47, 48)),
+        ({"path": "renoised"}, range(50, 51)),
+        ({"path": "stopped"}, range(38, 50)),
+        ({"path": "stopped", "stopped_in": 0.001}, range(49, 50)),
+    ],
+)
+def test_where_a_gradient_may_start(changes: dict[str, Any], starts: range) -> None:
+    assert Draft.model_validate(changes).starts(50) == starts
