@@ -1,4 +1,4 @@
-"""A YAML preset plus `a.b=value` overrides, as one plain mapping; knows no schema.
+"""A YAML preset, what it extends, and `a.b=value` overrides, as one mapping; knows no schema.
 
 Texts are read by YAML 1.2's rules, because 1.1 turns `1e-4` into a text, `on` into true and a date
 into a date. A key that stands twice is an error instead of a silent last-one-wins.
@@ -53,7 +53,38 @@ for _tag, _pattern, _first in _SCALARS:
 
 
 def read_preset(path: Path) -> dict[str, Any]:
-    """The mapping of a YAML file; raises YamlError."""
+    """The mapping of a YAML file; raises YamlError.
+
+    `extends: other.yaml` begins with what another file beside it holds. Sections are joined key by
+    key; one that names another `kind` replaces the other's.
+    """
+    return _extended(path, ())
+
+
+def _extended(path: Path, before: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in before:
+        raise YamlError(f"{path}: extends itself, by way of {before[-1].name}")
+    value = _read(path)
+    base = value.pop("extends", None)
+    if base is None:
+        return value
+    if not isinstance(base, str):
+        raise YamlError(f"{path}: extends must name one file, given {base!r}")
+    return _joined(_extended(path.parent / base, (*before, path.resolve())), value)
+
+
+def _joined(base: Mapping[str, Any], value: Mapping[str, Any]) -> dict[str, Any]:
+    if "kind" in value and base.get("kind") not in (None, value["kind"]):
+        return dict(value)
+    both = {
+        key: _joined(base[key], item)
+        for key, item in value.items()
+        if isinstance(item, Mapping) and isinstance(base.get(key), Mapping)
+    }
+    return {**base, **value, **both}
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -159,7 +159,7 @@ class RunConfig(Section):
         method, drawn = self.method, 0.0
         if isinstance(method, Ppo):
             rows = method.policy_steps * method.policy_batch
-            drawn += rows / method.steps_trained(self.model.num_steps)
+            drawn += rows / max(1, method.steps_trained(self.model.num_steps))
         if (learning := self.alternation) is not None:
             rows = learning.surrogate.batch_groups * self.actors.group_size
             drawn += learning.surrogate_steps * rows

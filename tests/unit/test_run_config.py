@@ -14,6 +14,7 @@ from learner.settings import Lasro
 from learner.sqdf_settings import Sqdf
 
 ROOT = Path(__file__).resolve().parents[2]
+METHODS = {"lasro", "sqdf", "draft"}
 PRESETS = sorted((ROOT / "deploy" / "configs").glob("*.yaml"))
 SMOKE = ROOT / "deploy" / "configs" / "smoke.yaml"
 SMOKE_SQDF = SMOKE.with_name("smoke-sqdf.yaml")
@@ -39,7 +40,9 @@ def _file(folder: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.name)
 def test_every_shipped_preset_loads(preset: Path) -> None:
-    assert load_config(preset).method.kind == ("sqdf" if "sqdf" in preset.name else "lasro")
+    kinds = {"ddpo": "ppo", "ppo": "ppo", "rlcm": "ppo", "refl": "draft", "seiko": "draft"}
+    named = next((part for part in preset.stem.split("-") if part in {*kinds, *METHODS}), "lasro")
+    assert load_config(preset).method.kind == kinds.get(named, named)
 
 
 @pytest.mark.parametrize(
