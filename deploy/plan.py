@@ -6,7 +6,8 @@ asked there, inside the function that needs it.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
@@ -237,31 +238,55 @@ def _redis_in_words(config: RunConfig) -> str:
     return words.get(config.replay.redis, config.replay.redis)
 
 
+@dataclass(frozen=True)
+class _Use:
+    """A setting as one kind of a section has it; the kind is empty where there are no others."""
+
+    kind: str
+    types: str
+    field: FieldInfo
+
+
 def schema_table() -> str:
     """Every setting as a Markdown table, made from the config's own docstrings."""
     rows = ["| setting | type | default | meaning |", "|---|---|---|---|"]
-    rows += (
-        f"| `{name}` | {_cell(types)} | {_default(field)} | {_cell(field.description or '')} |"
-        for name, (types, field) in _settings(RunConfig).items()
-    )
+    for name, uses in _settings(RunConfig).items():
+        types = ", ".join(dict.fromkeys(use.types for use in uses))
+        tells_kinds = name.endswith(".kind") and len(uses) > 1
+        if tells_kinds:
+            default, uses = "**required**", uses[:1]
+        else:
+            default = ", ".join(_by_kind(uses, lambda use: _default(use.field), "{1} ({0})"))
+        described = _by_kind(uses, lambda use: _cell(use.field.description or ""), "*{0}:* {1}")
+        meaning = " ".join(described)
+        rows.append(f"| `{name}` | {_cell(types)} | {default} | {meaning} |")
     return "\n".join(rows) + "\n"
 
 
-def _settings(model: type[BaseModel], prefix: str = "") -> dict[str, tuple[str, FieldInfo]]:
-    """Type and field of every setting by dotted name; what two kinds of a section share, once."""
-    found: dict[str, tuple[str, FieldInfo]] = {}
+def _by_kind(uses: Sequence[_Use], told: Callable[[_Use], str], form: str) -> list[str]:
+    """What all kinds say, once; otherwise what each says, with its name."""
+    kinds: dict[str, list[str]] = {}
+    for use in uses:
+        kinds.setdefault(told(use), []).append(use.kind)
+    if len(kinds) == 1:
+        return list(kinds)
+    return [form.format(", ".join(names), text) for text, names in kinds.items()]
+
+
+def _settings(model: type[BaseModel], prefix: str = "", kind: str = "") -> dict[str, list[_Use]]:
+    """By dotted name, as every kind of a section has it."""
+    found: dict[str, list[_Use]] = {}
     for name, field in model.model_fields.items():
         sections = list(nested_models(field.annotation))
         if not sections:
-            found[f"{prefix}{name}"] = (_type_name(field.annotation), field)
+            found[f"{prefix}{name}"] = [_Use(kind, _type_name(field.annotation), field)]
         between = ".<name>." if get_origin(field.annotation) is dict else "."
         for section in sections:
-            for nested, (types, it) in _settings(section, f"{prefix}{name}{between}").items():
-                earlier, field_before = found.get(nested, (types, it))
-                if types != earlier:
-                    # What tells the kinds apart has to be given.
-                    it = FieldInfo(description=field_before.description)
-                found[nested] = (types if types == earlier else f"{earlier}, {types}", it)
+            own = section.model_fields.get("kind")
+            names = get_args(own.annotation) if own is not None else ()
+            of_kind = str(names[0]) if names else kind
+            for nested, uses in _settings(section, f"{prefix}{name}{between}", of_kind).items():
+                found.setdefault(nested, []).extend(uses)
     return found
 
 
