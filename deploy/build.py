@@ -18,7 +18,8 @@ from buffer.replay import Replay
 from deploy.config_sections import FilePrompts, Prompts
 from deploy.run_config import RunConfig
 from learner.draft_settings import Draft
-from learner.ppo_settings import Ppo
+from learner.likelihood_settings import Dpo, Gors
+from learner.on_policy_settings import OnPolicy
 from learner.settings import Lasro
 from learner.sqdf_settings import Sqdf
 
@@ -126,17 +127,16 @@ def policy_of(
         )
     if only_clean:
         return ManyStepPolicy(**parts, keep=lambda seed: ())
-    if isinstance(method, Ppo | Draft):
-        if isinstance(method, Ppo):
+    if not isinstance(method, Sqdf):
+        kept = None
+        if isinstance(method, OnPolicy):
             kept = trained_strata(method, num_steps)
-        else:
+        elif isinstance(method, Draft) and method.starts(num_steps).start < num_steps:
             kept = starting_part(method, num_steps)
         # The clean latent is kept in any case.
-        only_end = kept.edges[0] == num_steps
         return ManyStepPolicy(
-            **parts, keep=lambda seed: () if only_end else kept_states(seed, kept)
+            **parts, keep=lambda seed: kept_states(seed, kept) if kept is not None else ()
         )
-    assert isinstance(method, Sqdf)
     strata, consistency = strata_of(method, num_steps), None
     if method.states.score_clean:
         assert method.clean.lora is not None
@@ -331,13 +331,21 @@ class LearnerRank:
 def _method(config: RunConfig, source: GroupSource, seat: Seat) -> Method:
     from learner.methods.draft_build import build_draft
     from learner.methods.lasro_build import build_lasro
-    from learner.methods.ppo_build import build_ppo
+    from learner.methods.likelihood_build import build_likelihood
+    from learner.methods.own_steps_build import build_own_steps
     from learner.methods.sqdf_build import build_sqdf
 
     method, parts = config.method, (config.model, config.learner)
-    if isinstance(method, Ppo):
-        shared = config.actors.fixed_initial_noise
-        return build_ppo(method, *parts, source=source, shared_initial_noise=shared, seat=seat)
+    if isinstance(method, OnPolicy):
+        return build_own_steps(
+            method,
+            *parts,
+            source=source,
+            shared_initial_noise=config.actors.fixed_initial_noise,
+            seat=seat,
+        )
+    if isinstance(method, Gors | Dpo):
+        return build_likelihood(method, *parts, source=source, seat=seat)
     if isinstance(method, Lasro):
         prompts = prompt_list(config.prompts, config.seed)
         return build_lasro(method, *parts, source=source, prompts=prompts, seat=seat)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from deploy.config_problems import Problem
 from deploy.config_sections import FilePrompts, KlAbove, ShapesPrompts
 from learner.draft_settings import Draft
-from learner.ppo_settings import Ppo
+from learner.likelihood_settings import Dpo, Gors, Likelihood
+from learner.on_policy_settings import OnPolicy, Ppo, Pso
 from learner.settings import Alternation, Lasro
 from learner.sqdf_settings import Sqdf
 
@@ -37,8 +38,10 @@ def _method_problems(config: "RunConfig") -> Iterator[Problem]:
         yield from _sqdf_problems(config, method)
     elif isinstance(method, Draft):
         yield from _draft_problems(config, method)
+    elif isinstance(method, Ppo | Pso):
+        yield from _on_policy_problems(config, method)
     else:
-        yield from _ppo_problems(config, method)
+        yield from _likelihood_problems(config, method)
     if group < 2 and method.learns_surrogate:
         yield Problem(
             "actors.group_size",
@@ -92,14 +95,38 @@ def _draft_problems(config: "RunConfig", method: Draft) -> Iterator[Problem]:
     yield from _micro_batch_problems(config, method)
 
 
-def _ppo_problems(config: "RunConfig", method: Ppo) -> Iterator[Problem]:
-    num_steps = config.model.num_steps
-    if method.baseline == "group" and config.actors.group_size < 2:
+def _likelihood_problems(config: "RunConfig", method: Gors | Dpo) -> Iterator[Problem]:
+    if isinstance(method, Gors) and config.is_few_step and config.model.teacher is None:
+        yield Problem(
+            "model.teacher",
+            "is missing: of a model of few steps gors distils from it; name a multi-step pipeline",
+        )
+    if isinstance(method, Dpo) and config.is_few_step:
+        yield Problem(
+            "model.num_steps",
+            f"dpo trains models of 50 steps, given {config.model.num_steps}: its loss is that of a "
+            "denoiser; prefer pairs of few-step models by pso",
+        )
+    if isinstance(method, Dpo):
+        yield from _pair_problems(config)
+    yield from _micro_batch_problems(config, method)
+
+
+def _pair_problems(config: "RunConfig") -> Iterator[Problem]:
+    if config.actors.group_size < 2:
         yield Problem(
             "actors.group_size",
-            f"must be at least 2, given {config.actors.group_size}: a picture's reward is compared "
-            "with those of its group; or take method.baseline: batch",
+            f"must be at least 2, given {config.actors.group_size}: the better picture of a group "
+            "is preferred to the worse",
         )
+
+
+def _on_policy_problems(config: "RunConfig", method: Ppo | Pso) -> Iterator[Problem]:
+    num_steps = config.model.num_steps
+    if isinstance(method, Pso):
+        yield from _pair_problems(config)
+    elif isinstance(method, Ppo):
+        yield from _ppo_problems(config, method)
     if config.is_few_step and method.kept_steps is not None:
         yield Problem(
             "method.kept_steps",
@@ -111,8 +138,6 @@ def _ppo_problems(config: "RunConfig", method: Ppo) -> Iterator[Problem]:
             "method.kept_steps",
             f"must be at most model.num_steps = {num_steps}, given {method.kept_steps}",
         )
-    if not config.is_few_step and method.last_call:
-        yield Problem("method.last_call", "is for models of few steps; every step of 50 adds noise")
     if method.steps_trained(num_steps) == 0:
         yield Problem(
             "model.num_steps",
@@ -122,8 +147,8 @@ def _ppo_problems(config: "RunConfig", method: Ppo) -> Iterator[Problem]:
     if config.replay.max_staleness:
         yield Problem(
             "replay.max_staleness",
-            f"must be 0 with method.kind: ppo, given {config.replay.max_staleness}: a ratio of "
-            "probabilities is of one version to the next",
+            f"must be 0 with method.kind: {method.kind}, given {config.replay.max_staleness}: a "
+            "ratio of probabilities is of one version to the next",
         )
     rounds = config.learner.checkpoint_every_cycles + 1
     needed = rounds * max(method.cycle_sizes)
@@ -137,7 +162,20 @@ def _ppo_problems(config: "RunConfig", method: Ppo) -> Iterator[Problem]:
     yield from _micro_batch_problems(config, method)
 
 
-def _micro_batch_problems(config: "RunConfig", method: Sqdf | Ppo | Draft) -> Iterator[Problem]:
+def _ppo_problems(config: "RunConfig", method: Ppo) -> Iterator[Problem]:
+    if method.baseline == "group" and config.actors.group_size < 2:
+        yield Problem(
+            "actors.group_size",
+            f"must be at least 2, given {config.actors.group_size}: a picture's reward is compared "
+            "with those of its group; or take method.baseline: batch",
+        )
+    if not config.is_few_step and method.last_call:
+        yield Problem("method.last_call", "is for models of few steps; every step of 50 adds noise")
+
+
+def _micro_batch_problems(
+    config: "RunConfig", method: Sqdf | OnPolicy | Draft | Likelihood
+) -> Iterator[Problem]:
     rows = method.policy_batch // config.learner.ranks
     if rows % method.micro_batches:
         yield Problem(

@@ -19,6 +19,7 @@ from pydantic_core import PydanticUndefined
 from deploy.config_problems import nested_models, without_password
 from deploy.config_sections import FilePrompts, Metric, Reward
 from deploy.run_config import RunConfig
+from learner.likelihood_settings import Gors
 from learner.settings import Lasro
 from learner.sqdf_settings import Sqdf
 
@@ -58,10 +59,11 @@ def _unusable_folder(
 def _missing_models(config: RunConfig) -> Iterator[str]:
     paths = {"model.path": config.model.path}
     method = config.method
-    if isinstance(method, Lasro):
-        if config.model.teacher is not None and method.anchor.data != "none":
-            paths["model.teacher"] = config.model.teacher
-    elif isinstance(method, Sqdf) and (lora := method.clean.lora) and not _may_hold_lora(lora):
+    distils = isinstance(method, Lasro) and method.anchor.data != "none"
+    distils = distils or (isinstance(method, Gors) and config.is_few_step)
+    if distils and config.model.teacher is not None:
+        paths["model.teacher"] = config.model.teacher
+    if isinstance(method, Sqdf) and (lora := method.clean.lora) and not _may_hold_lora(lora):
         yield (
             f"method.clean.lora: the folder {lora} holds no LoRA in safetensors; give one that "
             "diffusers' save_lora_weights wrote, or a hub id such as owner/name"

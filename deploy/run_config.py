@@ -29,7 +29,8 @@ from deploy.config_sections import (
 )
 from deploy.config_yaml import YamlError, read_preset, with_overrides
 from learner.draft_settings import Draft
-from learner.ppo_settings import Ppo
+from learner.likelihood_settings import Dpo, Gors, Likelihood
+from learner.on_policy_settings import OnPolicy, Ppo, Pso
 from learner.settings import Alternation, Lasro, Learner, Model, Section
 from learner.sqdf_settings import Sqdf
 
@@ -67,7 +68,7 @@ class RunConfig(Section):
     """The replay buffer."""
     learner: Learner = Learner()
     """The learner's processes."""
-    method: Annotated[Lasro | Sqdf | Ppo | Draft, Field(discriminator="kind")]
+    method: Annotated[Lasro | Sqdf | Ppo | Pso | Draft | Gors | Dpo, Field(discriminator="kind")]
     """The training method."""
     evaluation: Evaluation
     """Held-out measurements."""
@@ -157,14 +158,15 @@ class RunConfig(Section):
         the ratio holds whatever their speeds are.
         """
         method, drawn = self.method, 0.0
-        if isinstance(method, Ppo):
-            rows = method.policy_steps * method.policy_batch
+        if isinstance(method, OnPolicy):
+            rows = method.policy_steps * method.policy_batch * (2 if isinstance(method, Pso) else 1)
             drawn += rows / max(1, method.steps_trained(self.model.num_steps))
         if (learning := self.alternation) is not None:
             rows = learning.surrogate.batch_groups * self.actors.group_size
             drawn += learning.surrogate_steps * rows
-        if isinstance(method, Sqdf | Draft):
-            drawn += method.policy_steps * method.policy_batch
+        if isinstance(method, Sqdf | Draft | Likelihood):
+            pairs = 2 if isinstance(method, Dpo) else 1
+            drawn += method.policy_steps * method.policy_batch * pairs
         return drawn / (min(method.cycle_sizes) * self.actors.group_size)
 
     @property

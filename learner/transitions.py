@@ -20,7 +20,7 @@ from learner.diffusion.chain import ConsistencyChain
 from learner.diffusion.noise import INITIAL_NOISE, member_noise
 from learner.diffusion.schedule import add_noise
 from learner.diffusion.strata import Strata
-from learner.ppo_settings import Ppo
+from learner.on_policy_settings import OnPolicy
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Steps(Protocol):
         ...
 
 
-def trained_strata(settings: Ppo, num_steps: int) -> Strata:
+def trained_strata(settings: OnPolicy, num_steps: int) -> Strata:
     """Which states of a chain of many steps samplers keep and the learner trains on."""
     return Strata.spread(num_steps, settings.steps_trained(num_steps))
 
@@ -165,22 +165,27 @@ def read_transitions(
     entries: Sequence[IndexEntry],
     advantages: Sequence[float],
     rows: Sequence[int],
+    *,
+    replaces: bool = True,
 ) -> Transitions:
     """Steps by row number: of trajectory `row // K`, its slot `row % K`.
 
-    Those that are gone from the replay are replaced by others of these rows.
+    Args:
+        advantages: of the trajectories.
+        replaces: whether those that are gone from the replay are replaced by others of the rows.
 
     Raises:
-        LookupError: all of them are gone.
+        LookupError: all of them are gone, or one that may not be replaced.
     """
     slots = len(steps.weights)
     wanted = [(entries[row // slots], row % slots) for row in rows]
     states = steps.states(replay, wanted)
     there = [i for i, x in enumerate(states) if x is not None]
-    if not there:
+    if not there or (len(there) < len(rows) and not replaces):
         raise LookupError(
-            "none of the newest groups is in the replay any more: its capacity is too small for "
-            "what a cycle samples, or another run evicts it"
+            f"{len(rows) - len(there)} of {len(rows)} steps of the newest groups are not in the "
+            "replay any more: its capacity is too small for what a cycle samples, or another run "
+            "evicts it"
         )
     kept = np.resize(there, len(rows)).tolist()
     latents = torch.stack([x for i in kept if (x := states[i]) is not None])

@@ -9,8 +9,8 @@ from learner.draft_settings import Draft
 from learner.groups import GroupSource
 from learner.methods.alternation import Alternating
 from learner.methods.draft_policy import DraftPolicy
+from learner.methods.drawn_steps import DrawnSteps
 from learner.methods.parts import climbed_reward, policy_engine, scored_groups
-from learner.methods.state_steps import StateSteps
 from learner.policy.components import PipelineFolder
 from learner.policy.denoiser import Denoiser
 from learner.policy.views import policy_over
@@ -77,7 +77,7 @@ def build_draft(
     states = StateReplay(groups, draw, starting_part(settings, model.num_steps))
     return Alternating(
         settings,
-        StateSteps(policy, states, settings.policy_batch, seat),
+        DrawnSteps(policy, lambda rng: states.draw(settings.policy_batch, rng, seat.share), seat),
         groups=groups,
         labels=labels,
         policy_engine=engine,

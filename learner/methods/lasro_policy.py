@@ -15,16 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learner.diffusion.consistency import (
-    consistency_prediction,
-    distillation_times,
-    guidance_embedding,
-    pseudo_huber,
-    teacher_step,
-)
+from learner.diffusion.consistency import consistency_prediction, guidance_embedding
 from learner.diffusion.schedule import NoiseSchedule, add_noise, consistency_timesteps
 from learner.engine import Engine, all_rows, mean_over_ranks, rank_mean
 from learner.exploration import Climb
+from learner.methods.distillation import NUM_TIMES, Distilled, distillation_error, distilled
 from learner.methods.lasro import (
     RewardScale,
     anchor_weight,
@@ -181,39 +176,29 @@ class LasroPolicy:
             clean.append(consistency_prediction(x, eps, t_B, self._schedule))
         return clean, anchor_loss
 
-    def _draw_anchor(self, anchor: AnchorData, generator: torch.Generator) -> "_Anchoring":
+    def _draw_anchor(self, anchor: AnchorData, generator: torch.Generator) -> Distilled:
         """Noised latents, and where the teacher's step from there leads."""
         mine, count, device = self._seat.share, self._settings.anchor.batch, self._engine.device
         rows = torch.randint(len(anchor.prompts), (count,), generator=generator)[mine]
-        index_B = torch.randint(50, (count,), generator=generator)[mine]
+        index_B = torch.randint(NUM_TIMES, (count,), generator=generator)[mine]
         noise = torch.randn((count, *self._latent_shape), generator=generator)[mine]
-        times = distillation_times(index_B.to(device), self._schedule.num_train_timesteps)
-        start_B, end_B = times
-        text = self._encode([anchor.prompts[int(i)] for i in rows]).to(device)
-        empty = self._encode([""] * len(rows)).to(device)
-        latents = anchor.latents_NCHW[rows].to(device)
-        x_start = add_noise(latents, noise.to(device), start_B, self._schedule)
         assert self._teacher is not None
-        with torch.no_grad():
-            cond, uncond = self._teacher(
-                torch.cat([x_start, x_start]),
-                torch.cat([start_B, start_B]),
-                Text.cat([text, empty]),
-            ).chunk(2)
-            w = torch.tensor(self._model.guidance_scale - 1)
-            x_end = teacher_step(x_start, cond, uncond, w, start_B, end_B, self._schedule)
-        return _Anchoring(x_start, start_B, x_end, end_B, text)
+        return distilled(
+            self._teacher,
+            anchor.latents_NCHW[rows].to(device),
+            noise.to(device),
+            index_B.to(device),
+            self._encode([anchor.prompts[int(i)] for i in rows]).to(device),
+            self._encode([""] * len(rows)).to(device),
+            self._schedule,
+            guidance_scale=self._model.guidance_scale,
+        )
 
-    def _anchor_loss(self, eps: Tensor, anchoring: "_Anchoring") -> Tensor:
+    def _anchor_loss(self, eps: Tensor, anchoring: Distilled) -> Tensor:
         """LCM distillation with the policy itself, without gradient, as the target network."""
-        start_B, end_B = anchoring.start_B, anchoring.end_B
-        prediction = consistency_prediction(anchoring.x_start, eps, start_B, self._schedule)
-        with torch.no_grad():
-            goal_eps = self._engine.module(
-                anchoring.x_end, end_B, anchoring.text, self._guidance(len(end_B))
-            )
-            goal = consistency_prediction(anchoring.x_end, goal_eps, end_B, self._schedule)
-        return pseudo_huber(prediction - goal).mean()
+        guidance = self._guidance(len(anchoring))
+        module = self._engine.module
+        return distillation_error(eps, module, anchoring, guidance, self._schedule).mean()
 
     def _anchor_weight(self, draw: "_Draw") -> float:
         """The constant, or what the gradient norms ask for, averaged over steps."""
@@ -267,18 +252,7 @@ class _Draw:
 
     text: Text
     noise: Tensor
-    anchoring: "_Anchoring | None"
-
-
-@dataclass(frozen=True)
-class _Anchoring:
-    """One anchor batch: noised latents, one teacher step on, and their text."""
-
-    x_start: Tensor
-    start_B: Tensor
-    x_end: Tensor
-    end_B: Tensor
-    text: Text
+    anchoring: Distilled | None
 
 
 def _concat(a: Tensor | None, b: Tensor | None) -> Tensor | None:

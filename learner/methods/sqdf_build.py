@@ -7,9 +7,9 @@ import torch
 from learner.diffusion.chain import Chain
 from learner.groups import GroupSource
 from learner.methods.alternation import Alternating
+from learner.methods.drawn_steps import DrawnSteps
 from learner.methods.parts import climbed_reward, policy_engine, scored_groups
 from learner.methods.sqdf_policy import SqdfPolicy
-from learner.methods.state_steps import StateSteps
 from learner.policy.components import PipelineFolder
 from learner.policy.denoiser import Denoiser
 from learner.policy.views import policy_over, with_lora
@@ -84,7 +84,7 @@ def build_sqdf(
     states = StateReplay(groups, settings.states, strata_of(settings, model.num_steps))
     return Alternating(
         settings,
-        StateSteps(policy, states, settings.policy_batch, seat),
+        DrawnSteps(policy, lambda rng: states.draw(settings.policy_batch, rng, seat.share), seat),
         groups=groups,
         labels=labels,
         policy_engine=engine,

@@ -6,6 +6,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from learner.diffusion.consistency import guidance_embedding
 from learner.diffusion.ddim import guided
 from learner.policy.text import Text
 
@@ -43,3 +44,16 @@ def guided_call(
     both = network(torch.cat([x, x]), torch.cat([t_B, t_B]), Text.cat([empty, text]))
     uncond, cond = both.chunk(2)
     return guided(cond, uncond, scale)
+
+
+def guidance_rows(
+    scale: float, dim: int | None, rows: int, device: torch.device | str
+) -> Tensor | None:
+    """The guidance scale as a model of few steps takes it; None for one that takes none.
+
+    Args:
+        dim: `time_cond_proj_dim` of its config.
+    """
+    if dim is None:
+        return None
+    return guidance_embedding(torch.full((rows,), scale - 1.0, device=device), dim)

@@ -23,12 +23,12 @@ from buffer.sharded_replay import ShardedReplay, connect_replay
 from learner.groups import GroupSource, ScoredGroups
 from learner.methods.alternation import Alternating
 from learner.methods.lasro_build import build_lasro
-from learner.methods.ppo_build import build_ppo
+from learner.methods.own_steps_build import build_own_steps
+from learner.on_policy_settings import Ppo
 from learner.policy.board import PolicyBoard, Weights
 from learner.policy.components import PipelineFolder, decode_latents
 from learner.policy.denoiser import Denoiser
 from learner.policy.trainable import load_arrays, trainable_unet
-from learner.ppo_settings import Ppo
 from learner.seat import Seat
 from learner.settings import Lasro, Learner, Model
 from learner.trainer import Trainer
@@ -184,7 +184,7 @@ class World:
     def _method(self, stopping: threading.Event) -> Alternating:
         parts, source, seat = (self.model, Learner()), self._source(stopping), Seat(SEED)
         if isinstance(self.settings, Ppo):
-            return build_ppo(
+            return build_own_steps(
                 self.settings, *parts, source=source, shared_initial_noise=False, seat=seat
             )
         return build_lasro(self.settings, *parts, source=source, prompts=PROMPTS, seat=seat)

@@ -6,7 +6,7 @@ import pytest
 
 from deploy.config_problems import ConfigError
 from deploy.run_config import load_config
-from learner.ppo_settings import Ppo
+from learner.on_policy_settings import Ppo
 from learner.settings import Lasro
 
 SMOKE = Path(__file__).resolve().parents[2] / "deploy" / "configs" / "smoke.yaml"

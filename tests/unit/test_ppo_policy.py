@@ -11,11 +11,11 @@ from learner.diffusion.chain import Chain, ConsistencyChain
 from learner.diffusion.schedule import NoiseSchedule
 from learner.methods.ddpo import clipped_loss, log_ratio
 from learner.methods.ppo_policy import PpoPolicy
+from learner.on_policy_settings import Ppo
 from learner.policy.denoiser import Denoiser
 from learner.policy.text import Text
 from learner.policy.trainable import make_trainable
 from learner.policy.views import shared_view
-from learner.ppo_settings import Ppo
 from learner.transitions import Transitions
 from tests.unit.learner_fakes import HandEngine, encode
 

@@ -14,7 +14,7 @@ from learner.settings import Lasro
 from learner.sqdf_settings import Sqdf
 
 ROOT = Path(__file__).resolve().parents[2]
-METHODS = {"lasro", "sqdf", "draft"}
+METHODS = {"lasro", "sqdf", "draft", "pso", "gors", "dpo"}
 PRESETS = sorted((ROOT / "deploy" / "configs").glob("*.yaml"))
 SMOKE = ROOT / "deploy" / "configs" / "smoke.yaml"
 SMOKE_SQDF = SMOKE.with_name("smoke-sqdf.yaml")

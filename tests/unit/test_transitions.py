@@ -16,7 +16,7 @@ from learner.diffusion.chain import Chain, ConsistencyChain
 from learner.diffusion.noise import INITIAL_NOISE, member_noise
 from learner.diffusion.schedule import NoiseSchedule
 from learner.diffusion.strata import Strata
-from learner.ppo_settings import Ppo
+from learner.on_policy_settings import Ppo
 from learner.transitions import (
     KeptSteps,
     Renoised,

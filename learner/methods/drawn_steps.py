@@ -1,29 +1,31 @@
-"""Methods in the alternation whose policy steps start from replayed states."""
+"""Methods in the alternation whose policy steps are of what they draw from the replay."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
+from numpy.random import Generator
 
 from learner.groups import ScoredGroups
 from learner.seat import Seat
-from learner.states import StateBatch, StateReplay
 
 _DRAWS = 2
-"""The stream of random numbers that decides which states are drawn."""
+"""The stream of random numbers that decides what is drawn."""
+_Batch = TypeVar("_Batch")
+_Drawn = TypeVar("_Drawn", contravariant=True)
 
 
-class StatePolicy(Protocol):
-    """A policy that is improved from states."""
+class DrawnPolicy(Protocol[_Drawn]):
+    """A policy that is improved from what is drawn."""
 
     @property
     def steps_taken(self) -> int:
         """Updates so far."""
         ...
 
-    def step(self, batch: StateBatch) -> dict[str, float]:
-        """One update from states of this rank; returns its metrics."""
+    def step(self, batch: _Drawn) -> dict[str, float]:
+        """One update from rows of this rank; returns its metrics."""
         ...
 
     def to_json(self) -> dict[str, Any]:
@@ -35,21 +37,22 @@ class StatePolicy(Protocol):
         ...
 
 
-class StateSteps:
+class DrawnSteps(Generic[_Batch]):
     """Implements `learner.methods.alternation.PolicySteps`.
 
     Args:
-        batch: states of one step, over all ranks.
+        draw: this rank's rows of a step, from a generator that is alike on all ranks.
     """
 
-    def __init__(self, policy: StatePolicy, states: StateReplay, batch: int, seat: Seat) -> None:
+    def __init__(
+        self, policy: DrawnPolicy[_Batch], draw: Callable[[Generator], _Batch], seat: Seat
+    ) -> None:
         self._policy = policy
-        self._states = states
-        self._batch = batch
+        self._draw = draw
         self._seat = seat
 
     def prepare(self, groups: ScoredGroups, tickets: Sequence[int]) -> None:
-        """Nothing: states come from the replay as they are needed."""
+        """Nothing: rows come from the replay as they are needed."""
 
     def begin(self, groups: ScoredGroups, tickets: Sequence[int], version: int) -> None:
         """Nothing: its steps are not of one version's samples alone."""
@@ -60,7 +63,7 @@ class StateSteps:
 
     def step(self) -> dict[str, float]:
         rng = np.random.default_rng([self._seat.seed, _DRAWS, self._policy.steps_taken])
-        return self._policy.step(self._states.draw(self._batch, rng, self._seat.share))
+        return self._policy.step(self._draw(rng))
 
     def save(self, folder: Path) -> None:
         """Nothing that would not fit JSON."""

@@ -1,28 +1,29 @@
-"""Puts policy gradients together on one rank: DDPO and PPO with a KL on many steps, RLCM on few."""
+"""Puts methods together on one rank that train on their own steps: DDPO, RLCM, PSO."""
 
 import torch
 from torch import Tensor
 
 from learner.diffusion.chain import Chain, ConsistencyChain
-from learner.diffusion.consistency import guidance_embedding
 from learner.groups import GroupSource
 from learner.methods.alternation import Alternating
+from learner.methods.own_steps import OwnSteps, every_step, steps_of_pairs
+from learner.methods.own_steps_policy import AskEps, Network
 from learner.methods.parts import policy_engine, scored_groups
-from learner.methods.ppo_policy import AskEps, Network, PpoPolicy
-from learner.methods.ppo_steps import PpoSteps
+from learner.methods.ppo_policy import PpoPolicy
+from learner.methods.pso_policy import PsoPolicy
+from learner.on_policy_settings import Ppo, Pso
 from learner.policy.components import PipelineFolder
-from learner.policy.denoiser import Denoiser, guided_call
+from learner.policy.denoiser import Denoiser, guidance_rows, guided_call
 from learner.policy.text import Text
 from learner.policy.views import policy_over
-from learner.ppo_settings import Ppo
 from learner.seat import Seat
 from learner.settings import Learner, Model
 from learner.trainer import Journal
 from learner.transitions import KeptSteps, Renoised, trained_strata
 
 
-def build_ppo(
-    settings: Ppo,
+def build_own_steps(
+    settings: Ppo | Pso,
     model: Model,
     learner: Learner,
     *,
@@ -59,17 +60,15 @@ def build_ppo(
         )
         ask = _embedded(model.guidance_scale, base.config["time_cond_proj_dim"])
     journal = Journal()
-    policy = PpoPolicy(
-        settings,
-        engine,
-        chain,
-        pipeline.prompt_encoder(),
-        ask,
-        Denoiser(base) if settings.alpha > 0 else None,
-    )
+    parts = engine, chain, pipeline.prompt_encoder(), ask
+    if isinstance(settings, Pso):
+        policy, plan = PsoPolicy(settings, *parts, Denoiser(base)), steps_of_pairs(settings)
+    else:
+        reference = Denoiser(base) if settings.alpha > 0 else None
+        policy, plan = PpoPolicy(settings, *parts, reference), every_step(settings)
     return Alternating(
         settings,
-        PpoSteps(settings, policy, steps, journal, seat),
+        OwnSteps(settings, policy, steps, plan, journal, seat),
         groups=scored_groups(settings, source, steps=[0], seat=seat),
         labels=[f"{model.num_steps}step"],
         policy_engine=engine,
@@ -90,9 +89,6 @@ def _embedded(scale: float, dim: int | None) -> AskEps:
     """Of a model that takes its guidance as an input, or has it distilled in."""
 
     def ask(network: Network, x: Tensor, t_B: Tensor, text: Text, empty: Text) -> Tensor:
-        guidance = None
-        if dim is not None:
-            guidance = guidance_embedding(torch.full((len(x),), scale - 1.0, device=x.device), dim)
-        return network(x, t_B, text, guidance)
+        return network(x, t_B, text, guidance_rows(scale, dim, len(x), x.device))
 
     return ask

@@ -1,0 +1,146 @@
+"""Clean latents of scored trajectories, off-policy: the good ones, and pairs of better and worse.
+
+Which are drawn is a function of the index and of the generator alone, so every rank draws the same
+whole batch and reads its share.
+Shape suffixes: B rows, G groups, M members, N trajectories of the index.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from torch import Tensor
+
+from buffer.sampling import fresh_first, uniform
+from learner.groups import ScoredGroups
+from learner.methods.likelihood import best_and_worst, kept_rows
+
+
+@dataclass(frozen=True)
+class CleanBatch:
+    """Ends of trajectories.
+
+    Args:
+        latents_BCHW: float32, scaled.
+        reward_B: float32, the weighted sum that is trained on.
+    """
+
+    latents_BCHW: Tensor
+    prompts: Sequence[str]
+    reward_B: Tensor
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def rows(self, rows: slice) -> "CleanBatch":
+        """Some of them."""
+        return CleanBatch(self.latents_BCHW[rows], self.prompts[rows], self.reward_B[rows])
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Better and worse ends of one prompt, row by row."""
+
+    winners: CleanBatch
+    losers: CleanBatch
+
+    def rows(self, rows: slice) -> "PairBatch":
+        """Some of them."""
+        return PairBatch(self.winners.rows(rows), self.losers.rows(rows))
+
+
+class CleanLatents:
+    """Draws ends of trajectories from what the replay holds.
+
+    Args:
+        groups: whose index is drawn from; it must have caught up.
+        fresh: share of a batch that comes from the newest policy versions.
+    """
+
+    def __init__(self, groups: ScoredGroups, *, fresh: float) -> None:
+        self._groups = groups
+        self._fresh = fresh
+
+    def good(
+        self,
+        count: int,
+        rng: Generator,
+        share: slice,
+        *,
+        threshold: float | None,
+        kept_share: float,
+    ) -> CleanBatch:
+        """This rank's share of a batch of good ones, as `kept_rows` says.
+
+        Raises:
+            LookupError: no reward reaches the threshold, or what was drawn is gone.
+        """
+        reward_N = self._groups.final_rewards()
+        good = kept_rows(reward_N, threshold=threshold, share=kept_share)
+        if not len(good):
+            raise LookupError(
+                f"no picture's reward reaches method.threshold = {threshold:g}, the best of "
+                f"{len(reward_N)} has {reward_N.max():.4g}: lower it, or leave it out to learn "
+                "from the best share"
+            )
+        rows_B = self._drawn(good, self._groups.index.policy_version[good], count, rng)[share]
+        return self._read([rows_B], reward_N)[0]
+
+    def pairs(self, count: int, rng: Generator, share: slice) -> PairBatch:
+        """This rank's share of a batch of pairs, best and worst of a group that is complete.
+
+        Raises:
+            LookupError: in no group one is better than another, or what was drawn is gone.
+        """
+        index, reward_N = self._groups.index, self._groups.final_rewards()
+        rows_GM = index.groups()
+        best_G, worst_G, differ_G = best_and_worst(torch.from_numpy(reward_N[rows_GM]))
+        told = np.flatnonzero(differ_G.numpy())
+        if not len(told):
+            raise LookupError(
+                "in no group one picture is better than another, so there is nothing to prefer: "
+                "the reward may be the same for all"
+            )
+        version_G = index.policy_version[rows_GM[told, 0]]
+        groups_B = self._drawn(told, version_G, count, rng)[share]
+        winners_B = rows_GM[groups_B, best_G.numpy()[groups_B]]
+        losers_B = rows_GM[groups_B, worst_G.numpy()[groups_B]]
+        return PairBatch(*self._read([winners_B, losers_B], reward_N))
+
+    def _drawn(
+        self, candidates: np.ndarray, version: np.ndarray, count: int, rng: Generator
+    ) -> np.ndarray:
+        """So many of the candidates; too few come again."""
+        newest = fresh_first(version, min(round(self._fresh * count), len(version)), rng)
+        wanted = min(count - len(newest), len(candidates))
+        drawn = np.concatenate([newest, uniform(len(candidates), wanted, rng)])
+        return candidates[np.resize(drawn, count)]
+
+    def _read(self, columns: Sequence[np.ndarray], reward_N: np.ndarray) -> list[CleanBatch]:
+        """Batches side by side; a row that is gone in one of them is replaced in all."""
+        entries = [self._groups.index.entries(rows_B) for rows_B in columns]
+        for column in entries:
+            self._groups.tell_ages(column)
+        wanted = [(e.record_id, e.scored[-1]) for column in entries for e in column]
+        read = self._groups.source.replay.read_latents(wanted)
+        rows = len(columns[0])
+        latents = [read[i : i + rows] for i in range(0, len(read), rows)]
+        there = [i for i in range(rows) if all(column[i] is not None for column in latents)]
+        if not there:
+            raise LookupError(
+                "none of the drawn latents is in the replay any more: its capacity is too small "
+                "for what is drawn from it, or another run evicts it"
+            )
+        kept = np.resize(there, rows)
+        return [
+            CleanBatch(
+                latents_BCHW=torch.from_numpy(
+                    np.stack([x for i in kept if (x := read_B[i]) is not None]).astype(np.float32)
+                ),
+                prompts=[column[i].prompt for i in kept],
+                reward_B=torch.from_numpy(reward_N[rows_B[kept]].astype(np.float32)),
+            )
+            for rows_B, column, read_B in zip(columns, entries, latents, strict=True)
+        ]

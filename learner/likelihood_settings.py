@@ -1,0 +1,37 @@
+"""What a user sets of methods that learn to denoise their own good pictures."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from learner.settings import Count, Cycles, Number, Positive, Share
+
+
+class Likelihood(Cycles):
+    """What they share: clean latents from the replay, noised to a random time."""
+
+    fresh: Share = 0.0
+    """Share of a batch that comes from the newest policy versions."""
+    micro_batches: Count = 1
+    """Parts that a rank's rows of a policy step go through in, one after the other, for less
+    memory."""
+
+
+class Gors(Likelihood):
+    """Fine-tuning on the policy's own pictures of a high reward, weighted by it."""
+
+    kind: Literal["gors"] = "gors"
+    """Which method this is."""
+    threshold: Number | None = None
+    """Reward from which a picture is learned from; null: by `kept_share`."""
+    kept_share: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Share of the replay that is, the best of it, without a threshold."""
+
+
+class Dpo(Likelihood):
+    """Diffusion-DPO: a group's better picture against its worse, beside the untouched model."""
+
+    kind: Literal["dpo"] = "dpo"
+    """Which method this is."""
+    beta: Positive = 5000.0
+    """Sharpness of the preference, of squared errors that are means over the latent."""

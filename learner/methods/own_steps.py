@@ -1,0 +1,211 @@
+"""Methods in the alternation that train on the steps of the newest trajectories, once.
+
+What a cycle finds was sampled by the version that it begins with. Which of its rows go into which
+update, a method's plan says: all of them for a policy gradient, pairs of them for a preference.
+Shape suffixes: B rows of this rank, P pairs, U updates.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.random import Generator
+
+from buffer.records import IndexEntry
+from learner.groups import ScoredGroups
+from learner.methods.ddpo import advantages
+from learner.methods.likelihood import best_and_worst
+from learner.on_policy_settings import OnPolicy, Ppo, Pso
+from learner.seat import Seat
+from learner.trainer import Journal
+from learner.transitions import Steps, Transitions, read_transitions, shuffled_batches
+
+log = logging.getLogger(__name__)
+_DRAWS = 5
+"""The stream of random numbers that decides the order of rows."""
+
+
+class OwnStepsPolicy(Protocol):
+    """A policy that is improved from its own steps."""
+
+    @property
+    def steps_taken(self) -> int:
+        """Updates so far."""
+        ...
+
+    def remembered(self, taken: Transitions, *, rows_at_once: int) -> Transitions:
+        """With the noise that the policy tells now: no update may come before."""
+        ...
+
+    def step(self, batch: Transitions) -> dict[str, float]:
+        """One update from rows of this rank; returns its metrics."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """What a step carries to the next, beside weights and optimizer."""
+        ...
+
+    def from_json(self, state: dict[str, Any]) -> None:
+        """Restores it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a cycle trains on.
+
+    Args:
+        entries: trajectories.
+        advantages: of each of them.
+        rows_UB: of this rank, by update; row `i · K + k` is step k of trajectory i.
+        replaces: whether a row that is gone may be replaced by another.
+    """
+
+    entries: Sequence[IndexEntry]
+    advantages: Sequence[float]
+    rows_UB: np.ndarray
+    replaces: bool
+
+
+class MakePlan(Protocol):
+    """A method's choice, from complete groups of one version; alike on all ranks but its share."""
+
+    def __call__(
+        self, groups: ScoredGroups, tickets: Sequence[int], slots: int, rng: Generator, seat: Seat
+    ) -> Plan:
+        """Args: `slots` are steps of a trajectory."""
+        ...
+
+
+class OwnSteps:
+    """Implements `learner.methods.alternation.PolicySteps`."""
+
+    def __init__(
+        self,
+        settings: OnPolicy,
+        policy: OwnStepsPolicy,
+        steps: Steps,
+        plan: MakePlan,
+        journal: Journal,
+        seat: Seat,
+    ) -> None:
+        self._settings = settings
+        self._policy = policy
+        self._steps = steps
+        self._plan = plan
+        self._journal = journal
+        self._seat = seat
+        self._batches: list[Transitions] = []
+
+    def prepare(self, groups: ScoredGroups, tickets: Sequence[int]) -> None:
+        """Nothing: every cycle begins with its own groups."""
+
+    def begin(self, groups: ScoredGroups, tickets: Sequence[int], version: int) -> None:
+        """Reads the cycle's steps, and asks the policy about them before it changes.
+
+        Raises:
+            LookupError: no group of this version is there.
+        """
+        seat, slots = self._seat, len(self._steps.weights)
+        of_version = groups.of_version(tickets, version)
+        if len(of_version) < len(tickets):
+            log.warning(
+                "%d of %d groups were not sampled by version %d and are left out",
+                len(tickets) - len(of_version),
+                len(tickets),
+                version,
+            )
+        if not of_version:
+            raise LookupError(
+                f"policy version {version} has no complete group: all of its cycle failed, or were "
+                "sampled by another version"
+            )
+        rng = np.random.default_rng([seat.seed, _DRAWS, self._policy.steps_taken])
+        plan = self._plan(groups, of_version, slots, rng, seat)
+        # A row that comes in several updates is read, and the policy asked about it, once.
+        mine, place = np.unique(plan.rows_UB, return_inverse=True)
+        taken = read_transitions(
+            groups.source.replay,
+            self._steps,
+            plan.entries,
+            plan.advantages,
+            mine.tolist(),
+            replaces=plan.replaces,
+        )
+        at_once = max(1, plan.rows_UB.shape[1] // self._settings.micro_batches)
+        with self._journal.counted("old policy", f"{len(mine)}"):
+            taken = self._policy.remembered(taken, rows_at_once=at_once)
+        place_UB = place.reshape(plan.rows_UB.shape)
+        self._batches = [taken.rows(place_B.tolist()) for place_B in place_UB[::-1]]
+
+    @property
+    def kind(self) -> str:
+        return ""
+
+    def step(self) -> dict[str, float]:
+        return self._policy.step(self._batches.pop())
+
+    def save(self, folder: Path) -> None:
+        """Nothing that would not fit JSON."""
+
+    def load(self, folder: Path, state: dict[str, Any]) -> None:
+        self._policy.from_json(state)
+
+    def state(self) -> dict[str, Any]:
+        return self._policy.to_json()
+
+
+def every_step(settings: Ppo) -> MakePlan:
+    """Every step of every trajectory, by how much better its picture is than others."""
+
+    def plan(
+        groups: ScoredGroups, tickets: Sequence[int], slots: int, rng: Generator, seat: Seat
+    ) -> Plan:
+        advantage_GN = advantages(
+            groups.rewards(tickets)[:, :, -1],
+            baseline=settings.baseline,
+            clip=settings.advantage_clip,
+        )
+        entries = groups.entries(tickets)
+        rows_UB = shuffled_batches(
+            len(entries) * slots, settings.policy_steps, settings.policy_batch, rng
+        )
+        mine_UB = rows_UB[:, seat.share]
+        return Plan(entries, advantage_GN.flatten().tolist(), mine_UB, replaces=True)
+
+    return plan
+
+
+def steps_of_pairs(settings: Pso) -> MakePlan:
+    """Steps of the best trajectory of a group beside the same steps of its worst.
+
+    The first half of an update's rows are the better ones.
+    """
+
+    def plan(
+        groups: ScoredGroups, tickets: Sequence[int], slots: int, rng: Generator, seat: Seat
+    ) -> Plan:
+        best_G, worst_G, differ_G = best_and_worst(groups.rewards(tickets)[:, :, -1])
+        told = np.flatnonzero(differ_G.numpy())
+        if not len(told):
+            raise LookupError(
+                "in no group one picture is better than another, so there is nothing to prefer: "
+                "the reward may be the same for all"
+            )
+        members = groups.source.group_size
+        entries = groups.entries(tickets)
+        pairs_UP = shuffled_batches(
+            len(told) * slots, settings.policy_steps, settings.policy_batch, rng
+        )[:, seat.share]
+        group_UP, slot_UP = told[pairs_UP // slots], pairs_UP % slots
+        halves = [
+            (group_UP * members + member_G.numpy()[group_UP]) * slots + slot_UP
+            for member_G in (best_G, worst_G)
+        ]
+        # Pairs of different prompts would be no pairs.
+        return Plan(entries, [0.0] * len(entries), np.concatenate(halves, axis=1), replaces=False)
+
+    return plan

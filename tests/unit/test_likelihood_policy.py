@@ -1,0 +1,113 @@
+"""GORS' and DPO's policy steps: whose gradient flows, and what cutting a batch changes."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deploy.shapes.models import new_unet
+from learner.clean_latents import CleanBatch, PairBatch
+from learner.diffusion.schedule import NoiseSchedule
+from learner.likelihood_settings import Dpo, Gors
+from learner.methods.likelihood_policy import DpoPolicy, GorsPolicy
+from learner.policy.denoiser import Denoiser
+from learner.policy.trainable import make_trainable
+from learner.policy.views import shared_view
+from learner.seat import Seat
+from tests.unit.learner_fakes import HandEngine, encode
+
+SCHEDULE = NoiseSchedule.from_config(
+    {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+)
+PROMPTS = ["a red circle", "a blue star", "two hearts", "a cat"]
+METHODS = ["gors", "gors-lcm", "dpo"]
+
+
+def base() -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        return new_unet().requires_grad_(False).eval()
+
+
+def adapted(unet: Any) -> Denoiser:
+    view = shared_view(unet)
+    for i, parameter in enumerate(make_trainable(view, "lora", rank=2, alpha=2, seed=1)):
+        nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(i))
+    return Denoiser(view)
+
+
+def clean(seed: int, rewards: tuple[float, ...] = (1.0, 0.5, 2.0, 0.1)) -> CleanBatch:
+    generator = torch.Generator().manual_seed(seed)
+    return CleanBatch(torch.randn(4, 4, 8, 8, generator=generator), PROMPTS, torch.tensor(rewards))
+
+
+def stepped(
+    method: str,
+    seat: Seat | None = None,
+    unet: Any = None,
+    batch: CleanBatch | None = None,
+    **changes: Any,
+) -> tuple[dict[str, float], HandEngine]:
+    unet, seat = unet or base(), seat or Seat(7)
+    engine: Any = HandEngine(adapted(unet))
+    frozen = Denoiser(shared_view(unet))
+    mine, settings = (batch or clean(8)).rows(seat.share), {"policy_batch": 4, **changes}
+    if method == "dpo":
+        policy = DpoPolicy(
+            Dpo.model_validate({"beta": 10.0, **settings}),
+            engine,
+            SCHEDULE,
+            encode,
+            frozen,
+            seat=seat,
+        )
+        return policy.step(PairBatch(mine, clean(9).rows(seat.share))), engine
+    policy = GorsPolicy(
+        Gors.model_validate(settings),
+        engine,
+        SCHEDULE,
+        encode,
+        frozen if method == "gors-lcm" else None,
+        lambda rows: None,
+        guidance_scale=3.0,
+        seat=seat,
+    )
+    return policy.step(mine), engine
+
+
+def gradients(engine: HandEngine) -> list[Tensor]:
+    return [p.grad for p in engine.module.parameters() if p.requires_grad and p.grad is not None]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_all_of_the_adapter_learns_and_nothing_else(method: str) -> None:
+    unet = base()
+    _, engine = stepped(method, unet=unet)
+    trained = [p for p in engine.module.parameters() if p.requires_grad]
+    assert len(gradients(engine)) == len(trained)
+    assert all(bool(g.abs().sum() > 0) for g in gradients(engine))
+    assert all(p.grad is None for p in unet.parameters())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_ranks_and_micro_batches_have_the_gradient_of_one(method: str) -> None:
+    _, whole = stepped(method)
+    _, parts = stepped(method, micro_batches=2)
+    halves = [gradients(stepped(method, Seat(7, rank, 2))[1]) for rank in (0, 1)]
+    for together, part, a, b in zip(gradients(whole), gradients(parts), *halves, strict=True):
+        torch.testing.assert_close(part, together, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close((a + b) / 2, together, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["gors", "gors-lcm"])
+def test_pictures_without_a_reward_teach_nothing(method: str) -> None:
+    _, engine = stepped(method, batch=clean(8, (0.0, -1.0, 0.0, -2.0)))
+    assert all(bool((g == 0).all()) for g in gradients(engine))
+
+
+def test_dpo_noises_both_of_a_pair_alike() -> None:
+    """Equal pictures are equally well denoised, so that nothing is preferred."""
+    metrics, engine = stepped("dpo", batch=clean(9))
+    assert metrics["dpo_loss"] == pytest.approx(float(torch.log(torch.tensor(2.0))), abs=1e-6)
+    assert all(float(g.abs().max()) < 1e-6 for g in gradients(engine))
