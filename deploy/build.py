@@ -18,18 +18,13 @@ from buffer.replay import Replay
 from deploy.config_sections import FilePrompts, Prompts
 from deploy.run_config import RunConfig
 from learner.draft_settings import Draft
-from learner.likelihood_settings import Dpo, Gors
 from learner.on_policy_settings import OnPolicy
-from learner.settings import Lasro
 from learner.sqdf_settings import Sqdf
 
 if TYPE_CHECKING:
     from actors.rollout import FewStepPolicy, ManyStepPolicy
     from actors.worker import SamplerWorker
-    from learner.groups import GroupSource
     from learner.policy.components import PipelineFolder
-    from learner.seat import Seat
-    from learner.trainer import Method
     from reward_servers.server import RewardServer
 
 
@@ -248,6 +243,7 @@ class LearnerRank:
 
     def run(self, address: str, port: int, *, resume: bool) -> bool:
         """Trains to the end; False when it was stopped before."""
+        from deploy.build_method import build_method
         from deploy.metrics import SampleMetrics
         from learner.engine import join_ranks, leave_ranks
         from learner.groups import GroupSource
@@ -273,7 +269,7 @@ class LearnerRank:
         join_ranks(self._rank, config.learner.ranks, address, port, timeout_s=config.limits.stall_s)
         try:
             seat = Seat(config.seed, self._rank, config.learner.ranks)
-            self._method = _method(config, source, seat)
+            self._method = build_method(config, source, seat)
             self._trainer = Trainer(
                 self._method,
                 self._publish,
@@ -326,38 +322,6 @@ class LearnerRank:
             "published": self._trainer.published,
             "rows": journal.drain(),
         }
-
-
-def _method(config: RunConfig, source: GroupSource, seat: Seat) -> Method:
-    from learner.methods.draft_build import build_draft
-    from learner.methods.lasro_build import build_lasro
-    from learner.methods.likelihood_build import build_likelihood
-    from learner.methods.own_steps_build import build_own_steps
-    from learner.methods.sqdf_build import build_sqdf
-
-    method, parts = config.method, (config.model, config.learner)
-    if isinstance(method, OnPolicy):
-        return build_own_steps(
-            method,
-            *parts,
-            source=source,
-            shared_initial_noise=config.actors.fixed_initial_noise,
-            seat=seat,
-        )
-    if isinstance(method, Gors | Dpo):
-        return build_likelihood(method, *parts, source=source, seat=seat)
-    if isinstance(method, Lasro):
-        prompts = prompt_list(config.prompts, config.seed)
-        return build_lasro(method, *parts, source=source, prompts=prompts, seat=seat)
-    rewards: dict[str, Any] = {}
-    if method.differentiates_rewards:
-        from reward_servers.registry import build_reward
-
-        trained = {name: r for name, r in config.rewards.items() if r.weight != 0}
-        rewards = {name: build_reward(r.kind, r.args) for name, r in trained.items()}
-    if isinstance(method, Draft):
-        return build_draft(method, *parts, source=source, rewards=rewards, seat=seat)
-    return build_sqdf(method, *parts, source=source, rewards=rewards, seat=seat)
 
 
 class EvaluatorHost:

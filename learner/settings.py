@@ -195,8 +195,8 @@ class Cycles(Section):
     policy_steps: Count = 5
     """Policy steps of a cycle (n_g)."""
     policy_batch: Count = 32
-    """Rows of one policy step: prompts (lasro), replayed states (sqdf) or steps of fresh
-    trajectories (ppo)."""
+    """Rows of one policy step: prompts (lasro), replayed states (sqdf, draft), steps of fresh
+    trajectories (ppo), pairs of them (pso), clean latents (gors) or pairs of those (dpo)."""
     learning_rate: Positive = 1e-4
     """Step size of the policy's AdamW."""
     weight_decay: NonNegative = 0.0

@@ -1,4 +1,4 @@
-"""Every method through a whole run on tiny models: it samples, learns, evaluates and is exported."""
+"""Every method through a whole run on tiny models: sampled, learned, evaluated and exported."""
 
 from __future__ import annotations
 

@@ -1,0 +1,44 @@
+"""Which method of the learner a config asks for, and what it is put together from."""
+
+from typing import Any
+
+from deploy.build import prompt_list
+from deploy.run_config import RunConfig
+from learner.draft_settings import Draft
+from learner.groups import GroupSource
+from learner.likelihood_settings import Dpo, Gors
+from learner.methods.draft_build import build_draft
+from learner.methods.lasro_build import build_lasro
+from learner.methods.likelihood_build import build_likelihood
+from learner.methods.own_steps_build import build_own_steps
+from learner.methods.sqdf_build import build_sqdf
+from learner.on_policy_settings import Ppo, Pso
+from learner.seat import Seat
+from learner.settings import Lasro
+from learner.trainer import Method
+from reward_servers.registry import build_reward
+
+
+def build_method(config: RunConfig, source: GroupSource, seat: Seat) -> Method:
+    """On one rank, ready for the trainer."""
+    method, parts = config.method, (config.model, config.learner)
+    if isinstance(method, Ppo | Pso):
+        return build_own_steps(
+            method,
+            *parts,
+            source=source,
+            shared_initial_noise=config.actors.fixed_initial_noise,
+            seat=seat,
+        )
+    if isinstance(method, Gors | Dpo):
+        return build_likelihood(method, *parts, source=source, seat=seat)
+    if isinstance(method, Lasro):
+        prompts = prompt_list(config.prompts, config.seed)
+        return build_lasro(method, *parts, source=source, prompts=prompts, seat=seat)
+    rewards: dict[str, Any] = {}
+    if method.differentiates_rewards:
+        trained = {name: r for name, r in config.rewards.items() if r.weight != 0}
+        rewards = {name: build_reward(r.kind, r.args) for name, r in trained.items()}
+    if isinstance(method, Draft):
+        return build_draft(method, *parts, source=source, rewards=rewards, seat=seat)
+    return build_sqdf(method, *parts, source=source, rewards=rewards, seat=seat)
