@@ -14,7 +14,13 @@ The file:
     arms:                                       what each changes
       paper: []
       no-discount: [method.discount=1]
+      ddpo:                                     a preset of its own
+        config: deploy/configs/shapes-ddpo.yaml
+        quick: [method.kept_steps=2]
+    quick: [method.cycles=1]                    with --quick, one seed of every arm
     scores: [exact_50step, diversity]           columns of the table; default: all
+
+Runs of `--quick` are others than those of the study; they say that every arm works, and no more.
 """
 
 import argparse
@@ -49,19 +55,50 @@ _STOPPED = {128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SI
 """Exit statuses of a run that was asked to end; the study ends with it."""
 
 
+class Arm(Section):
+    """What an arm changes."""
+
+    config: str | None = None
+    """A preset of its own; null: that of the study."""
+    settings: tuple[str, ...] = ()
+    """Overrides."""
+    quick: tuple[str, ...] = ()
+    """Overrides of its quick run."""
+
+
 class Study(Section):
     """The file of a study."""
 
     config: str = Field(min_length=1)
-    """The preset that all runs share."""
+    """The preset that all runs share, but those of arms with their own."""
     settings: tuple[str, ...] = ()
     """Overrides of all runs."""
     seeds: tuple[Whole, ...] = Field(min_length=1)
     """Every arm is run with each of them."""
-    arms: dict[str, tuple[str, ...]] = Field(min_length=1)
-    """Overrides of each arm, by its name."""
+    arms: dict[str, Arm] = Field(min_length=1)
+    """By name; a list instead of a section is its overrides."""
+    quick: tuple[str, ...] = ()
+    """Overrides of all quick runs."""
     scores: tuple[str, ...] | None = None
     """Scores in the table; null: all that every run has."""
+
+    @field_validator("arms", mode="before")
+    @classmethod
+    def _a_list_is_overrides(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {
+            name: {"settings": arm} if isinstance(arm, list | tuple) else arm
+            for name, arm in value.items()
+        }
+
+    def quickly(self) -> "Study":
+        """One small run of every arm."""
+        arms = {
+            name: Arm(config=arm.config, settings=(*arm.settings, *self.quick, *arm.quick))
+            for name, arm in self.arms.items()
+        }
+        return self.model_copy(update={"seeds": self.seeds[:1], "arms": arms})
 
     @field_validator("seeds")
     @classmethod
@@ -121,15 +158,16 @@ def cells_of(study: Study, name: str) -> list[Cell]:
     """
     cells, wrong = [], {}
     for seed in study.seeds:
-        for arm, overrides in study.arms.items():
+        for arm, changed in study.arms.items():
             run = f"name={json.dumps(f'{name}-{arm}-seed{seed}')}"
-            values = (*study.settings, *overrides, f"seed={seed}", run)
+            values = (*study.settings, *changed.settings, f"seed={seed}", run)
+            preset = changed.config or study.config
             try:
-                config = load_config(study.config, values)
+                config = load_config(preset, values)
             except ConfigError as error:
                 wrong[arm] = str(error)
                 continue
-            cells.append(Cell(arm, config, (study.config, *values)))
+            cells.append(Cell(arm, config, (preset, *values)))
     if wrong:
         raise ValueError("\n".join(f"arm {arm}: {text}" for arm, text in wrong.items()))
     return cells
@@ -237,14 +275,16 @@ def main() -> int:
     parser.add_argument(
         "--check", action="store_true", help="say what would run, and start nothing"
     )
+    parser.add_argument("--quick", action="store_true", help="one small run of every arm")
     parser.add_argument(
         "--in-cluster", action="store_true", help="in the Ray cluster that this runs in, as a job"
     )
     options = parser.parse_args()
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    name = options.study.stem
+    name = options.study.stem + ("-quick" if options.quick else "")
     try:
         study = load_study(options.study)
+        study = study.quickly() if options.quick else study
         cells = cells_of(study, name)
     except ValueError as error:
         log.error("%s", error)

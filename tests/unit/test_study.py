@@ -56,6 +56,28 @@ def finish(
     (folder / "summary.json").write_text(json.dumps(summary))
 
 
+def test_an_arm_may_have_a_preset_of_its_own_and_a_quick_run_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLEETUNE_RUNS", str(tmp_path / "runs"))
+    path = tmp_path / "mixed.yaml"
+    path.write_text(
+        "config: deploy/configs/smoke.yaml\nseeds: [3, 4]\nquick: [method.cycles=1]\narms:\n"
+        "  plain: [method.policy_steps=3]\n"
+        "  rlcm: {config: deploy/configs/shapes-rlcm.yaml, settings: [method.policy_steps=2],"
+        " quick: [method.last_call=true]}\n"
+    )
+    whole = cells_of(load_study(path), "mixed")
+    assert [cell.config.method.kind for cell in whole] == ["lasro", "ppo"] * 2
+    assert [cell.config.method.policy_steps for cell in whole] == [3, 2] * 2
+    assert whole[1].arguments[0] == "deploy/configs/shapes-rlcm.yaml"
+    quick = cells_of(load_study(path).quickly(), "mixed-quick")
+    names = [cell.config.name for cell in quick]
+    assert names == ["mixed-quick-plain-seed3", "mixed-quick-rlcm-seed3"]
+    assert {cell.config.method.cycles for cell in quick} == {1}
+    assert quick[1].config.method.last_call  # pyright: ignore
+
+
 def test_every_arm_is_run_with_every_seed_and_all_arms_of_a_seed_come_first(
     cells: list[Cell],
 ) -> None:
@@ -136,3 +158,4 @@ def test_every_shipped_study_has_configs_that_load(path: Path) -> None:
     study = load_study(path)
     cells = cells_of(study, path.stem)
     assert len(cells) == len(study.seeds) * len(study.arms)
+    assert len(cells_of(study.quickly(), f"{path.stem}-quick")) == len(study.arms)
