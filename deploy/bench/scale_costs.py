@@ -118,7 +118,7 @@ class CostedRun:
     def _put_all(self, pipe: Any, groups: Sequence[Sequence[Record]]) -> None:
         for records in groups:
             ticket = records[0].ticket
-            self._link.queue(pipe, "lease", f"filler/{ticket}", int(1000 * _LEASE_S))
+            self._link.queue(pipe, "lease", f"filler/{ticket}", int(1000 * _LEASE_S), 0, 1)
             words: list[str | int] = [ticket]
             for record in records:
                 staged = self._link.record_key(f"staged:{record.record_id}")
