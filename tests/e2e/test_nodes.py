@@ -36,7 +36,10 @@ SETTINGS = {
     "actors.groups_per_batch": 1,
     "actors.lease_s": 5,
     "scoring.lease_s": 5,
-    "evaluation.num_cpus": 0.1,
+    # Nothing but samplers books any: how many of them fit is what the nodes have.
+    "evaluation.num_cpus": 0,
+    "scoring.num_cpus": 0,
+    "learner.num_cpus": 0,
     "replay.capacity_groups": PRETRAIN + PER_CYCLE * CYCLES,
     "replay.max_pending_records": 60,
     "replay.max_attempts": 10,
@@ -98,16 +101,16 @@ class Run:
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
     def lost(self) -> list[str]:
-        """Reasons of the decisions that replaced what a node took with it."""
-        whys = [str(each["why"]) for each in self.decisions()]
+        """Reasons of the decisions that replaced samplers which a node took with it."""
+        whys = [str(each["why"]) for each in self.decisions() if each["role"] == "samplers"]
         return [why for why in whys if "was lost with its node; it is replaced" in why]
 
 
 @pytest.fixture
 def small_head(environ: dict[str, str], tmp_path: Path) -> Iterator[LocalHead]:
-    """A head with too little to offer for a sampler."""
+    """A head with nothing to offer for a sampler."""
     waiting = {**environ, WAIT_FILE: str(tmp_path / "wait")}
-    with LocalHead(num_cpus=1, environ=waiting) as head:
+    with LocalHead(num_cpus=0, environ=waiting) as head:
         assert head.wait_ready(timeout_s=2 * START_S, should_stop=lambda: False)
         yield head
 
