@@ -19,10 +19,10 @@ from actors.drift import few_step_drift, many_step_kl
 from actors.sampling import Network, guided_noise, sample_ddpm, sample_few_steps
 from buffer.records import Record, record_id
 from learner.diffusion.chain import Chain
-from learner.diffusion.consistency import guidance_embedding
 from learner.diffusion.noise import INITIAL_NOISE, group_noise
 from learner.diffusion.schedule import NoiseSchedule
 from learner.policy.board import Weights
+from learner.policy.denoiser import guidance_rows
 from learner.policy.flops import FlopMeter
 
 
@@ -178,10 +178,7 @@ class FewStepPolicy(_GroupPolicy):
         return {name: values_B.cpu().numpy() for name, values_B in told.items()}
 
     def _guidance(self, rows: int) -> Tensor | None:
-        if self.guidance_dim is None:
-            return None
-        w_B = torch.full((rows,), self.guidance_scale - 1.0, device=self.device)
-        return guidance_embedding(w_B, self.guidance_dim)
+        return guidance_rows(self.guidance_scale, self.guidance_dim, rows, self.device)
 
 
 @dataclass(frozen=True, kw_only=True)

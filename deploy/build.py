@@ -114,7 +114,7 @@ def policy_of(
         "device": device,
         "base": Denoiser(base),
     }
-    if config.is_few_step:
+    if config.model.is_few_step:
         return FewStepPolicy(
             **parts,
             guidance_dim=base.config["time_cond_proj_dim"],

@@ -59,7 +59,7 @@ def _method_problems(config: "RunConfig") -> Iterator[Problem]:
 
 def _sqdf_problems(config: "RunConfig", method: Sqdf) -> Iterator[Problem]:
     model = config.model
-    if model.num_steps <= 8:
+    if model.is_few_step:
         yield Problem(
             "model.num_steps",
             f"sqdf trains models of 50 steps, given {model.num_steps}: a few-step model has no "
@@ -81,7 +81,7 @@ def _sqdf_problems(config: "RunConfig", method: Sqdf) -> Iterator[Problem]:
 
 def _draft_problems(config: "RunConfig", method: Draft) -> Iterator[Problem]:
     num_steps = config.model.num_steps
-    if config.is_few_step:
+    if config.model.is_few_step:
         yield Problem(
             "model.num_steps",
             f"draft trains models of 50 steps, given {num_steps}; of a model of few steps lasro's "
@@ -96,12 +96,12 @@ def _draft_problems(config: "RunConfig", method: Draft) -> Iterator[Problem]:
 
 
 def _likelihood_problems(config: "RunConfig", method: Gors | Dpo) -> Iterator[Problem]:
-    if isinstance(method, Gors) and config.is_few_step and config.model.teacher is None:
+    if isinstance(method, Gors) and config.model.is_few_step and config.model.teacher is None:
         yield Problem(
             "model.teacher",
             "is missing: of a model of few steps gors distils from it; name a multi-step pipeline",
         )
-    if isinstance(method, Dpo) and config.is_few_step:
+    if isinstance(method, Dpo) and config.model.is_few_step:
         yield Problem(
             "model.num_steps",
             f"dpo trains models of 50 steps, given {config.model.num_steps}: its loss is that of a "
@@ -127,13 +127,13 @@ def _on_policy_problems(config: "RunConfig", method: Ppo | Pso) -> Iterator[Prob
         yield from _pair_problems(config)
     elif isinstance(method, Ppo):
         yield from _ppo_problems(config, method)
-    if config.is_few_step and method.kept_steps is not None:
+    if config.model.is_few_step and method.kept_steps is not None:
         yield Problem(
             "method.kept_steps",
             f"is for models of 50 steps, given {method.kept_steps}; leave it out: of "
             f"{num_steps} steps all that add noise are trained on",
         )
-    if not config.is_few_step and method.kept_steps and method.kept_steps > num_steps:
+    if not config.model.is_few_step and method.kept_steps and method.kept_steps > num_steps:
         yield Problem(
             "method.kept_steps",
             f"must be at most model.num_steps = {num_steps}, given {method.kept_steps}",
@@ -169,7 +169,7 @@ def _ppo_problems(config: "RunConfig", method: Ppo) -> Iterator[Problem]:
             f"must be at least 2, given {config.actors.group_size}: a picture's reward is compared "
             "with those of its group; or take method.baseline: batch",
         )
-    if not config.is_few_step and method.last_call:
+    if not config.model.is_few_step and method.last_call:
         yield Problem("method.last_call", "is for models of few steps; every step of 50 adds noise")
 
 
@@ -187,7 +187,7 @@ def _micro_batch_problems(
 
 def _lasro_problems(config: "RunConfig", method: Lasro) -> Iterator[Problem]:
     model = config.model
-    if model.num_steps > 8:
+    if not model.is_few_step:
         yield Problem(
             "model.num_steps",
             f"lasro trains models of 1, 2, 4 or 8 steps, given {model.num_steps}",

@@ -60,7 +60,7 @@ def _missing_models(config: RunConfig) -> Iterator[str]:
     paths = {"model.path": config.model.path}
     method = config.method
     distils = isinstance(method, Lasro) and method.anchor.data != "none"
-    distils = distils or (isinstance(method, Gors) and config.is_few_step)
+    distils = distils or (isinstance(method, Gors) and config.model.is_few_step)
     if distils and config.model.teacher is not None:
         paths["model.teacher"] = config.model.teacher
     if isinstance(method, Sqdf) and (lora := method.clean.lora) and not _may_hold_lora(lora):

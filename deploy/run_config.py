@@ -115,11 +115,6 @@ class RunConfig(Section):
         return int(ahead) if given is None else given
 
     @property
-    def is_few_step(self) -> bool:
-        """Whether the policy is a consistency model and not a chain of small steps."""
-        return self.model.num_steps <= 8
-
-    @property
     def capacity_bytes(self) -> int:
         """Of the replay; 0 without such a limit."""
         return round((self.replay.capacity_mb or 0) * 2**20)
@@ -172,7 +167,7 @@ class RunConfig(Section):
     @property
     def step_labels(self) -> tuple[str, ...]:
         """Of the clean latents that one sampling makes: '1step', '2step', … or '50step'."""
-        if self.is_few_step:
+        if self.model.is_few_step:
             return tuple(f"{step}step" for step in range(1, self.model.num_steps + 1))
         return (f"{self.model.num_steps}step",)
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from learner.settings import Count, Cycles, NonNegative, Positive
+from learner.settings import FEW_STEPS, Count, Cycles, NonNegative, Positive
 
 
 class OnPolicy(Cycles):
@@ -29,7 +29,7 @@ class OnPolicy(Cycles):
 
     def steps_trained(self, num_steps: int) -> int:
         """Steps of one trajectory that are trained on."""
-        if num_steps > 8:
+        if num_steps > FEW_STEPS:
             return self.kept_steps or num_steps
         return num_steps - 1 + self.made_up_steps
 

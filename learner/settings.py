@@ -31,6 +31,10 @@ class Section(BaseModel):
     )
 
 
+FEW_STEPS = 8
+"""Most steps of a consistency model; what has more is a chain of small steps."""
+
+
 class Model(Section):
     """The policy: where its pipeline lies and which of its weights are trained."""
 
@@ -53,6 +57,11 @@ class Model(Section):
     the names in a list."""
     attention: Literal["sdpa", "plain"] = "sdpa"
     """Attention kernel: torch's fused one, or plain products for where the fused one is slow."""
+
+    @property
+    def is_few_step(self) -> bool:
+        """Whether the policy is a consistency model and not a chain of small steps."""
+        return self.num_steps <= FEW_STEPS
 
     @field_validator("lora_targets")
     @classmethod

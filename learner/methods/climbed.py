@@ -15,6 +15,9 @@ from learner.policy.components import decode_images
 from learner.policy.text import Text
 from reward_servers.base import DifferentiableReward
 
+RewardOf = Callable[[Tensor, Text, Sequence[str]], Tensor]
+"""Clean latents [B, C, H, W], text, prompts -> rewards [B], with a gradient to the latents."""
+
 
 class SurrogateReward:
     """What the surrogate says of the latent that a chain ends in."""

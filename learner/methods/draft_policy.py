@@ -4,7 +4,7 @@ Every random draw is a function of (seed, step), of the whole batch on every ran
 Shape suffixes: B rows of this rank, K steps, C H W latent.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from learner.diffusion.chain import Chain
 from learner.draft_settings import Draft
 from learner.engine import Engine
+from learner.methods.climbed import RewardOf
 from learner.methods.draft import (
     AskNoise,
     KlForm,
@@ -29,8 +30,6 @@ from learner.seat import Seat
 from learner.states import StateBatch
 
 Encode = Callable[[list[str]], Text]
-RewardOf = Callable[[Tensor, Text, Sequence[str]], Tensor]
-"""Clean latents [B, C, H, W], text, prompts -> rewards [B], with a gradient to the latents."""
 
 
 class DraftPolicy:

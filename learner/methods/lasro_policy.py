@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learner.diffusion.consistency import consistency_prediction, guidance_embedding
+from learner.diffusion.consistency import consistency_prediction
 from learner.diffusion.schedule import NoiseSchedule, add_noise, consistency_timesteps
 from learner.engine import Engine, all_rows, mean_over_ranks, rank_mean
 from learner.exploration import Climb
@@ -27,7 +27,7 @@ from learner.methods.lasro import (
     reward_loss,
     squash,
 )
-from learner.policy.denoiser import Denoiser
+from learner.policy.denoiser import Denoiser, guidance_rows
 from learner.policy.text import Text
 from learner.seat import Seat
 from learner.settings import Lasro, Model
@@ -229,10 +229,7 @@ class LasroPolicy:
         denoiser = self._engine.module
         assert isinstance(denoiser, Denoiser)
         dim = denoiser.unet.config["time_cond_proj_dim"]
-        if dim is None:
-            return None
-        w_B = torch.full((rows,), self._model.guidance_scale - 1, device=self._engine.device)
-        return guidance_embedding(w_B, dim)
+        return guidance_rows(self._model.guidance_scale, dim, rows, self._engine.device)
 
 
 def rewarded_steps(settings: Lasro, model: Model) -> tuple[int, ...]:

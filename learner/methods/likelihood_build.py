@@ -40,7 +40,7 @@ def build_likelihood(
         steps = DrawnSteps(policy, lambda rng: latents.pairs(batch, rng, share), seat)
     else:
         teacher, dim = None, base.config["time_cond_proj_dim"]
-        if model.num_steps <= 8:
+        if model.is_few_step:
             assert model.teacher is not None
             unet = PipelineFolder.locate(model.teacher).unet(model.attention)
             torch.nn.Module.to(unet.requires_grad_(False), engine.device)

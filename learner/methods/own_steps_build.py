@@ -46,7 +46,7 @@ def build_own_steps(
         micro_batches=settings.micro_batches,
     )
     torch.nn.Module.to(base, engine.device)
-    if model.num_steps > 8:
+    if not model.is_few_step:
         chain = Chain(pipeline.schedule, model.num_steps)
         steps = KeptSteps(trained_strata(settings, model.num_steps))
         ask = _classifier_free(model.guidance_scale)

@@ -6,7 +6,7 @@ Shape suffixes: B rows of this rank, C H W latent.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from learner.diffusion.chain import Chain
 from learner.diffusion.ddim import gaussian_kl
 from learner.engine import Engine
+from learner.methods.climbed import RewardOf
 from learner.methods.sqdf import (
     Clean,
     adapted_alpha,
@@ -35,8 +36,6 @@ from learner.sqdf_settings import Sqdf
 from learner.states import StateBatch
 
 Encode = Callable[[list[str]], Text]
-RewardOf = Callable[[Tensor, Text, Sequence[str]], Tensor]
-"""Clean latents [B, C, H, W], text, prompts -> rewards [B], with a gradient to the latents."""
 
 
 @dataclass(frozen=True)

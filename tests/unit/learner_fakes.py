@@ -7,7 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deploy.shapes.models import new_unet
+from learner.policy.denoiser import Denoiser
 from learner.policy.text import Text
+from learner.policy.trainable import make_trainable
+from learner.policy.views import shared_view
 
 
 class HandEngine:
@@ -32,6 +36,26 @@ class HandEngine:
             if parameter.grad is not None:
                 parameter.grad /= self.micro_batches
         return 0.0
+
+
+def base() -> Any:
+    """An untouched network with random weights, always the same."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        return new_unet().requires_grad_(False).eval()
+
+
+def adapted(unet: Any, std: float = 0.05) -> Denoiser:
+    """A policy over it that differs from its reference already."""
+    view = shared_view(unet)
+    for i, parameter in enumerate(make_trainable(view, "lora", rank=2, alpha=2, seed=1)):
+        nn.init.normal_(parameter, std=std, generator=torch.Generator().manual_seed(i))
+    return Denoiser(view)
+
+
+def gradients(engine: HandEngine) -> list[Tensor]:
+    """Of what is trained."""
+    return [p.grad for p in engine.module.parameters() if p.requires_grad and p.grad is not None]
 
 
 def encode(prompts: list[str]) -> Text:

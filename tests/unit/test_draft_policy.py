@@ -4,19 +4,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 
-from deploy.shapes.models import new_unet
 from learner.diffusion.chain import Chain
 from learner.diffusion.schedule import NoiseSchedule
 from learner.draft_settings import Draft
 from learner.methods.draft_policy import DraftPolicy
 from learner.policy.denoiser import Denoiser
-from learner.policy.trainable import make_trainable
 from learner.policy.views import shared_view
 from learner.seat import Seat
 from learner.states import StateBatch
-from tests.unit.learner_fakes import HandEngine, encode
+from tests.unit.learner_fakes import HandEngine, adapted, base, encode, gradients
 
 CHAIN = Chain(
     NoiseSchedule.from_config(
@@ -29,19 +26,6 @@ PATHS: dict[str, dict[str, Any]] = {
     "renoised": {"path": "renoised", "renoisings": 3},
     "stopped": {"path": "stopped", "ceiling": 2.0},
 }
-
-
-def base() -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(4)
-        return new_unet().requires_grad_(False).eval()
-
-
-def adapted(unet: Any) -> Denoiser:
-    view = shared_view(unet)
-    for i, parameter in enumerate(make_trainable(view, "lora", rank=2, alpha=2, seed=1)):
-        nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(i))
-    return Denoiser(view)
 
 
 def batch(settings: Draft, rows: slice = slice(None)) -> StateBatch:
@@ -69,10 +53,6 @@ def stepped(
         seat=seat,
     )
     return policy.step(batch(settings, seat.share)), engine
-
-
-def gradients(engine: HandEngine) -> list[Tensor]:
-    return [p.grad for p in engine.module.parameters() if p.requires_grad and p.grad is not None]
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -4,37 +4,21 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 
-from deploy.shapes.models import new_unet
 from learner.clean_latents import CleanBatch, PairBatch
 from learner.diffusion.schedule import NoiseSchedule
 from learner.likelihood_settings import Dpo, Gors
 from learner.methods.likelihood_policy import DpoPolicy, GorsPolicy
 from learner.policy.denoiser import Denoiser
-from learner.policy.trainable import make_trainable
 from learner.policy.views import shared_view
 from learner.seat import Seat
-from tests.unit.learner_fakes import HandEngine, encode
+from tests.unit.learner_fakes import HandEngine, adapted, base, encode, gradients
 
 SCHEDULE = NoiseSchedule.from_config(
     {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 )
 PROMPTS = ["a red circle", "a blue star", "two hearts", "a cat"]
 METHODS = ["gors", "gors-lcm", "dpo"]
-
-
-def base() -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(4)
-        return new_unet().requires_grad_(False).eval()
-
-
-def adapted(unet: Any) -> Denoiser:
-    view = shared_view(unet)
-    for i, parameter in enumerate(make_trainable(view, "lora", rank=2, alpha=2, seed=1)):
-        nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(i))
-    return Denoiser(view)
 
 
 def clean(seed: int, rewards: tuple[float, ...] = (1.0, 0.5, 2.0, 0.1)) -> CleanBatch:
@@ -74,10 +58,6 @@ def stepped(
         seat=seat,
     )
     return policy.step(mine), engine
-
-
-def gradients(engine: HandEngine) -> list[Tensor]:
-    return [p.grad for p in engine.module.parameters() if p.requires_grad and p.grad is not None]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -4,9 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from deploy.shapes.models import new_unet
 from learner.diffusion.chain import Chain, ConsistencyChain
 from learner.diffusion.schedule import NoiseSchedule
 from learner.methods.ddpo import clipped_loss, log_ratio
@@ -14,30 +13,15 @@ from learner.methods.ppo_policy import PpoPolicy
 from learner.on_policy_settings import Ppo
 from learner.policy.denoiser import Denoiser
 from learner.policy.text import Text
-from learner.policy.trainable import make_trainable
 from learner.policy.views import shared_view
 from learner.transitions import Transitions
-from tests.unit.learner_fakes import HandEngine, encode
+from tests.unit.learner_fakes import HandEngine, adapted, base, encode, gradients
 
 SCHEDULE = NoiseSchedule.from_config(
     {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 )
 CHAINS = {"many": Chain(SCHEDULE), "few": ConsistencyChain(SCHEDULE, 2)}
 PROMPTS = ["a red circle", "a blue star", "two hearts", "a cat"]
-
-
-def base() -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(4)
-        return new_unet().requires_grad_(False).eval()
-
-
-def adapted(unet: Any) -> Denoiser:
-    """A policy that differs from its reference already."""
-    view = shared_view(unet)
-    for i, parameter in enumerate(make_trainable(view, "lora", rank=2, alpha=2, seed=1)):
-        nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(i))
-    return Denoiser(view)
 
 
 def taken(kind: str = "many", advantages: tuple[float, ...] = (1.0, -0.5, 2.0, 0.0)) -> Transitions:
@@ -70,10 +54,6 @@ def policy_of(
         Denoiser(shared_view(unet)) if settings.get("alpha") else None,
     )
     return policy, engine
-
-
-def gradients(engine: HandEngine) -> list[Tensor]:
-    return [p.grad for p in engine.module.parameters() if p.requires_grad and p.grad is not None]
 
 
 @pytest.mark.parametrize("kind", CHAINS)

@@ -3,9 +3,8 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from deploy.shapes.models import new_unet
 from learner.diffusion.chain import ConsistencyChain
 from learner.diffusion.schedule import NoiseSchedule
 from learner.methods.pso_policy import PsoPolicy
@@ -15,7 +14,7 @@ from learner.policy.text import Text
 from learner.policy.trainable import make_trainable
 from learner.policy.views import shared_view
 from learner.transitions import Transitions
-from tests.unit.learner_fakes import HandEngine, encode
+from tests.unit.learner_fakes import HandEngine, adapted, base, encode, gradients
 
 CHAIN = ConsistencyChain(
     NoiseSchedule.from_config(
@@ -23,19 +22,6 @@ CHAIN = ConsistencyChain(
     ),
     2,
 )
-
-
-def base() -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(4)
-        return new_unet().requires_grad_(False).eval()
-
-
-def adapted(unet: Any, std: float = 0.01) -> Denoiser:
-    view = shared_view(unet)
-    for i, parameter in enumerate(make_trainable(view, "lora", rank=2, alpha=2, seed=1)):
-        nn.init.normal_(parameter, std=std, generator=torch.Generator().manual_seed(i))
-    return Denoiser(view)
 
 
 def pairs() -> Transitions:
@@ -68,13 +54,9 @@ def policy_of(unet: Any, denoiser: Denoiser, **settings: Any) -> tuple[PsoPolicy
     return policy, engine
 
 
-def gradients(engine: HandEngine) -> list[Tensor]:
-    return [p.grad for p in engine.module.parameters() if p.requires_grad and p.grad is not None]
-
-
 def test_the_gradient_is_that_of_the_preference_of_log_probabilities() -> None:
     unet = base()
-    now, rows = adapted(unet), pairs()
+    now, rows = adapted(unet, 0.01), pairs()
     policy, engine = policy_of(unet, now, ratio_clip=0.9, micro_batches=2)
     remembered = policy.remembered(rows, rows_at_once=4)
     policy.step(remembered)

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from deploy.shapes.models import new_unet
 from learner.diffusion.chain import Chain
 from learner.diffusion.ddim import guided
 from learner.diffusion.schedule import NoiseSchedule
@@ -20,7 +19,7 @@ from learner.policy.views import shared_view
 from learner.seat import Seat
 from learner.sqdf_settings import Sqdf
 from learner.states import StateBatch
-from tests.unit.learner_fakes import HandEngine, encode
+from tests.unit.learner_fakes import HandEngine, adapted, base, encode, gradients
 
 CHAIN = Chain(
     NoiseSchedule.from_config(
@@ -29,20 +28,6 @@ CHAIN = Chain(
 )
 PROMPTS = ["a red circle", "a blue star", "two hearts", "a cat"]
 CONSISTENCY = {"by": "consistency", "lora": "unused"}
-
-
-def base() -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(4)
-        return new_unet().requires_grad_(False).eval()
-
-
-def adapted(unet: Any) -> Denoiser:
-    """A policy that differs from its reference already."""
-    view = shared_view(unet)
-    for i, parameter in enumerate(make_trainable(view, "lora", rank=2, alpha=2, seed=1)):
-        nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(i))
-    return Denoiser(view)
 
 
 def brightness(x: Tensor, text: Text, prompts: Sequence[str]) -> Tensor:
@@ -80,10 +65,6 @@ def policy_of(
         seat=seat or Seat(7),
     )
     return policy, engine
-
-
-def gradients(engine: HandEngine) -> list[Tensor]:
-    return [p.grad for p in engine.module.parameters() if p.requires_grad and p.grad is not None]
 
 
 @pytest.mark.parametrize(
