@@ -49,13 +49,18 @@ def changes(summaries: Sequence[dict[str, Any]], score: str) -> tuple[float, flo
     before = [summary["before"][score] for summary in summaries]
     after = [summary["after"][score] for summary in summaries]
     gained = [b - a for a, b in zip(before, after, strict=True)]
-    half = math.nan
-    if len(gained) > 1:
-        from scipy import stats
+    means = (statistics.mean(values) for values in (before, after, gained))
+    return (*means, half_interval(gained))
 
-        quantile = float(stats.t.ppf(0.975, len(gained) - 1))
-        half = quantile * statistics.stdev(gained) / len(gained) ** 0.5
-    return statistics.mean(before), statistics.mean(after), statistics.mean(gained), half
+
+def half_interval(values: Sequence[float]) -> float:
+    """Half the 95 % confidence interval of the mean, by Student's t; nan for a single value."""
+    if len(values) < 2:
+        return math.nan
+    from scipy import stats
+
+    quantile = float(stats.t.ppf(0.975, len(values) - 1))
+    return quantile * statistics.stdev(values) / len(values) ** 0.5
 
 
 def table(summaries: Sequence[dict[str, Any]]) -> str:

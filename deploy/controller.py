@@ -111,7 +111,14 @@ class Controller:
         )
         ranks = Ranks(plan, board)
         evaluator = EvaluatorHandle(config, self._folder.path)
-        monitor = Monitor(config, evaluator, self._folder, board=board, stop=ranks.ask_to_stop)
+        monitor = Monitor(
+            config,
+            evaluator,
+            self._folder,
+            board=board,
+            stop=ranks.ask_to_stop,
+            resume=self._resume,
+        )
         fleets = self._start_fleets(stack, plan, board)
         stack.push(partial(_end_ranks, ranks))
         ranks.start(resume=self._resume)

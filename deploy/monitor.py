@@ -46,6 +46,7 @@ class Monitor:
     Args:
         board: handle of the `PolicyBoard`.
         stop: asks the learner to end after the cycle in hand.
+        resume: an earlier start of the run has noted the first evaluation, if it is there.
 
     Attributes:
         stopped_early: why the rule ended the run; None: it has not.
@@ -59,6 +60,7 @@ class Monitor:
         *,
         board: Any,
         stop: Callable[[], None],
+        resume: bool,
     ) -> None:
         self._settings = config.evaluation
         self._cycles = config.method.cycles
@@ -74,6 +76,8 @@ class Monitor:
         self._stop_asked = False
         self.stopped_early: str | None = None
         if self.before:
+            if not resume:
+                self._row(Measured(0, self.before))
             self._judge()
 
     @property

@@ -28,7 +28,7 @@ from deploy.run_config import RunConfig
 from learner import checkpoint
 
 log = logging.getLogger(__name__)
-_BEFORE_FILE = "before.json"
+BEFORE_FILE = "before.json"
 CLUSTER_FILE = "cluster.json"
 
 
@@ -148,11 +148,11 @@ class RunFolder:
 
     def read_before(self) -> dict[str, float]:
         """The evaluation before training, when an earlier start of the run has made it."""
-        path = self.path / _BEFORE_FILE
+        path = self.path / BEFORE_FILE
         return json.loads(path.read_text()) if path.exists() else {}
 
     def write_before(self, metrics: dict[str, float]) -> None:
-        (self.path / _BEFORE_FILE).write_text(json.dumps(metrics))
+        (self.path / BEFORE_FILE).write_text(json.dumps(metrics))
 
     def write_cluster(self, cluster: dict[str, str]) -> None:
         """Where commands find the run while it is under way."""

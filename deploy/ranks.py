@@ -237,7 +237,8 @@ class EvaluatorHandle:
 class FirstEvaluation:
     """The scores of the untouched policy, measured beside the first stages of a run.
 
-    A run that is resumed takes them from its folder.
+    A run that is resumed takes them from its folder, as does one of a study where another run has
+    measured them.
 
     Attributes:
         metrics: empty until they are there.

@@ -97,7 +97,7 @@ def read_run(folder: Path) -> RunData:
     best = best if isinstance(best, int) else None
     there = [path.stem for path in (folder / "pictures").glob("cycle-*.npz")]
     shown = moments([*PICTURES, *there], best)
-    found = {moment: _read_pictures(folder, moment, missing) for moment in shown}
+    found = {moment: read_pictures(folder, moment, missing) for moment in shown}
     return RunData(
         name,
         config,
@@ -171,7 +171,8 @@ def _read_lines(path: Path) -> Iterator[Mapping[str, Any]]:
             yield value
 
 
-def _read_pictures(folder: Path, name: str, missing: list[str]) -> Pictures | None:
+def read_pictures(folder: Path, name: str, missing: list[str]) -> Pictures | None:
+    """A moment's pictures; what is wrong with them is added to `missing`."""
     shown = f"pictures/{name}.npz"
     path = folder / "pictures" / f"{name}.npz"
     if not path.is_file():

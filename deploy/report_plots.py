@@ -68,7 +68,7 @@ def chart(
         best: step of the version that is kept, which gets a green line.
         stop: step where the run was ended early, which gets a dashed red line.
     """
-    figure, axes = _new(3.1, 1.95, left=0.5, right=0.1)
+    figure, axes = new_axes(3.1, 1.95, left=0.5, right=0.1)
     axes.grid(alpha=0.25, linewidth=0.6)
     for (name, points), colour in zip(series.items(), colours, strict=False):
         _draw(axes, points, colour, name)
@@ -77,7 +77,7 @@ def chart(
     axes.set_title(title, fontsize=9, loc="left", parse_math=False)
     if len(series) > 1:
         axes.legend(fontsize=6.5, frameon=False)
-    return _picture(figure, title)
+    return picture(figure, title)
 
 
 def two_scales(
@@ -89,7 +89,7 @@ def two_scales(
     stop: int | None,
 ) -> str:
     """A wide picture of curves of two different sizes over the same steps."""
-    figure, axes = _new(8.4, 3.4, left=0.65, right=0.65, below=0.75)
+    figure, axes = new_axes(8.4, 3.4, left=0.65, right=0.65, below=0.75)
     axes.grid(alpha=0.25, linewidth=0.6)
     handles = []
     for (name, points), colour in zip(left.items(), ("#c0392b", "#c07a1a"), strict=False):
@@ -110,10 +110,10 @@ def two_scales(
     )  # fmt: skip
     for text in legend.get_texts():
         text.set_parse_math(False)
-    return _picture(figure, title, "wide")
+    return picture(figure, title, "wide")
 
 
-def _new(
+def new_axes(
     width: float, height: float, *, left: float, right: float, below: float = 0.28
 ) -> tuple[Figure, Axes]:
     """An empty chart; margins are in inches, as matplotlib's own layout takes longer than all."""
@@ -140,7 +140,8 @@ def _mark(axes: Axes, best: int | None, stop: int | None) -> None:
         axes.axvline(stop, color="#c0392b", linewidth=1.2, linestyle="--", alpha=0.8)
 
 
-def _picture(figure: Figure, alt: str, css: str = "") -> str:
+def picture(figure: Figure, alt: str, css: str = "") -> str:
+    """A chart as an image that lies in the page."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return image(data_uri(buffer.getvalue()), alt, css)

@@ -146,6 +146,12 @@ class RunConfig(Section):
         return None if budget is None else budget // self.queries_per_record
 
     @property
+    def planned_queries(self) -> int:
+        """Scores of single pictures that the whole run asks for."""
+        records = self.method.round_ends[-1] * self.actors.group_size
+        return min(records, self.max_records or records) * self.queries_per_record
+
+    @property
     def samples_per_insert(self) -> float:
         """How often the steps of a cycle draw a trajectory for each that the cycle inserts.
 

@@ -1,271 +1,182 @@
-"""A study: a grid of settings and seeds from one file, run by run, and the table of what came out.
+"""A study: a grid of settings and seeds from one file, run by run, and what came out.
 
-    python -m deploy.study deploy/studies/sqdf-ablation.yaml [--check] [--in-cluster]
+    python -m deploy.study deploy/studies/sqdf-ablation.yaml [--check] [--quick] [--jobs N]
 
-checks every run's config before the first starts, runs those that are not finished (one that was
-interrupted is resumed), and writes `study.md` and `study.csv` into the study's folder after each.
-A run that fails is reported and left out; the others go on. Exit status 1: not all are finished.
+checks every run's config before the first starts, and runs those that are not finished; one that
+was interrupted is resumed. Where the file tunes its arms, their tries come first. After each run
+it writes into the study's folder:
 
-The file:
+    study.md      tables                 study.csv     a line a score and run
+    study.html    the same, curves with 95 % intervals, Pareto fronts and pictures
+    tuning.json   every try's score, and what was chosen
 
-    config: deploy/configs/shapes-sqdf.yaml     what all runs have in common
-    settings: [method.cycles=10]                a.b=value, as on the command line
-    seeds: [0, 1, 2]
-    arms:                                       what each changes
-      paper: []
-      no-discount: [method.discount=1]
-      ddpo:                                     a preset of its own
-        config: deploy/configs/shapes-ddpo.yaml
-        quick: [method.kept_steps=2]
-    quick: [method.cycles=1]                    with --quick, one seed of every arm
-    scores: [exact_50step, diversity]           columns of the table; default: all
-
-Runs of `--quick` are others than those of the study; they say that every arm works, and no more.
+A run that fails is reported and left out; the others go on. Runs of `--quick` are others than those
+of the study; they say that every arm works, and no more. Exit status 1: not all are finished.
 """
 
 import argparse
-import csv
-import io
 import json
 import logging
-import math
 import os
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
-from pydantic import Field, ValidationError, field_validator
-
-from deploy.compare import changes
-from deploy.config_problems import ConfigError
-from deploy.config_yaml import YamlError, read_preset
-from deploy.outcome import SUMMARY_FILE
-from deploy.plan import has_begun
-from deploy.run_config import RunConfig, load_config
-from learner.settings import Section, Whole
+from deploy.study_before import take_before
+from deploy.study_file import Cell, Study, cells_of, load_study, tries_of
+from deploy.study_report import study_html
+from deploy.study_tables import (
+    Chosen,
+    beyond_budget,
+    choose,
+    csv_of,
+    difference_rows,
+    finished,
+    front_rows,
+    markdown,
+    rows_of,
+    tuning_rows,
+)
 
 log = logging.getLogger(__name__)
-_COSTS = ("reward queries", "TFLOPs", "wall s")
-_STOPPED = {128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_STOPPED = {128 + number for number in _SIGNALS}
 """Exit statuses of a run that was asked to end; the study ends with it."""
+_LOOK_S = 0.2
 
 
-class Arm(Section):
-    """What an arm changes."""
+class Runner:
+    """Runs cells, some of them at a time, and hands every signal on to them.
 
-    config: str | None = None
-    """A preset of its own; null: that of the study."""
-    settings: tuple[str, ...] = ()
-    """Overrides."""
-    quick: tuple[str, ...] = ()
-    """Overrides of its quick run."""
+    Args:
+        folder: of the study; with several at a time each writes its log there.
+        jobs: runs at a time.
+        after_each: called when one has ended.
 
+    Attributes:
+        stopped: exit status of the run that was asked to end, which ends the study; None: none.
+    """
 
-class Study(Section):
-    """The file of a study."""
+    def __init__(
+        self, folder: Path, *, jobs: int, in_cluster: bool, after_each: Callable[[], None]
+    ) -> None:
+        self._folder = folder
+        self._jobs = jobs
+        self._in_cluster = in_cluster
+        self._after_each = after_each
+        self._children: dict[subprocess.Popen[bytes], Cell] = {}
+        self.stopped: int | None = None
 
-    config: str = Field(min_length=1)
-    """The preset that all runs share, but those of arms with their own."""
-    settings: tuple[str, ...] = ()
-    """Overrides of all runs."""
-    seeds: tuple[Whole, ...] = Field(min_length=1)
-    """Every arm is run with each of them."""
-    arms: dict[str, Arm] = Field(min_length=1)
-    """By name; a list instead of a section is its overrides."""
-    quick: tuple[str, ...] = ()
-    """Overrides of all quick runs."""
-    scores: tuple[str, ...] | None = None
-    """Scores in the table; null: all that every run has."""
+    def run(self, cells: Sequence[Cell], known: Sequence[Cell]) -> None:
+        """Those that are not finished.
 
-    @field_validator("arms", mode="before")
-    @classmethod
-    def _a_list_is_overrides(cls, value: Any) -> Any:
-        if not isinstance(value, Mapping):
-            return value
-        return {
-            name: {"settings": arm} if isinstance(arm, list | tuple) else arm
-            for name, arm in value.items()
-        }
-
-    def quickly(self) -> "Study":
-        """One small run of every arm."""
-        arms = {
-            name: Arm(config=arm.config, settings=(*arm.settings, *self.quick, *arm.quick))
-            for name, arm in self.arms.items()
-        }
-        return self.model_copy(update={"seeds": self.seeds[:1], "arms": arms})
-
-    @field_validator("seeds")
-    @classmethod
-    def _no_seed_stands_twice(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(value)) < len(value):
-            raise ValueError(f"a seed stands twice: {list(value)}")
-        return value
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of a study."""
-
-    arm: str
-    config: RunConfig
-    arguments: tuple[str, ...]
-
-    @property
-    def summary(self) -> dict[str, Any] | None:
-        """What it came to; None as long as it is not finished."""
+        Args:
+            known: runs of the study that may have measured what others would measure again.
+        """
+        waiting = [cell for cell in cells if cell.summary is None]
+        total = len(waiting)
+        before = {number: signal.signal(number, self._hand_on) for number in _SIGNALS}
         try:
-            path = self.config.run_folder(os.environ) / SUMMARY_FILE
-            summary = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return summary if summary.get("status") == "finished" else None
+            while self._children or (waiting and self.stopped is None):
+                while waiting and self.stopped is None and len(self._children) < self._jobs:
+                    cell = waiting.pop(0)
+                    log.info("run %d of %d: %s", total - len(waiting), total, cell.config.name)
+                    if take_before(cell, known):
+                        log.info("its evaluation before training is that of a finished run")
+                    self._start(cell)
+                self._take_ended()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
-    def command(self, *, in_cluster: bool) -> list[str]:
-        """What runs it, or goes on with it."""
-        resume = ["--resume"] if has_begun(self.config, os.environ) else []
-        if in_cluster:
-            return [sys.executable, "-m", "deploy.launch", *resume, *self.arguments]
-        flags = ["--run", self.config.name, *resume]
-        return [sys.executable, "-m", "deploy.local", *flags, "--", *self.arguments]
+    def _start(self, cell: Cell) -> None:
+        log_file: BinaryIO | None = None
+        if self._jobs > 1:
+            path = self._folder / "logs" / f"{cell.config.name}.log"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            log_file = path.open("ab")
+        # In a session of its own, or a terminal's Ctrl-C would reach it twice, which means at once.
+        child = subprocess.Popen(
+            cell.command(in_cluster=self._in_cluster),
+            start_new_session=True,
+            stdout=log_file,
+            stderr=subprocess.STDOUT if log_file else None,
+        )
+        if log_file is not None:
+            log_file.close()
+        self._children[child] = cell
 
+    def _take_ended(self) -> None:
+        ended = [child for child in self._children if child.poll() is not None]
+        if not ended:
+            time.sleep(_LOOK_S)
+        for child in ended:
+            cell, status = self._children.pop(child), child.returncode
+            if status != 0:
+                log.error("%s ended with status %d", cell.config.name, status)
+            if status in _STOPPED and self.stopped is None:
+                self.stopped = status
+                self._hand_on(signal.SIGTERM, None)
+            self._after_each()
 
-def load_study(path: Path) -> Study:
-    """A study's file.
-
-    Raises:
-        ValueError: unreadable, or not a study.
-    """
-    try:
-        return Study.model_validate(read_preset(path))
-    except YamlError as error:
-        raise ValueError(str(error)) from None
-    except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise ValueError(f"{path}: " + "; ".join(lines)) from None
-
-
-def cells_of(study: Study, name: str) -> list[Cell]:
-    """Its runs, all arms of a seed before the next seed.
-
-    Raises:
-        ValueError: a run's config is wrong; names every such arm.
-    """
-    cells, wrong = [], {}
-    for seed in study.seeds:
-        for arm, changed in study.arms.items():
-            run = f"name={json.dumps(f'{name}-{arm}-seed{seed}')}"
-            values = (*study.settings, *changed.settings, f"seed={seed}", run)
-            preset = changed.config or study.config
-            try:
-                config = load_config(preset, values)
-            except ConfigError as error:
-                wrong[arm] = str(error)
-                continue
-            cells.append(Cell(arm, config, (preset, *values)))
-    if wrong:
-        raise ValueError("\n".join(f"arm {arm}: {text}" for arm, text in wrong.items()))
-    return cells
-
-
-def table(study: Study, cells: Sequence[Cell]) -> str:
-    """Markdown: a row an arm, its finished runs' means and 95 % intervals of the change."""
-    by_arm = _by_arm(cells)
-    scores = _scores(study, by_arm)
-    head = ["arm", "runs", *scores, *_COSTS]
-    lines = [_row(head), _row(["---"] * len(head))]
-    for arm, summaries in by_arm.items():
-        runs = f"{len(summaries)}/{len(study.seeds)}"
-        if not summaries:
-            lines.append(_row([arm, runs, *([""] * (len(scores) + len(_COSTS)))]))
-            continue
-        costs = [
-            f"{sum(s['reward_queries'] for s in summaries) / len(summaries):,.0f}",
-            f"{sum(_tflops(s) for s in summaries) / len(summaries):,.1f}",
-            f"{sum(s['wall_s'] for s in summaries) / len(summaries):,.0f}",
-        ]
-        lines.append(_row([arm, runs, *(_change(summaries, s) for s in scores), *costs]))
-    return "\n".join(lines) + "\n"
-
-
-def csv_of(study: Study, cells: Sequence[Cell]) -> str:
-    """A line for every score of every finished run."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    costs = ["reward_queries", "tflops", "wall_s"]
-    writer.writerow(["arm", "seed", "score", "before", "after", *costs])
-    scores = _scores(study, _by_arm(cells))
-    for cell in cells:
-        if (summary := cell.summary) is None:
-            continue
-        for score in scores:
-            values = [summary[side].get(score) for side in ("before", "after")]
-            costs = [summary["reward_queries"], _tflops(summary), summary["wall_s"]]
-            writer.writerow([cell.arm, cell.config.seed, score, *values, *costs])
-    return out.getvalue()
-
-
-def _by_arm(cells: Sequence[Cell]) -> dict[str, list[dict[str, Any]]]:
-    by_arm: dict[str, list[dict[str, Any]]] = {cell.arm: [] for cell in cells}
-    for cell in cells:
-        if (summary := cell.summary) is not None:
-            by_arm[cell.arm].append(summary)
-    return by_arm
-
-
-def _scores(study: Study, by_arm: Mapping[str, Sequence[dict[str, Any]]]) -> list[str]:
-    summaries = [summary for arm in by_arm.values() for summary in arm]
-    if not summaries:
-        return list(study.scores or ())
-    shared = [
-        score
-        for score in summaries[0]["after"]
-        if all(score in summary[side] for summary in summaries for side in ("before", "after"))
-    ]
-    return shared if study.scores is None else [s for s in study.scores if s in shared]
-
-
-def _change(summaries: Sequence[dict[str, Any]], score: str) -> str:
-    before, after, gained, half = changes(summaries, score)
-    interval = "" if math.isnan(half) else f" ± {half:.3f}"
-    return f"{before:.3f} → {after:.3f} ({gained:+.3f}{interval})"
-
-
-def _tflops(summary: Mapping[str, Any]) -> float:
-    """Of sampling and learning, in 10¹²."""
-    return sum(summary["flops"].values()) / 1e12
-
-
-def _row(values: Sequence[str]) -> str:
-    return f"| {' | '.join(values)} |"
-
-
-def _run(command: Sequence[str]) -> int:
-    """Exit status of a command that is told of every signal that asks this process to end."""
-    # In a session of its own, or a terminal's Ctrl-C would reach it twice, which means at once.
-    child = subprocess.Popen(command, start_new_session=True)
-    before = {
-        number: signal.signal(number, lambda number, _: child.send_signal(number))
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    }
-    try:
-        return child.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _unfinished(cells: Sequence[Cell]) -> Iterator[Cell]:
-    return (cell for cell in cells if cell.summary is None)
+    def _hand_on(self, number: int, _frame: object) -> None:
+        for child in self._children:
+            child.send_signal(number)
 
 
 def main() -> int:
     """The command; 2 if the file or a config in it is wrong, 1 if a run is not finished."""
+    options = _options()
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    name = options.study.stem + ("-quick" if options.quick else "")
+    try:
+        study = load_study(options.study)
+        study = study.quickly() if options.quick else study
+        tries = tries_of(study, name)
+        cells = _checked(study, name, tries)
+    except ValueError as error:
+        log.error("%s", error)
+        return 2
+    trials = [cell for found in tries.values() for cell in found]
+    waiting = [cell for cell in (*trials, *cells) if cell.summary is None]
+    log.info("%d runs, %d of them finished", len(trials) + len(cells), _count_done(trials, cells))
+    if options.check:
+        for cell in waiting:
+            log.info("%s", shlex.join(cell.command(in_cluster=options.in_cluster)))
+        return 0
+    folder = cells[0].config.run_folder(os.environ).parent / name
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen: dict[str, Chosen] = {}
+
+    def write() -> None:
+        chosen.update(choose(study, tries))
+        _write(folder, name, study, cells, chosen)
+
+    runner = Runner(folder, jobs=options.jobs, in_cluster=options.in_cluster, after_each=write)
+    runner.run(trials, trials)
+    write()
+    if runner.stopped is not None:
+        return runner.stopped
+    try:
+        cells = _with_best(study, name, chosen)
+    except ValueError as error:
+        log.error("%s", error)
+        return 2
+    runner.run(cells, [*trials, *cells])
+    write()
+    sys.stdout.write((folder / "study.md").read_text(encoding="utf-8"))
+    if runner.stopped is not None:
+        return runner.stopped
+    complete = len(cells) == len(study.seeds) * len(study.arms)
+    return 0 if complete and all(cell.summary is not None for cell in cells) else 1
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m deploy.study",
         description=__doc__,
@@ -276,38 +187,86 @@ def main() -> int:
         "--check", action="store_true", help="say what would run, and start nothing"
     )
     parser.add_argument("--quick", action="store_true", help="one small run of every arm")
+    parser.add_argument("--jobs", type=_count, default=1, metavar="N", help="runs at a time")
     parser.add_argument(
         "--in-cluster", action="store_true", help="in the Ray cluster that this runs in, as a job"
     )
-    options = parser.parse_args()
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    name = options.study.stem + ("-quick" if options.quick else "")
-    try:
-        study = load_study(options.study)
-        study = study.quickly() if options.quick else study
-        cells = cells_of(study, name)
-    except ValueError as error:
-        log.error("%s", error)
-        return 2
-    waiting = list(_unfinished(cells))
-    log.info("%d runs, %d of them finished", len(cells), len(cells) - len(waiting))
-    if options.check:
-        for cell in waiting:
-            log.info("%s", shlex.join(cell.command(in_cluster=options.in_cluster)))
-        return 0
-    folder = cells[0].config.run_folder(os.environ).parent / name
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, cell in enumerate(waiting, start=1):
-        log.info("run %d of %d: %s", number, len(waiting), cell.config.name)
-        status = _run(cell.command(in_cluster=options.in_cluster))
-        if status != 0:
-            log.error("%s ended with status %d", cell.config.name, status)
-        if status in _STOPPED:
-            return status
-        (folder / "study.md").write_text(table(study, cells), encoding="utf-8")
-        (folder / "study.csv").write_text(csv_of(study, cells), encoding="utf-8")
-    sys.stdout.write(table(study, cells))
-    return 1 if any(_unfinished(cells)) else 0
+    return parser.parse_args()
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, given {value}")
+    return value
+
+
+def _checked(study: Study, name: str, tries: Mapping[str, Sequence[Cell]]) -> list[Cell]:
+    """The study's runs with what is chosen so far, or the first tries.
+
+    Raises:
+        ValueError: a config is wrong with any of an arm's tries, or a run lies there already that
+            had other settings.
+    """
+    count = max((len(found) for found in tries.values()), default=0)
+    for number in range(count):
+        cells_of(study, name, {arm: study.arms[arm].tries[number] for arm in tries})
+    best = choose(study, tries)
+    done = all(cell.summary is not None for found in tries.values() for cell in found)
+    cells = _with_best(study, name, best) if done else cells_of(study, name)
+    _refuse_other_settings(
+        [*(c for found in tries.values() for c in found), *(cells if done else ())]
+    )
+    return cells
+
+
+def _with_best(study: Study, name: str, chosen: Mapping[str, Chosen]) -> list[Cell]:
+    for arm, told in chosen.items():
+        if told.values is None:
+            log.error("arm %s is left out: none of its tries has finished with a score", arm)
+    best = {arm: told.values for arm, told in chosen.items() if told.values is not None}
+    cells = cells_of(study, name, best)
+    _refuse_other_settings(cells)
+    return cells
+
+
+def _refuse_other_settings(cells: Sequence[Cell]) -> None:
+    """Raises ValueError if a run that has begun is not the one that the file asks for."""
+    told = [
+        f"{cell.folder} holds a run with other settings ({'; '.join(changed)})"
+        for cell in cells
+        if (changed := cell.changed_settings())
+    ]
+    if told:
+        raise ValueError(
+            "\n".join([*told, "remove these folders, or give the study's file another name"])
+        )
+
+
+def _count_done(*parts: Sequence[Cell]) -> int:
+    return sum(cell.summary is not None for cells in parts for cell in cells)
+
+
+def _write(
+    folder: Path, name: str, study: Study, cells: Sequence[Cell], chosen: Mapping[str, Chosen]
+) -> None:
+    """Everything that is known so far."""
+    results = finished(cells)
+    tables = {
+        "Scores": rows_of(study, results),
+        "Differences": difference_rows(study, results),
+        "Pareto fronts": front_rows(study, results),
+        "Tuning": tuning_rows(study, chosen),
+    }
+    shown = [f"## {title}\n\n{markdown(rows)}" for title, rows in tables.items() if rows]
+    notes = [f"{text}.\n" for text in beyond_budget(study.budget, results)]
+    (folder / "study.md").write_text("\n".join([*shown, *notes]), encoding="utf-8")
+    (folder / "study.csv").write_text(csv_of(study, results), encoding="utf-8")
+    page = study_html(name, study, results, chosen)
+    (folder / "study.html").write_text(page, encoding="utf-8")
+    if chosen:
+        told = {arm: vars(each) for arm, each in chosen.items()}
+        (folder / "tuning.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

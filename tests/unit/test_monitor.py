@@ -74,10 +74,15 @@ class World:
         self.stops = 0
         self.monitor = self.new_monitor()
 
-    def new_monitor(self) -> Monitor:
+    def new_monitor(self, *, resume: bool = False) -> Monitor:
         evaluator: Any = self.evaluator
         return Monitor(
-            self.config, evaluator, RunFolder(self.folder), board=None, stop=self._count_stop
+            self.config,
+            evaluator,
+            RunFolder(self.folder),
+            board=None,
+            stop=self._count_stop,
+            resume=resume,
         )
 
     def _count_stop(self) -> None:
@@ -237,7 +242,7 @@ def test_a_resumed_run_measures_no_cycle_again_and_knows_its_best(tmp_path: Path
     for version in range(4):
         world.publish(version)
     world.evaluator.asked.clear()
-    world.monitor = world.new_monitor()
+    world.monitor = world.new_monitor(resume=True)
     for version in (2, 3, 4):  # the checkpoint was older than what was measured
         world.publish(version)
     assert (world.evaluator.asked, world.steps) == ([4], [4])
@@ -251,6 +256,6 @@ def test_a_resumed_run_that_its_rule_had_ended_is_ended_at_once(tmp_path: Path) 
     world = World(tmp_path, [0.1, 0.5, 0.4, 0.3], f"evaluation.best_by={SCORE}", STOP)
     for version in range(4):
         world.publish(version)
-    world.stops, world.monitor = 0, world.new_monitor()
+    world.stops, world.monitor = 0, world.new_monitor(resume=True)
     world.look(0)
     assert world.stops == 1

@@ -1,4 +1,4 @@
-"""A study's file, its runs, and the table of those that are finished."""
+"""A study's file, its runs, its tuning, and the tables of those that are finished."""
 
 import json
 import math
@@ -8,7 +8,24 @@ from pathlib import Path
 
 import pytest
 
-from deploy.study import Cell, Study, cells_of, csv_of, load_study, table
+from deploy.report_data import versions
+from deploy.run_config import load_config
+from deploy.study_before import measured_by, take_before
+from deploy.study_file import Cell, Study, cells_of, load_study, tries_of
+from deploy.study_report import queries_before, study_html
+from deploy.study_tables import (
+    beyond_budget,
+    choose,
+    csv_of,
+    difference_rows,
+    finished,
+    front_rows,
+    hypervolume,
+    markdown,
+    pareto,
+    rows_of,
+    tuning_rows,
+)
 
 STUDIES = sorted((Path(__file__).resolve().parents[2] / "deploy" / "studies").glob("*.yaml"))
 TEXT = """
@@ -45,6 +62,7 @@ def finish(
 ) -> None:
     folder = tmp_path / "runs" / cell.config.name
     folder.mkdir(parents=True)
+    (folder / "config.json").write_text(cell.config.to_json())
     summary = {
         "status": status,
         "before": {"exact_2step": before, "diversity": 1.0},
@@ -52,6 +70,7 @@ def finish(
         "reward_queries": 100,
         "flops": {"sampling": 2e12, "policy": 3e12},
         "wall_s": 10.0,
+        "versions": versions(),
     }
     (folder / "summary.json").write_text(json.dumps(summary))
 
@@ -105,7 +124,7 @@ def test_the_table_holds_the_changes_of_finished_runs_and_their_spread(
     finish(cells[0], tmp_path, 0.5, 0.6)
     finish(cells[2], tmp_path, 0.5, 0.8)
     finish(cells[1], tmp_path, 0.5, 0.9, status="failed")
-    rows = table(study, cells).splitlines()
+    rows = markdown(rows_of(study, finished(cells))).splitlines()
     assert rows[0] == "| arm | runs | exact_2step | reward queries | TFLOPs | wall s |"
     half = 12.706 * math.sqrt(0.02) / math.sqrt(2)
     assert rows[2] == f"| plain | 2/2 | 0.500 → 0.700 (+0.200 ± {half:.3f}) | 100 | 5.0 | 10 |"
@@ -116,7 +135,233 @@ def test_the_csv_has_a_line_for_every_score_of_a_finished_run(
     study: Study, cells: list[Cell], tmp_path: Path
 ) -> None:
     finish(cells[0], tmp_path, 0.5, 0.6)
-    assert csv_of(study, cells).splitlines()[1:] == ["plain,0,exact_2step,0.5,0.6,100,5.0,10.0"]
+    assert csv_of(study, finished(cells)).splitlines()[1:] == [
+        "plain,0,exact_2step,0.5,0.6,100,5.0,10.0"
+    ]
+
+
+TUNED = """
+config: deploy/configs/smoke.yaml
+seeds: [0, 1]
+tuning: {seed: 7, score: exact_2step, settings: [method.cycles=1]}
+arms:
+  plain:
+    tries: [[method.learning_rate=1e-4], [method.learning_rate=2e-4]]
+  no-anchor:
+    settings: [method.anchor.data=none, model.teacher=null]
+    tries: [[method.learning_rate=1e-4], [method.learning_rate=3e-4]]
+  last: {settings: [method.reward_steps=last], tuned_as: plain}
+against: plain
+scores: [exact_2step]
+fronts: [{scores: [exact_2step, diversity], reference: [0, 0]}]
+"""
+
+
+@pytest.fixture
+def tuned(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    monkeypatch.setenv("FLEETUNE_RUNS", str(tmp_path / "runs"))
+    file.write_text(TUNED)
+    return load_study(file)
+
+
+def rates(cells: list[Cell]) -> dict[str, float]:
+    return {cell.config.name: cell.config.method.learning_rate for cell in cells}
+
+
+def test_the_best_try_of_an_arm_is_run_with_every_seed_and_ablations_take_it_over(
+    tuned: Study, tmp_path: Path
+) -> None:
+    tries = tries_of(tuned, "trial")
+    assert rates(tries["plain"]) == {"trial-plain-try0": 1e-4, "trial-plain-try1": 2e-4}
+    both = [*tries["plain"], *tries["no-anchor"]]
+    assert {(cell.config.seed, cell.config.method.cycles) for cell in both} == {(7, 1)}
+    finish(tries["plain"][0], tmp_path, 0.5, 0.6)
+    finish(tries["plain"][1], tmp_path, 0.5, 0.7)
+    finish(tries["no-anchor"][0], tmp_path, 0.5, 0.6, status="failed")
+    chosen = choose(tuned, tries)
+    assert chosen["plain"].values == ("method.learning_rate=2e-4",)
+    assert chosen["plain"].scores == (0.6, 0.7)
+    assert chosen["no-anchor"].values is None
+    rows = tuning_rows(tuned, chosen)
+    assert rows[1:3] == [
+        ["plain", "method.learning_rate=1e-4", "0.6000", ""],
+        ["plain", "method.learning_rate=2e-4", "0.7000", "yes"],
+    ]
+    assert rows[3][2:] == ["none", ""]
+    best = {arm: told.values for arm, told in chosen.items() if told.values is not None}
+    cells = cells_of(tuned, "trial", best)
+    assert {cell.arm for cell in cells} == {"plain", "last"}  # no try of the third has a score
+    assert set(rates(cells).values()) == {2e-4}
+    assert {cell.config.method.cycles for cell in cells} != {1}
+
+
+def test_a_quick_run_takes_the_first_try_and_tunes_nothing(tuned: Study) -> None:
+    quick = tuned.quickly()
+    assert tries_of(quick, "quick") == {}
+    assert set(rates(cells_of(quick, "quick")).values()) == {1e-4}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (", [method.learning_rate=3e-4]", "", "as many tries"),
+        ("tuned_as: plain", "tuned_as: nobody", "no arm with tries of its own"),
+        ("tuned_as: plain", "tuned_as: plain, tries: [[]]", "drop one"),
+        ("seed: 7", "seed: 1", "one of the study's own seeds"),
+        ("tuning: {seed: 7, score: exact_2step, settings: [method.cycles=1]}", "", "is chosen"),
+        ("against: plain", "against: nobody", "nobody is no arm"),
+    ],
+)
+def test_unequal_tuning_is_refused(file: Path, old: str, new: str, message: str) -> None:
+    assert old in TUNED
+    file.write_text(TUNED.replace(old, new))
+    with pytest.raises(ValueError, match=message):
+        load_study(file)
+
+
+def test_a_wrong_try_is_refused_before_any_of_them_runs(tuned: Study, file: Path) -> None:
+    file.write_text(TUNED.replace("learning_rate=3e-4", "learning_rate=-3"))
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy.study", str(file), "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "arm no-anchor" in done.stderr
+
+
+def test_differences_are_taken_seed_by_seed(tuned: Study, tmp_path: Path) -> None:
+    cells = cells_of(tuned, "trial")
+    ends = {("plain", 0): 0.6, ("plain", 1): 0.8, ("last", 0): 0.5, ("last", 1): 0.9}
+    for cell in cells:
+        if (end := ends.get((cell.arm, cell.config.seed))) is not None:
+            finish(cell, tmp_path, 0.5, end)
+    half = 12.706 * math.sqrt(0.02) / math.sqrt(2)
+    assert difference_rows(tuned, finished(cells)) == [
+        ["less plain", "seeds", "exact_2step"],
+        ["last", "2", f"+0.000 ± {half:.3f}"],
+    ]
+
+
+def test_a_front_s_area_is_that_under_its_staircase() -> None:
+    points = [[0.5, 0.8], [0.9, 0.2], [0.4, 0.4]]
+    assert hypervolume(points, [0, 0]) == pytest.approx(0.5 * 0.8 + 0.4 * 0.2)
+    assert hypervolume(points, [0.5, 0.1]) == pytest.approx(0.4 * 0.1)
+    assert pareto(points) == [[0.5, 0.8], [0.9, 0.2]]
+
+
+def test_a_family_s_hypervolume_is_taken_seed_by_seed(tuned: Study, tmp_path: Path) -> None:
+    arms = {**tuned.arms, "last": tuned.arms["last"].model_copy(update={"family": "plain"})}
+    study = tuned.model_copy(update={"arms": arms})
+    cells = cells_of(study, "trial")
+    for cell in cells:
+        if cell.arm == "plain" or (cell.arm, cell.config.seed) == ("last", 0):
+            finish(cell, tmp_path, 0.5, 0.9 if cell.arm == "last" else 0.6)
+    half = 12.706 * math.sqrt(0.045) / math.sqrt(2)
+    rows = front_rows(study, finished(cells))
+    assert rows[1] == ["exact_2step × diversity", "plain", "2", f"0.7500 ± {half:.4f}"]
+    assert rows[2][1:] == ["no-anchor", "0", ""]
+
+
+def test_a_budget_binds_every_arm(file: Path) -> None:
+    planned = cells_of(load_study(file), "trial")[0].config.planned_queries
+    file.write_text(f"{TEXT}budget: {{reward_queries: {planned}, tflops: 5}}\n")
+    assert len(cells_of(load_study(file), "trial")) == 4
+    file.write_text(f"{TEXT}budget: {{reward_queries: {planned - 1}}}\n")
+    with pytest.raises(ValueError, match=r"arm plain: plans .* reward queries"):
+        cells_of(load_study(file), "trial")
+    file.write_text(f"{TEXT}budget: {{reward_queries: {planned * 2}}}\n")
+    with pytest.raises(ValueError, match="less at most 10%"):
+        cells_of(load_study(file), "trial")
+
+
+def test_an_arm_that_computes_more_than_the_budget_is_told(
+    cells: list[Cell], file: Path, tmp_path: Path
+) -> None:
+    finish(cells[0], tmp_path, 0.5, 0.6)  # 5 TFLOPs
+    for tflops, told in ((5, []), (4, ["plain spent 5.0 TFLOPs, the budget is 4.0"])):
+        file.write_text(f"{TEXT}budget: {{reward_queries: 1000000, tflops: {tflops}}}\n")
+        assert beyond_budget(load_study(file).budget, finished(cells)) == told
+
+
+def test_what_the_untouched_policy_scores_is_measured_once(
+    cells: list[Cell], tmp_path: Path
+) -> None:
+    plain, other, *_ = cells
+    assert not take_before(other, cells)  # nobody has measured it
+    finish(plain, tmp_path, 0.5, 0.6)
+    (plain.folder / "before.json").write_text('{"exact_2step": 0.5}')
+    (plain.folder / "pictures").mkdir()
+    (plain.folder / "pictures" / "before.npz").write_bytes(b"pictures")
+    assert not take_before(plain, cells)  # it has its own
+    alike = cells[2]
+    assert measured_by(alike.config) == measured_by(plain.config)
+    assert take_before(alike, cells)
+    assert (alike.folder / "before.json").read_text() == '{"exact_2step": 0.5}'
+    assert (alike.folder / "pictures" / "before.npz").read_bytes() == b"pictures"
+    assert "--resume" not in alike.command(in_cluster=False)
+    # Another number of samples is another measurement, and so are other libraries.
+    values = [*alike.arguments[1:], "evaluation.samples=7", 'name="more"']
+    more = Cell("plain", load_config(alike.arguments[0], values), ())
+    assert not take_before(more, cells)
+    summary = json.loads((plain.folder / "summary.json").read_text())
+    (plain.folder / "summary.json").write_text(json.dumps({**summary, "versions": {}}))
+    assert not take_before(cells[3], cells)
+
+
+def test_a_run_with_other_settings_is_no_run_of_the_study(
+    cells: list[Cell], file: Path, tmp_path: Path
+) -> None:
+    finish(cells[0], tmp_path, 0.5, 0.6)
+    assert cells[0].changed_settings() == []
+    file.write_text(TEXT.replace("method.cycles=1]", "method.cycles=2]"))
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy.study", str(file)], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "trial-plain-seed0 holds a run with other settings (method.cycles: 1, not 2)" in (
+        done.stderr
+    )
+
+
+def test_two_studies_share_an_arm_by_the_name_of_its_runs(
+    file: Path, tmp_path: Path, cells: list[Cell]
+) -> None:
+    finish(cells[0], tmp_path, 0.5, 0.6)
+    other = tmp_path / "second.yaml"
+    other.write_text(TEXT.replace("plain: []", "first: {runs: trial-plain}"))
+    shared = cells_of(load_study(other), "second")[0]
+    assert (shared.arm, shared.config) == ("first", cells[0].config)
+    assert shared.summary is not None
+
+
+def test_the_page_shows_every_arm_and_what_is_not_finished(tuned: Study, tmp_path: Path) -> None:
+    cells = cells_of(tuned, "trial")
+    for cell in cells[:2]:
+        finish(cell, tmp_path, 0.5, 0.6)
+        lines = [
+            {"step": step, "wall_s": 1.0, "phase": phase, "values": {name: 0.5}}
+            for step in (0, 1)
+            for phase, name in (("evaluation", "exact_2step"), ("fresh", "reward_2step"))
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (cell.folder / "metrics.jsonl").write_text(text)
+    html = study_html("<trial>", tuned, finished(cells), {})
+    assert "&lt;trial&gt;" in html
+    assert "2 of 6 runs finished" in html
+    for title in (
+        "exact_2step, held out",
+        "reward_2step, fresh samples",
+        "exact_2step × diversity",
+    ):
+        assert f'alt="{title}"' in html
+    assert "no-anchor" in html
+
+
+def test_queries_are_those_of_what_a_version_has_learned_from() -> None:
+    config = load_config("deploy/configs/smoke.yaml", ["method.cycles=3"])
+    spent = [queries_before(config, cycle) for cycle in range(4)]
+    assert spent[0] == 0
+    assert spent == sorted(spent)
+    assert spent[-1] == config.planned_queries
 
 
 @pytest.mark.parametrize(

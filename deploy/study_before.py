@@ -1,0 +1,54 @@
+"""The evaluation before training, measured once for all runs of a study that would measure alike.
+
+It depends on the untouched policy, the held-out prompts and the rewards, not on the method or the
+seed of a run: so a run takes it from the folder of a finished one, pictures included.
+"""
+
+import shutil
+from collections.abc import Iterable
+from typing import Any
+
+from deploy.outcome import BEFORE_FILE
+from deploy.report_data import versions
+from deploy.run_config import RunConfig
+from deploy.study_file import Cell
+
+_OF_TRAINING = ("every_cycles", "best_by", "stop")
+"""Settings of an evaluation that say when one is due and what follows from it."""
+
+
+def take_before(cell: Cell, others: Iterable[Cell]) -> bool:
+    """Copies it into the folder of a run that has not begun; False: nobody has measured it."""
+    if cell.folder.exists():
+        return False
+    for other in others:
+        summary = other.summary
+        there = other.folder / BEFORE_FILE
+        if (
+            summary is not None
+            and there.is_file()
+            and summary.get("versions") == versions()
+            and measured_by(other.config) == measured_by(cell.config)
+        ):
+            pictures = other.folder / "pictures" / "before.npz"
+            if pictures.is_file():
+                (cell.folder / "pictures").mkdir(parents=True)
+                shutil.copyfile(pictures, cell.folder / "pictures" / "before.npz")
+            cell.folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(there, cell.folder / BEFORE_FILE)
+            return True
+    return False
+
+
+def measured_by(config: RunConfig) -> dict[str, Any]:
+    """Every setting that the untouched policy's scores depend on."""
+    told = config.model_dump(mode="json")
+    evaluation = {k: v for k, v in told["evaluation"].items() if k not in _OF_TRAINING}
+    return {
+        "model": told["model"],
+        "evaluation": evaluation,
+        "rewards": told["rewards"],
+        "attempts": told["replay"]["max_attempts"],
+        "scoring": {k: told["scoring"][k] for k in ("max_batch", "timeout_s")},
+        "shared_noise": told["actors"]["fixed_initial_noise"],
+    }

@@ -1,0 +1,149 @@
+"""The page of a study: tables, curves with intervals, Pareto fronts, pictures, in one HTML file."""
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+
+from deploy.compare import half_interval
+from deploy.curves import METRICS_FILE, Point, read_points
+from deploy.report_data import EVALUATION_PHASE, Pictures, read_pictures, versions
+from deploy.report_markup import badge, facts, page, quiet, table
+from deploy.report_pictures import picture_grid
+from deploy.run_config import RunConfig
+from deploy.study_file import Cell, Study
+from deploy.study_plots import Band, bands, front
+from deploy.study_tables import (
+    Chosen,
+    Finished,
+    beyond_budget,
+    difference_rows,
+    families,
+    front_rows,
+    pareto,
+    point_of,
+    rows_of,
+    scores_shown,
+    tuning_rows,
+)
+
+_FRESH_PHASE = "fresh"
+_QUERIES = "reward queries"
+
+
+def study_html(name: str, study: Study, results: Finished, chosen: Mapping[str, Chosen]) -> str:
+    """The page; what is not finished yet is said."""
+    done, total = sum(map(len, results.values())), len(results) * len(study.seeds)
+    status = badge(f"{done} of {total} runs finished", "good" if done == total else "")
+    sections = {
+        "Scores before and after": _scores(study, results),
+        "Differences": _table(difference_rows(study, results)),
+        "Tuning": _table(tuning_rows(study, chosen)),
+        "Pareto fronts": _fronts(study, results),
+        "Curves": "".join(_curves(study, results)),
+        "Pictures": _pictures(study, results),
+        "Versions": facts(versions()),
+    }
+    body = "\n".join(f"<h2>{title}</h2>\n{text}" for title, text in sections.items() if text)
+    return page(name, f"<h1>{escape(name)}</h1>\n<p>{status}</p>\n{body}")
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
+    return table(rows[0], rows[1:], numbers=range(1, len(rows[0])))
+
+
+def _scores(study: Study, results: Finished) -> str:
+    text = (
+        "Mean over the seeds, before → after, and the change with its 95 % interval (Student's t)."
+    )
+    notes = [quiet(text), *map(quiet, beyond_budget(study.budget, results))]
+    return _table(rows_of(study, results)) + "".join(notes)
+
+
+def _fronts(study: Study, results: Finished) -> str:
+    parts = [_table(front_rows(study, results))]
+    for each in study.fronts:
+        points = {
+            family: [
+                point
+                for arm in arms
+                for _, summary in results.get(arm, ())
+                if (point := point_of(each, summary)) is not None
+            ]
+            for family, arms in families(study).items()
+        }
+        edges = {family: pareto(found) for family, found in points.items() if found}
+        befores = [
+            [summary["before"][score] for score in each.scores]
+            for found in results.values()
+            for _, summary in found
+            if all(score in summary["before"] for score in each.scores)
+        ]
+        before = [statistics.mean(side) for side in zip(*befores, strict=True)] if befores else None
+        parts.append(front(points, edges, each.scores, before))
+    return "".join(parts)
+
+
+def _curves(study: Study, results: Finished) -> Iterator[str]:
+    points = {
+        arm: [(cell.config, read_points(cell.folder / METRICS_FILE)) for cell, _ in found]
+        for arm, found in results.items()
+    }
+    for score in scores_shown(study, results):
+        series = {arm: _band(runs, EVALUATION_PHASE, score) for arm, runs in points.items()}
+        yield bands(series, f"{score}, held out", _QUERIES)
+    rewards = dict.fromkeys(
+        name
+        for runs in points.values()
+        for _, rows in runs
+        for point in rows
+        if point.phase == _FRESH_PHASE
+        for name in point.values
+        if name.startswith("reward")
+    )
+    for name in rewards:
+        series = {arm: _band(runs, _FRESH_PHASE, name) for arm, runs in points.items()}
+        yield bands(series, f"{name}, fresh samples", _QUERIES)
+
+
+def _band(runs: Sequence[tuple[RunConfig, Sequence[Point]]], phase: str, name: str) -> Band:
+    """A curve's mean over the runs, where all of them have a point."""
+    curves = []
+    for config, points in runs:
+        found = {
+            queries_before(config, point.step): point.values[name]
+            for point in points
+            if point.phase == phase and name in point.values
+        }
+        curves.append(found)
+    places = sorted(set[int]().union(*curves).intersection(*curves)) if curves else []
+    band = []
+    for place in places:
+        values = [curve[place] for curve in curves]
+        half = half_interval(values)
+        band.append((place, statistics.mean(values), 0.0 if math.isnan(half) else half))
+    return band
+
+
+def queries_before(config: RunConfig, cycle: int) -> int:
+    """What the samples cost that a policy version, after so many cycles, has learned from."""
+    ends = (0, *config.method.round_ends)
+    groups = ends[cycle] if cycle < config.method.cycles else ends[-1]
+    records = groups * config.actors.group_size
+    return min(records, config.max_records or records) * config.queries_per_record
+
+
+def _pictures(study: Study, results: Finished) -> str:
+    """A column an arm, of the study's first seed that is finished in it."""
+    shown: dict[str, Pictures] = {}
+    for arm, found in results.items():
+        if not found:
+            continue
+        cell: Cell = found[0][0]
+        pairs = [("before", "before")] if not shown else []
+        for moment, title in [*pairs, ("after", arm)]:
+            if (pictures := read_pictures(cell.folder, moment, [])) is not None:
+                shown[title] = pictures
+    return picture_grid(shown) if shown else ""

@@ -1,0 +1,228 @@
+"""What a study's finished runs come to: tables, as Markdown and CSV, and areas of Pareto fronts."""
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import moocore
+import numpy as np
+
+from deploy.compare import changes, half_interval
+from deploy.study_file import Budget, Cell, Front, Study
+
+_COSTS = ("reward queries", "TFLOPs", "wall s")
+Finished = Mapping[str, Sequence[tuple[Cell, dict[str, Any]]]]
+"""By arm, the runs that are finished and their summaries."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What tuning an arm came to.
+
+    Attributes:
+        values: overrides of the best try; None: no try has a score.
+        scores: of every try, in the file's order; None: it is not finished, or has none.
+    """
+
+    values: tuple[str, ...] | None
+    scores: tuple[float | None, ...]
+
+
+def finished(cells: Sequence[Cell]) -> dict[str, list[tuple[Cell, dict[str, Any]]]]:
+    """The finished runs by arm; an arm without one is there, empty."""
+    found: dict[str, list[tuple[Cell, dict[str, Any]]]] = {cell.arm: [] for cell in cells}
+    for cell in cells:
+        if (summary := cell.summary) is not None:
+            found[cell.arm].append((cell, summary))
+    return found
+
+
+def choose(study: Study, tries: Mapping[str, Sequence[Cell]]) -> dict[str, Chosen]:
+    """The best try of every arm that has some, the first of equal ones."""
+    if study.tuning is None:
+        return {}
+    found = {}
+    for arm, cells in tries.items():
+        scores = tuple(
+            (cell.summary or {}).get("after", {}).get(study.tuning.score) for cell in cells
+        )
+        known = [score for score in scores if score is not None]
+        values = study.arms[arm].tries[scores.index(max(known))] if known else None
+        found[arm] = Chosen(values, scores)
+    return found
+
+
+def scores_shown(study: Study, results: Finished) -> list[str]:
+    """The study's scores, or all; of those the ones that every finished run has."""
+    summaries = _summaries(results)
+    if not summaries:
+        return list(study.scores or ())
+    shared = [
+        score
+        for score in summaries[0]["after"]
+        if all(score in summary[side] for summary in summaries for side in ("before", "after"))
+    ]
+    return shared if study.scores is None else [s for s in study.scores if s in shared]
+
+
+def rows_of(study: Study, results: Finished) -> list[list[str]]:
+    """A head and a row an arm: its finished runs' means and 95 % intervals of the change."""
+    scores = scores_shown(study, results)
+    rows = [["arm", "runs", *scores, *_COSTS]]
+    for arm, found in results.items():
+        runs = f"{len(found)}/{len(study.seeds)}"
+        summaries = [summary for _, summary in found]
+        if not summaries:
+            rows.append([arm, runs, *([""] * (len(scores) + len(_COSTS)))])
+            continue
+        costs = (
+            [summary["reward_queries"] for summary in summaries],
+            [tflops(summary) for summary in summaries],
+            [summary["wall_s"] for summary in summaries],
+        )
+        means = [statistics.mean(values) for values in costs]
+        told = [f"{means[0]:,.0f}", f"{means[1]:,.1f}", f"{means[2]:,.0f}"]
+        rows.append([arm, runs, *(_change(summaries, score) for score in scores), *told])
+    return rows
+
+
+def difference_rows(study: Study, results: Finished) -> list[list[str]]:
+    """A head and a row an arm: how it ends beside the arm `against`, seed by seed, with 95 %
+    intervals of the mean difference; empty where the study names none."""
+    if study.against is None:
+        return []
+    scores = scores_shown(study, results)
+    rows = [[f"less {study.against}", "seeds", *scores]]
+    of_other = _ends(results.get(study.against, ()))
+    for arm, found in results.items():
+        own = _ends(found)
+        seeds = [seed for seed in own if seed in of_other]
+        if arm == study.against or not seeds:
+            continue
+        cells = []
+        for score in scores:
+            gaps = [own[seed][score] - of_other[seed][score] for seed in seeds]
+            cells.append(f"{statistics.mean(gaps):+.3f}{_interval(gaps, 3)}")
+        rows.append([arm, str(len(seeds)), *cells])
+    return rows
+
+
+def tuning_rows(study: Study, chosen: Mapping[str, Chosen]) -> list[list[str]]:
+    """A head and a row a try, the chosen ones marked; empty without tuning."""
+    if study.tuning is None:
+        return []
+    rows = [["arm", "try", study.tuning.score, "chosen"]]
+    for arm, told in chosen.items():
+        for values, score in zip(study.arms[arm].tries, told.scores, strict=True):
+            shown = "none" if score is None else f"{score:.4f}"
+            rows.append([arm, " ".join(values), shown, "yes" if values == told.values else ""])
+    return rows
+
+
+def front_rows(study: Study, results: Finished) -> list[list[str]]:
+    """A head and a row a front and family: hypervolume, mean and 95 % interval over the seeds."""
+    if not study.fronts:
+        return []
+    rows = [["front", "family", "seeds", "hypervolume"]]
+    for front in study.fronts:
+        for family, arms in families(study).items():
+            by_seed: dict[int, list[list[float]]] = {}
+            for cell, summary in (run for arm in arms for run in results.get(arm, ())):
+                if (point := point_of(front, summary)) is not None:
+                    by_seed.setdefault(cell.config.seed, []).append(point)
+            volumes = [hypervolume(points, front.reference) for points in by_seed.values()]
+            told = f"{statistics.mean(volumes):.4f}{_interval(volumes, 4)}" if volumes else ""
+            rows.append([" × ".join(front.scores), family, str(len(volumes)), told])
+    return rows
+
+
+def families(study: Study) -> dict[str, list[str]]:
+    """Arms by family, in the file's order."""
+    found: dict[str, list[str]] = {}
+    for name, arm in study.arms.items():
+        found.setdefault(arm.family or name, []).append(name)
+    return found
+
+
+def point_of(front: Front, summary: Mapping[str, Any]) -> list[float] | None:
+    """Where a run ends on a front; None: it lacks a score."""
+    values = [summary["after"].get(score) for score in front.scores]
+    return None if None in values else values
+
+
+def hypervolume(points: Sequence[Sequence[float]], reference: Sequence[float]) -> float:
+    """Area that the points dominate above a reference; both scores are better when higher."""
+    area = moocore.hypervolume(np.array(points, dtype=float), ref=list(reference), maximise=True)
+    return float(area)
+
+
+def pareto(points: Sequence[Sequence[float]]) -> list[list[float]]:
+    """The points that none of the others dominates, by the first score."""
+    array = np.array(points, dtype=float)
+    kept = array[moocore.is_nondominated(array, maximise=True)]
+    return kept[np.argsort(kept[:, 0])].tolist()
+
+
+def beyond_budget(budget: Budget | None, results: Finished) -> list[str]:
+    """Arms that spent another number of operations than the budget allows, in words."""
+    if budget is None or budget.tflops is None:
+        return []
+    told = []
+    for arm, found in results.items():
+        if not found:
+            continue
+        mean = statistics.mean(tflops(summary) for _, summary in found)
+        if abs(mean / budget.tflops - 1) > budget.slack:
+            told.append(f"{arm} spent {mean:,.1f} TFLOPs, the budget is {budget.tflops:,.1f}")
+    return told
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table; the first row is its head. Empty without rows."""
+    if not rows:
+        return ""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def csv_of(study: Study, results: Finished) -> str:
+    """A line for every score of every finished run."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    costs = ["reward_queries", "tflops", "wall_s"]
+    writer.writerow(["arm", "seed", "score", "before", "after", *costs])
+    scores = scores_shown(study, results)
+    for cell, summary in (run for found in results.values() for run in found):
+        for score in scores:
+            values = [summary[side].get(score) for side in ("before", "after")]
+            costs = [summary["reward_queries"], tflops(summary), summary["wall_s"]]
+            writer.writerow([cell.arm, cell.config.seed, score, *values, *costs])
+    return out.getvalue()
+
+
+def tflops(summary: Mapping[str, Any]) -> float:
+    """Of sampling and learning, in 10¹²."""
+    return sum(summary["flops"].values()) / 1e12
+
+
+def _summaries(results: Finished) -> list[dict[str, Any]]:
+    return [summary for found in results.values() for _, summary in found]
+
+
+def _ends(found: Sequence[tuple[Cell, dict[str, Any]]]) -> dict[int, dict[str, float]]:
+    return {cell.config.seed: summary["after"] for cell, summary in found}
+
+
+def _change(summaries: Sequence[dict[str, Any]], score: str) -> str:
+    before, after, gained, half = changes(summaries, score)
+    interval = "" if math.isnan(half) else f" ± {half:.3f}"
+    return f"{before:.3f} → {after:.3f} ({gained:+.3f}{interval})"
+
+
+def _interval(values: Sequence[float], digits: int) -> str:
+    half = half_interval(values)
+    return "" if math.isnan(half) else f" ± {half:.{digits}f}"
