@@ -15,6 +15,8 @@ KILLS  ?= 50
 N      ?= 1000000
 STATES ?= 10000
 RECORDS ?= 1000000
+# Tests start many processes on few cores: threads that wait should not spin.
+export OMP_WAIT_POLICY ?= PASSIVE
 # For the runner itself, such as --resume or --check.
 FLAGS  ?=
 # What chooses torch's build, such as --index-url <PyTorch's index for your CUDA>.

@@ -31,7 +31,7 @@ from deploy.build import Plan, reward_server, sampler
 from deploy.curves import Curves
 from deploy.fleet_desk import DESK, FleetDesk
 from deploy.fleets import Fleets
-from deploy.job_log import quieten
+from deploy.job_log import set_up
 from deploy.metrics import RunMetrics
 from deploy.monitor import PHASE, Monitor
 from deploy.outcome import Outcome, RunFolder
@@ -168,7 +168,7 @@ class Controller:
                 address="auto",
                 namespace=self._config.name,
                 logging_level=logging.WARNING,
-                runtime_env={"worker_process_setup_hook": quieten},
+                runtime_env={"worker_process_setup_hook": set_up},
             )
         except ConnectionError as error:
             raise ValueError(

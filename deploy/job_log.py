@@ -1,6 +1,6 @@
 """What a run's log shows: our own events, and of other libraries what a user can act on.
 
-`quieten` is the setup hook of every worker process of a run: it runs before anything heavy is
+`set_up` is the setup hook of every worker process of a run: it runs before anything heavy is
 imported, which is when the libraries read their settings.
 """
 
@@ -18,11 +18,17 @@ _QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 """Progress bars of loading and notes about optional packages, once in each process."""
+_WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Threads of a process that wait for each other sleep, where OpenMP's would spin: samplers, rewards
+and learner share the cores of a node."""
 
 
-def quieten() -> None:
-    """Sets this process up for a job's log. What the user's environment says already, stays."""
-    for name, value in _QUIET.items():
+def set_up() -> None:
+    """Sets this process up for a job: its log, and how its threads wait.
+
+    What the user's environment says already, stays.
+    """
+    for name, value in {**_QUIET, **_WAITING}.items():
         os.environ.setdefault(name, value)
     logging.basicConfig(level=logging.WARNING, format=FORMAT, datefmt="%H:%M:%S")
     for name in _OURS:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from deploy.config_problems import ConfigError
-from deploy.job_log import quieten
+from deploy.job_log import set_up
 from deploy.leaving import leave
 from deploy.plan import check_environment, describe, has_begun, schema_table
 from deploy.run_config import load_config
@@ -27,7 +27,7 @@ _USAGE_ERROR = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
-    quieten()
+    set_up()
     if options.schema:
         sys.stdout.write(schema_table())
         return 0

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from actors.prompts import load_prompts
 from deploy.config_problems import ConfigError
-from deploy.job_log import quieten
+from deploy.job_log import set_up
 from deploy.report_data import CONFIG_FILE
 from deploy.run_config import config_from_json
 
@@ -51,7 +51,7 @@ class Source:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
-    quieten()
+    set_up()
     try:
         prompts = _prompts(options)
         source = find_source(options.source, before=options.before)

@@ -20,7 +20,7 @@ from typing import Any
 
 from deploy.bench import results
 from deploy.bench.timing import Row, Work, measure
-from deploy.job_log import quieten
+from deploy.job_log import set_up
 
 # Not __name__, which is __main__ here.
 log = logging.getLogger("deploy.bench")
@@ -31,7 +31,7 @@ _USAGE_ERROR = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     # Before anything heavy is imported: torch's threads and the libraries' messages.
-    quieten()
+    set_up()
     _set_threads(options.threads)
     medians: dict[str, Any] = {}
     status = 0

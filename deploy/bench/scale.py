@@ -39,7 +39,7 @@ from deploy.bench.scale_costs import SERVING, costs, lease_cost
 from deploy.bench.scale_fleet import LOOK_EVERY_S, by_actor_ms, look_costs
 from deploy.bench.scale_samplers import rate
 from deploy.bench.timing import Row, spread
-from deploy.job_log import quieten
+from deploy.job_log import set_up
 
 # Not __name__, which is __main__ here.
 log = logging.getLogger("deploy.bench.scale")
@@ -53,7 +53,7 @@ _TOTAL = " + ".join(SERVING)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
-    quieten()
+    set_up()
     before = results.machine()
     figures: dict[str, Any] = {}
     rows: list[Row] = []

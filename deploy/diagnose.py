@@ -1,0 +1,366 @@
+"""What reinforcement has to go by at a few steps of a model, measured before any training.
+
+    python -m deploy.diagnose deploy/configs/shapes-rlcm.yaml [a.b=value ...] --steps 1 2 4 8
+
+draws the config's untouched policy at its held-out prompts with each number of steps, asks its
+rewards, and prints a table, or with --out writes it as Markdown and JSON. For each number of steps:
+
+- rho: correlation of the reward with the best linear function of the first action's noise, at a
+  fixed prompt and initial noise; what an action's policy gradient has to go by.
+- SNR: ratio of signal to noise of the policy gradient from one picture, measured, and rho/√D.
+- policy gradient, by call: shares of the squared length of its mean. The last call has no
+  likelihood, so none.
+- made up: what the term has to go by that takes noise which no picture shows for the last call's
+  action; share of the mean in the squared length of one prompt's estimate, 0 but for chance.
+- pathwise, by call: shares of the squared length of a gradient through the picture itself, such
+  as a surrogate's, mean over random directions.
+- gain: local Lipschitz constant of the map from initial noise to the clean latent.
+- spread: RMS distance of clean latents of one prompt and one initial noise.
+
+Shape suffixes: P prompts, M draws of each, D latent dimensions.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from actors.prompts import seed_of
+from deploy.build import device_of, prompt_list
+from deploy.compare import half_interval
+from deploy.config_problems import ConfigError
+from deploy.run_config import RunConfig, load_config
+from deploy.study_tables import markdown
+from learner.diagnostics import (
+    Call,
+    VectorSum,
+    calls,
+    gain,
+    pathwise_gradients,
+    policy_gradient,
+    score_vectors,
+    shares,
+)
+from learner.diffusion.noise import INITIAL_NOISE, group_noise
+from learner.policy.components import PipelineFolder, decode_latents
+from learner.policy.denoiser import Denoiser, guidance_rows
+from learner.policy.trainable import trainable_unet
+from reward_servers.base import Failure
+from reward_servers.registry import build_reward
+from reward_servers.timed import TimedReward, score_all
+
+_NUDGE = 0.01
+"""Length of the step that a gain is measured with, in deviations of the initial noise."""
+_MADE_UP = 10_000
+"""Stream of the noise that no picture shows."""
+_ALIKE = 1e-6
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Of one number of steps; pairs are a mean and half its 95 % interval over the prompts.
+
+    Args:
+        rho2: squared correlation of the reward with the first action; None: there is no action.
+        dims: D.
+        policy_shares, pathwise_shares: by call.
+        policy_signals: squared lengths of the mean policy gradient by call, without bias.
+        made_up: the same of the last call with an action that is made up; its `power` is the mean
+            squared length of one prompt's estimate.
+        alike: prompts at which all pictures have one reward.
+    """
+
+    steps: int
+    dims: int
+    prompts: int
+    draws: int
+    rho2: tuple[float, float] | None
+    snr: float | None
+    policy_shares: list[float]
+    policy_signals: list[float]
+    made_up: dict[str, float]
+    pathwise_shares: list[float]
+    gain: tuple[float, float]
+    spread: tuple[float, float]
+    alike: int
+
+
+class Subject:
+    """A config's untouched policy, its rewards, and the prompts that it is measured on."""
+
+    def __init__(self, config: RunConfig, *, prompts: int, draws: int, batch: int) -> None:
+        pipeline = PipelineFolder.locate(config.model.path)
+        self.config, self.draws, self.batch = config, draws, batch
+        self.device = device_of(config.evaluation.num_gpus)
+        unet = trainable_unet(pipeline, config.model, seed=config.seed).to(self.device)
+        self._network = Denoiser(unet)
+        self.weights = [weight for weight in unet.parameters() if weight.requires_grad]
+        self._guidance_dim = unet.config["time_cond_proj_dim"]
+        self._encode = pipeline.prompt_encoder(self.device)
+        self._vae = pipeline.vae(self.device)
+        self.schedule = pipeline.schedule
+        self.shape = pipeline.latent_shape
+        known = prompt_list(config.evaluation.prompts, config.evaluation.seed)
+        self.prompts = [known[i % len(known)] for i in range(prompts)]
+        self._rewards = [
+            (
+                reward.weight,
+                TimedReward(
+                    name,
+                    build_reward(reward.kind, reward.args),
+                    timeout_s=config.scoring.timeout_s,
+                ),
+            )
+            for name, reward in config.rewards.items()
+            if reward.weight != 0
+        ]
+
+    def ask(self, prompt: str) -> Callable[[Tensor, Tensor], Tensor]:
+        """The network at one prompt, whatever the number of rows."""
+        text = self._encode([prompt])
+
+        def network(x: Tensor, t_B: Tensor) -> Tensor:
+            guidance = guidance_rows(
+                self.config.model.guidance_scale, self._guidance_dim, len(x), self.device
+            )
+            return self._network(x, t_B, text.repeat_interleave(len(x)), guidance)
+
+        return network
+
+    def noise(self, prompt: int, stream: int, *, shared: bool = False) -> Tensor:
+        """Of all draws of a prompt, [M, C, H, W]."""
+        seed = seed_of(self.config.evaluation.seed, prompt)
+        drawn = group_noise(seed, self.draws, self.shape, stream, shared=shared)
+        return drawn.to(self.device)
+
+    def rewards(self, clean: Tensor, prompt: str) -> Tensor:
+        """Weighted sum of the rewards of pictures, float64 [M].
+
+        Raises:
+            ValueError: a reward failed.
+        """
+        images = decode_latents(self._vae, clean)
+        total = np.zeros(len(images))
+        for weight, reward in self._rewards:
+            outcomes = score_all(
+                reward,
+                images,
+                [prompt] * len(images),
+                batch=self.config.scoring.max_batch,
+                attempts=self.config.replay.max_attempts,
+            )
+            for row, outcome in enumerate(outcomes):
+                if isinstance(outcome, Failure):
+                    raise ValueError(f"the reward {reward.name} failed: {outcome.reason}")
+                total[row] += weight * outcome
+        return torch.from_numpy(total)
+
+
+def diagnose(subject: Subject, steps: int) -> Diagnosis:
+    """One number of steps."""
+    rho2, gains, spreads, powers = [], [], [], []
+    by_call = [VectorSum() for _ in range(steps)]
+    made_up = VectorSum()
+    pathwise = [0.0] * steps
+    alike = 0
+    for number, prompt in enumerate(subject.prompts):
+        ask = subject.ask(prompt)
+        noise = partial(subject.noise, number)
+        initial = noise(INITIAL_NOISE, shared=True)
+        injected = [noise(INITIAL_NOISE + 1 + k) for k in range(steps - 1)]
+        parts = [slice(at, at + subject.batch) for at in range(0, subject.draws, subject.batch)]
+        with torch.no_grad():
+            chains = [
+                calls(ask, subject.schedule, initial[rows], [each[rows] for each in injected])
+                for rows in parts
+            ]
+        clean = torch.cat([chain[-1].clean for chain in chains])
+        spreads.append(_spread(clean))
+        gains.append(_gain(subject, ask, initial, injected, noise(_MADE_UP + 1)))
+        for k, each in enumerate(_pathwise(subject, ask, chains[0], noise(_MADE_UP + 2))):
+            pathwise[k] += each
+        if steps == 1:
+            continue
+        advantage = _advantage(subject.rewards(clean, prompt)).to(subject.device)
+        alike += int(not advantage.any())
+        first = score_vectors(advantage, injected[0])
+        rho2.append(first.signal)
+        powers.append(first.power)
+        unseen = noise(_MADE_UP)
+        ends = [
+            _with_action(subject, chain[-1], unseen[rows])
+            for chain, rows in zip(chains, parts, strict=True)
+        ]
+        advantages = [advantage[rows] for rows in parts]
+        for total, of_call in zip(
+            [*by_call, made_up], [*zip(*chains, strict=True), ends], strict=True
+        ):
+            total.add(_gradient(subject, ask, of_call, advantages))
+    signals = [total.mean().signal for total in by_call] if steps > 1 else [0.0]
+    of_made_up = made_up.mean() if steps > 1 else None
+    return Diagnosis(
+        steps=steps,
+        dims=math.prod(subject.shape),
+        prompts=len(subject.prompts),
+        draws=subject.draws,
+        rho2=_interval(rho2) if rho2 else None,
+        snr=_snr(rho2, powers) if rho2 else None,
+        policy_shares=shares(signals),
+        policy_signals=signals,
+        made_up={"signal": of_made_up.signal, "power": of_made_up.power} if of_made_up else {},
+        pathwise_shares=shares(pathwise),
+        gain=_interval(gains),
+        spread=_interval(spreads),
+        alike=alike,
+    )
+
+
+def _advantage(reward_M: Tensor) -> Tensor:
+    """In deviations of the draws; 0 where all are alike."""
+    std = float(reward_M.std(correction=0))
+    difference = reward_M - reward_M.mean()
+    return (difference / std if std > _ALIKE else torch.zeros_like(difference)).float()
+
+
+def _gradient(
+    subject: Subject,
+    ask: Callable[[Tensor, Tensor], Tensor],
+    of_call: Sequence[Call],
+    advantages: Sequence[Tensor],
+) -> Tensor:
+    """Of one call, mean over the draws, batch by batch."""
+    parts = [
+        policy_gradient(ask, subject.schedule, call, advantage, subject.weights) * len(advantage)
+        for call, advantage in zip(of_call, advantages, strict=True)
+    ]
+    return torch.stack(parts).sum(dim=0) / subject.draws
+
+
+def _spread(clean: Tensor) -> float:
+    rows = clean.flatten(1)
+    return float(torch.pdist(rows).square().mean().sqrt()) / rows.shape[1] ** 0.5
+
+
+def _gain(
+    subject: Subject,
+    ask: Callable[[Tensor, Tensor], Tensor],
+    initial: Tensor,
+    injected: Sequence[Tensor],
+    direction: Tensor,
+) -> float:
+    """Of one draw, in one random direction."""
+    start, step = initial[:1], _NUDGE * direction[:1]
+    with torch.no_grad():
+        moved = calls(ask, subject.schedule, start + step, [each[:1] for each in injected])
+        still = calls(ask, subject.schedule, start, [each[:1] for each in injected])
+    return float(gain(moved[-1].clean, still[-1].clean, step)[0])
+
+
+def _pathwise(
+    subject: Subject,
+    ask: Callable[[Tensor, Tensor], Tensor],
+    chain: Sequence[Call],
+    direction: Tensor,
+) -> list[float]:
+    """Squared lengths by call, of one draw."""
+    one = [Call(call.x[:1], call.t_B[:1], call.clean[:1], None, call.scale) for call in chain]
+    found = pathwise_gradients(ask, subject.schedule, one, direction[:1], subject.weights)
+    return [float(each.double().square().sum()) for each in found]
+
+
+def _with_action(subject: Subject, last: Call, noise: Tensor) -> Call:
+    """The last call as if noise of its own time were added after it."""
+    alpha, sigma = subject.schedule.alpha_sigma(last.t_B[:1], last.x)
+    return Call(last.x, last.t_B, last.clean, noise, float((alpha / sigma).flatten()[0]))
+
+
+def _snr(signals: Sequence[float], powers: Sequence[float]) -> float:
+    signal = max(statistics.mean(signals), 0.0)
+    return (signal / (statistics.mean(powers) - signal)) ** 0.5
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    return statistics.mean(values), half_interval(values)
+
+
+def rows_of(found: Sequence[Diagnosis]) -> list[list[str]]:
+    """A head and a row a number of steps."""
+    rows = [
+        [
+            "steps", "rho", "SNR", "rho/√D", "policy gradient, by call", "made up",
+            "pathwise, by call", "gain", "spread",
+        ]
+    ]  # fmt: skip
+    for each in found:
+        rho = ["none"] * 3
+        if each.rho2 is not None and each.snr is not None:
+            mean, half = each.rho2
+            ends = [max(value, 0.0) ** 0.5 for value in (mean - half, mean, mean + half)]
+            bound = ends[1] / each.dims**0.5
+            rho = [f"{ends[1]:.3f} ({ends[0]:.3f} to {ends[2]:.3f})", f"{each.snr:.4f}"]
+            rho.append(f"{bound:.4f}")
+        rows.append(
+            [
+                str(each.steps),
+                *rho,
+                " ".join(f"{share:.0%}" for share in each.policy_shares)
+                if each.made_up
+                else "none",
+                f"{each.made_up['signal'] / each.made_up['power']:.2%}" if each.made_up else "none",
+                " ".join(f"{share:.0%}" for share in each.pathwise_shares),
+                f"{each.gain[0]:.2f} ± {each.gain[1]:.2f}",
+                f"{each.spread[0]:.3f} ± {each.spread[1]:.3f}",
+            ]
+        )
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; 2 if the config is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m deploy.diagnose",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=value")
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8], choices=[1, 2, 4, 8])
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--draws", type=int, default=128, help="of each prompt")
+    parser.add_argument("--batch", type=int, default=64, help="draws at once")
+    parser.add_argument("--out", type=Path, help="folder for diagnosis.md and diagnosis.json")
+    options = parser.parse_intermixed_args(arguments)
+    if options.prompts < 2 or options.draws < 2 or options.batch < 1:
+        parser.error("--prompts and --draws must be at least 2, --batch at least 1")
+    try:
+        config = load_config(options.config, options.overrides)
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    if not config.model.is_few_step:
+        parser.error(f"{options.config} has a model of many steps; give one of few")
+    torch.set_num_threads(config.evaluation.threads)
+    subject = Subject(config, prompts=options.prompts, draws=options.draws, batch=options.batch)
+    found = [diagnose(subject, steps) for steps in options.steps]
+    text = markdown(rows_of(found))
+    sys.stdout.write(text)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        told: list[dict[str, Any]] = [asdict(each) for each in found]
+        (options.out / "diagnosis.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
+        (options.out / "diagnosis.md").write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
