@@ -3,7 +3,8 @@
     python -m deploy.diagnose deploy/configs/shapes-rlcm.yaml [a.b=value ...] --steps 1 2 4 8
 
 draws the config's untouched policy at its held-out prompts with each number of steps, asks its
-rewards, and prints a table, or with --out writes it as Markdown and JSON. For each number of steps:
+rewards, and prints a table, which --out writes with every number that it is made of. For each
+number of steps:
 
 - rho: correlation of the reward with the best linear function of the first action's noise, at a
   fixed prompt and initial noise; what an action's policy gradient has to go by.
@@ -29,7 +30,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ from deploy.build import device_of, prompt_list
 from deploy.compare import half_interval
 from deploy.config_problems import ConfigError
 from deploy.run_config import RunConfig, load_config
+from deploy.study_file import DIAGNOSIS_FILE
 from deploy.study_tables import markdown
 from learner.diagnostics import (
     Call,
@@ -338,8 +339,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--draws", type=int, default=128, help="of each prompt")
     parser.add_argument("--batch", type=int, default=64, help="draws at once")
-    parser.add_argument("--out", type=Path, help="folder for diagnosis.md and diagnosis.json")
-    options = parser.parse_intermixed_args(arguments)
+    parser.add_argument("--out", type=Path, help=f"folder for {DIAGNOSIS_FILE}")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_intermixed_args(given)
     if options.prompts < 2 or options.draws < 2 or options.batch < 1:
         parser.error("--prompts and --draws must be at least 2, --batch at least 1")
     try:
@@ -352,13 +354,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(config.evaluation.threads)
     subject = Subject(config, prompts=options.prompts, draws=options.draws, batch=options.batch)
     found = [diagnose(subject, steps) for steps in options.steps]
-    text = markdown(rows_of(found))
-    sys.stdout.write(text)
+    rows = rows_of(found)
+    sys.stdout.write(markdown(rows))
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
-        told: list[dict[str, Any]] = [asdict(each) for each in found]
-        (options.out / "diagnosis.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
-        (options.out / "diagnosis.md").write_text(text, encoding="utf-8")
+        told = {
+            "command": ["deploy.diagnose", *given],
+            "rows": rows,
+            "measured": [asdict(each) for each in found],
+        }
+        text = json.dumps(told, indent=1)
+        (options.out / DIAGNOSIS_FILE).write_text(text, encoding="utf-8")
     return 0
 
 

@@ -35,10 +35,12 @@ from deploy.study_tables import (
     beyond_budget,
     choose,
     csv_of,
+    diagnosis_rows,
     difference_rows,
     finished,
     front_rows,
     markdown,
+    read_diagnosis,
     rows_of,
     tuning_rows,
 )
@@ -157,6 +159,8 @@ def main() -> int:
         chosen.update(choose(study, tries))
         _write(folder, name, study, cells, chosen)
 
+    if not _diagnosed(study, folder):
+        log.error("the diagnosis failed; the runs go on without it")
     runner = Runner(folder, jobs=options.jobs, in_cluster=options.in_cluster, after_each=write)
     runner.run(trials, trials)
     write()
@@ -174,6 +178,22 @@ def main() -> int:
         return runner.stopped
     complete = len(cells) == len(study.seeds) * len(study.arms)
     return 0 if complete and all(cell.summary is not None for cell in cells) else 1
+
+
+def _diagnosed(study: Study, folder: Path) -> bool:
+    """Measures what the file asks for, if that is not done; False: it failed."""
+    asked = study.diagnosis
+    if asked is None:
+        return True
+    command = [
+        *(sys.executable, "-m", "deploy.diagnose", study.config, *study.settings),
+        *("--steps", *map(str, asked.steps), "--prompts", str(asked.prompts)),
+        *("--draws", str(asked.draws), "--out", str(folder)),
+    ]
+    if (known := read_diagnosis(folder)) is not None and known["command"] == command[2:]:
+        return True
+    log.info("measuring what a policy gradient has to go by")
+    return subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
 
 
 def _options() -> argparse.Namespace:
@@ -257,12 +277,13 @@ def _write(
         "Differences": difference_rows(study, results),
         "Pareto fronts": front_rows(study, results),
         "Tuning": tuning_rows(study, chosen),
+        "Diagnosis": diagnosis_rows(folder),
     }
     shown = [f"## {title}\n\n{markdown(rows)}" for title, rows in tables.items() if rows]
     notes = [f"{text}.\n" for text in beyond_budget(study.budget, results)]
     (folder / "study.md").write_text("\n".join([*shown, *notes]), encoding="utf-8")
     (folder / "study.csv").write_text(csv_of(study, results), encoding="utf-8")
-    page = study_html(name, study, results, chosen)
+    page = study_html(name, study, results, chosen, diagnosis_rows(folder))
     (folder / "study.html").write_text(page, encoding="utf-8")
     if chosen:
         told = {arm: vars(each) for arm, each in chosen.items()}

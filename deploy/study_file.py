@@ -15,6 +15,7 @@
         tries: [[method.learning_rate=1e-4], [method.learning_rate=5e-5]]
     tuning: {seed: 100, score: reward_2step}    which try is best; as many for every arm
     budget: {reward_queries: 24000}
+    diagnosis: {steps: [1, 2, 4]}               what a policy gradient has to go by
     quick: [method.cycles=1]                    with --quick, one seed of every arm
     scores: [exact_2step, diversity]            columns of the table; default: all
     against: lasro                              a table of differences from it, seed by seed
@@ -31,7 +32,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -42,6 +43,8 @@ from deploy.plan import has_begun
 from deploy.report_data import CONFIG_FILE
 from deploy.run_config import RunConfig, config_from_json, load_config
 from learner.settings import Count, Section, Share, Whole
+
+DIAGNOSIS_FILE = "diagnosis.json"
 
 
 class Arm(Section):
@@ -97,6 +100,17 @@ class Front(Section):
     """Corner of the area that a front dominates, its hypervolume."""
 
 
+class Diagnosed(Section):
+    """What is measured of the study's own preset before its runs, as `deploy.diagnose` tells it."""
+
+    steps: tuple[Literal[1, 2, 4, 8], ...] = Field(default=(1, 2, 4, 8), min_length=1)
+    """Numbers of sampling steps."""
+    prompts: Annotated[int, Field(ge=2)] = 16
+    """Held-out prompts."""
+    draws: Annotated[int, Field(ge=2)] = 128
+    """Pictures of each."""
+
+
 class Study(Section):
     """The file of a study."""
 
@@ -112,6 +126,8 @@ class Study(Section):
     """null: no arm has tries."""
     budget: Budget | None = None
     """null: none is checked."""
+    diagnosis: Diagnosed | None = None
+    """null: none is measured."""
     quick: tuple[str, ...] = ()
     """Overrides of all quick runs."""
     scores: tuple[str, ...] | None = None
@@ -177,6 +193,8 @@ class Study(Section):
             for name, arm in self.arms.items()
         }
         changed = {"seeds": self.seeds[:1], "arms": arms, "tuning": None, "budget": None}
+        if self.diagnosis is not None:
+            changed["diagnosis"] = self.diagnosis.model_copy(update={"prompts": 2, "draws": 8})
         return self.model_copy(update=changed)
 
     def _first_try(self, arm: Arm) -> tuple[str, ...]:

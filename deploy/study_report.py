@@ -31,14 +31,25 @@ _FRESH_PHASE = "fresh"
 _QUERIES = "reward queries"
 
 
-def study_html(name: str, study: Study, results: Finished, chosen: Mapping[str, Chosen]) -> str:
-    """The page; what is not finished yet is said."""
+def study_html(
+    name: str,
+    study: Study,
+    results: Finished,
+    chosen: Mapping[str, Chosen],
+    diagnosis: Sequence[Sequence[str]] = (),
+) -> str:
+    """The page; what is not finished yet is said.
+
+    Args:
+        diagnosis: rows of what a policy gradient has to go by, the first of them the head.
+    """
     done, total = sum(map(len, results.values())), len(results) * len(study.seeds)
     status = badge(f"{done} of {total} runs finished", "good" if done == total else "")
     sections = {
         "Scores before and after": _scores(study, results),
         "Differences": _table(difference_rows(study, results)),
         "Tuning": _table(tuning_rows(study, chosen)),
+        "What a policy gradient has to go by": _table(diagnosis),
         "Pareto fronts": _fronts(study, results),
         "Curves": "".join(_curves(study, results)),
         "Pictures": _pictures(study, results),

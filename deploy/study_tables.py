@@ -2,19 +2,23 @@
 
 import csv
 import io
+import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import moocore
 import numpy as np
 
 from deploy.compare import changes, half_interval
-from deploy.study_file import Budget, Cell, Front, Study
+from deploy.study_file import DIAGNOSIS_FILE, Budget, Cell, Front, Study
 
 _COSTS = ("reward queries", "TFLOPs", "wall s")
+_LACKING = "–"
+"""Of a score that a run does not measure, such as that of its eighth step where it takes two."""
 Finished = Mapping[str, Sequence[tuple[Cell, dict[str, Any]]]]
 """By arm, the runs that are finished and their summaries."""
 
@@ -57,16 +61,12 @@ def choose(study: Study, tries: Mapping[str, Sequence[Cell]]) -> dict[str, Chose
 
 
 def scores_shown(study: Study, results: Finished) -> list[str]:
-    """The study's scores, or all; of those the ones that every finished run has."""
-    summaries = _summaries(results)
-    if not summaries:
-        return list(study.scores or ())
-    shared = [
-        score
-        for score in summaries[0]["after"]
-        if all(score in summary[side] for summary in summaries for side in ("before", "after"))
-    ]
-    return shared if study.scores is None else [s for s in study.scores if s in shared]
+    """The study's scores, or all that every finished run has."""
+    if study.scores is not None:
+        return list(study.scores)
+    summaries = [summary for found in results.values() for _, summary in found]
+    shown = summaries[0]["after"] if summaries else {}
+    return [score for score in shown if _have(summaries, score)]
 
 
 def rows_of(study: Study, results: Finished) -> list[list[str]]:
@@ -105,8 +105,11 @@ def difference_rows(study: Study, results: Finished) -> list[list[str]]:
             continue
         cells = []
         for score in scores:
-            gaps = [own[seed][score] - of_other[seed][score] for seed in seeds]
-            cells.append(f"{statistics.mean(gaps):+.3f}{_interval(gaps, 3)}")
+            pairs = [(own[seed].get(score), of_other[seed].get(score)) for seed in seeds]
+            gaps = [a - b for a, b in pairs if a is not None and b is not None]
+            complete = len(gaps) == len(seeds)
+            told = f"{statistics.mean(gaps):+.3f}{_interval(gaps, 3)}" if complete else _LACKING
+            cells.append(told)
         rows.append([arm, str(len(seeds)), *cells])
     return rows
 
@@ -138,6 +141,19 @@ def front_rows(study: Study, results: Finished) -> list[list[str]]:
             told = f"{statistics.mean(volumes):.4f}{_interval(volumes, 4)}" if volumes else ""
             rows.append([" × ".join(front.scores), family, str(len(volumes)), told])
     return rows
+
+
+def read_diagnosis(folder: Path) -> dict[str, Any] | None:
+    """What `deploy.diagnose` wrote into a study's folder; None: nothing that can be read."""
+    try:
+        return json.loads((folder / DIAGNOSIS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def diagnosis_rows(folder: Path) -> list[list[str]]:
+    """A head and a row a number of steps; empty where nothing was measured."""
+    return (read_diagnosis(folder) or {}).get("rows", [])
 
 
 def families(study: Study) -> dict[str, list[str]]:
@@ -209,8 +225,8 @@ def tflops(summary: Mapping[str, Any]) -> float:
     return sum(summary["flops"].values()) / 1e12
 
 
-def _summaries(results: Finished) -> list[dict[str, Any]]:
-    return [summary for found in results.values() for _, summary in found]
+def _have(summaries: Sequence[dict[str, Any]], score: str) -> bool:
+    return all(score in summary[side] for summary in summaries for side in ("before", "after"))
 
 
 def _ends(found: Sequence[tuple[Cell, dict[str, Any]]]) -> dict[int, dict[str, float]]:
@@ -218,6 +234,8 @@ def _ends(found: Sequence[tuple[Cell, dict[str, Any]]]) -> dict[int, dict[str, f
 
 
 def _change(summaries: Sequence[dict[str, Any]], score: str) -> str:
+    if not _have(summaries, score):
+        return _LACKING
     before, after, gained, half = changes(summaries, score)
     interval = "" if math.isnan(half) else f" ± {half:.3f}"
     return f"{before:.3f} → {after:.3f} ({gained:+.3f}{interval})"

@@ -93,8 +93,15 @@ class Engine:
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 10**9,
         }
+        # DeepSpeed broadcasts weights as the bytes of their rows.
+        for parameter in module.parameters():
+            parameter.data = parameter.data.contiguous()
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
         self._engine: Any = engine
+        # Convolutions are quicker so. What is trained stays as DeepSpeed has laid it out.
+        for parameter in module.parameters():
+            if parameter.dim() == 4 and not parameter.requires_grad:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
     @property
     def module(self) -> nn.Module:

@@ -80,7 +80,7 @@ class PipelineFolder:
         return unet["in_channels"], unet["sample_size"], unet["sample_size"]
 
     def unet(self, attention: Attention = "sdpa") -> UNet2DConditionModel:
-        """The UNet in float32, its convolutions with the channels last, which is quicker.
+        """The UNet in float32.
 
         Args:
             attention: 'plain' is quicker than the fused kernel on a CPU with few tokens.
@@ -90,7 +90,7 @@ class PipelineFolder:
         )
         if attention == "plain":
             unet.set_attn_processor(AttnProcessor())
-        return unet.eval().to(memory_format=torch.channels_last)  # pyright: ignore
+        return unet.eval()
 
     def vae(self, device: str = "cpu") -> AutoencoderKL:
         vae: Any = AutoencoderKL.from_pretrained(

@@ -241,6 +241,16 @@ def test_differences_are_taken_seed_by_seed(tuned: Study, tmp_path: Path) -> Non
     ]
 
 
+def test_a_score_that_an_arm_does_not_measure_is_a_dash(tuned: Study, tmp_path: Path) -> None:
+    study = tuned.model_copy(update={"scores": ("exact_2step", "exact_8step")})
+    cells = cells_of(study, "trial")
+    for cell in cells:
+        finish(cell, tmp_path, 0.5, 0.6)
+    results = finished(cells)
+    assert [row[3] for row in rows_of(study, results)] == ["exact_8step", "–", "–", "–"]
+    assert [row[3] for row in difference_rows(study, results)] == ["exact_8step", "–", "–"]
+
+
 def test_a_front_s_area_is_that_under_its_staircase() -> None:
     points = [[0.5, 0.8], [0.9, 0.2], [0.4, 0.4]]
     assert hypervolume(points, [0, 0]) == pytest.approx(0.5 * 0.8 + 0.4 * 0.2)
