@@ -30,6 +30,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,7 +104,8 @@ class Subject:
         pipeline = PipelineFolder.locate(config.model.path)
         self.config, self.draws, self.batch = config, draws, batch
         self.device = device_of(config.evaluation.num_gpus)
-        unet = trainable_unet(pipeline, config.model, seed=config.seed).to(self.device)
+        unet: Any = trainable_unet(pipeline, config.model, seed=config.seed)
+        unet.to(self.device)
         self._network = Denoiser(unet)
         self.weights = [weight for weight in unet.parameters() if weight.requires_grad]
         self._guidance_dim = unet.config["time_cond_proj_dim"]

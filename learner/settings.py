@@ -123,8 +123,9 @@ class Surrogate(Section):
     """Groups in one surrogate step."""
     timestep: Annotated[int, Field(ge=0, le=999)] = 0
     """Diffusion time that the encoder is told; near 0 as its latents are clean."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """What it computes in: bf16 is quicker where the processor has it; weights stay fp32."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """What it computes in: bf16 is quicker where the device has it and far slower elsewhere; auto
+    takes it where the device has it. Weights stay fp32."""
     weight_decay: NonNegative = 0.01
     """Weight decay of AdamW."""
 

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from deploy.shapes.models import new_unet
 from learner.policy.text import Text
 from learner.settings import Surrogate
-from learner.surrogate import Backbone, new_surrogate
+from learner.surrogate import Backbone, computes_bf16, new_surrogate
 from learner.surrogate_training import GroupBatch, RewardMoments, SurrogateTrainer
 
 BACKBONES: tuple[Backbone, ...] = ("unet_encoder", "unet", "conv")
@@ -291,3 +292,8 @@ def test_standardised_rewards_have_mean_0_and_deviation_1_at_each_step() -> None
 def test_rewards_that_never_differ_standardise_to_zero() -> None:
     rewards_GNK = torch.full((3, 2, 2), 4.0)
     assert bool((RewardMoments.of(rewards_GNK).standardise(rewards_GNK) == 0).all())
+
+
+def test_auto_is_bf16_where_the_processor_has_it() -> None:
+    flags = Path("/proc/cpuinfo").read_text()
+    assert computes_bf16("cpu") == ("avx512_bf16" in flags or "amx_tile" in flags)
