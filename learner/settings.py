@@ -272,8 +272,8 @@ class Alternation(Cycles):
     """The latent reward model."""
     pretrain: Pretrain = Pretrain()
     """Its fit before the policy moves."""
-    surrogate_steps: Count = 20
-    """Surrogate steps of a cycle (n_s)."""
+    surrogate_steps: Whole = 20
+    """Surrogate steps of a cycle (n_s); 0: it stays as it was fitted before the first."""
     accuracy_brake: Share = 0.0
     """Pair accuracy on fresh samples below which a cycle leaves its policy steps out; 0: never."""
 

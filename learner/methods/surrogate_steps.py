@@ -126,14 +126,15 @@ class SurrogateSteps:
         self._journal.record("fresh", cycle, named)
 
     def adapt(self, cycle: int, known: Sequence[int], fresh: Sequence[int]) -> None:
-        """n_s steps on groups of the replay, half of them fresh."""
+        """n_s steps on groups of the replay, half of them fresh; none of a frozen one."""
         with self._journal.timed("surrogate"):
             metrics: dict[str, float] = {}
             for _ in range(self._settings.surrogate_steps):
                 metrics = self._update(known, fresh)
                 self._groups.top_up()
         self._count_labels([*known, *fresh])
-        self._journal.record("surrogate", cycle, metrics)
+        if metrics:
+            self._journal.record("surrogate", cycle, metrics)
 
     def save(self, folder: Path, *, first: bool) -> None:
         """Weights and optimizer; every rank must call it, and one is the first."""

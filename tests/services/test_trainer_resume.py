@@ -115,6 +115,23 @@ def test_stopping_while_the_surrogate_is_fitted_changes_no_bit_and_repeats_no_st
     assert steps == LASRO.pretrain.max_steps + (LASRO.cycles - 1) * LASRO.surrogate_steps
 
 
+def test_a_frozen_surrogate_is_fitted_and_never_adapted(
+    new_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = 0
+    step_as_ever = SurrogateTrainer.step
+
+    def step(trainer: SurrogateTrainer, batch: GroupBatch) -> dict[str, float]:
+        nonlocal steps
+        steps += 1
+        return step_as_ever(trainer, batch)
+
+    monkeypatch.setattr(SurrogateTrainer, "step", step)
+    frozen = LASRO.model_copy(update={"surrogate_steps": 0})
+    assert new_world(settings=frozen).live().finished
+    assert steps == LASRO.pretrain.max_steps
+
+
 @pytest.mark.slow
 def test_over_several_servers_a_run_that_is_killed_and_resumed_changes_no_bit(
     straight: Life,
