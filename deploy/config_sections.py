@@ -181,6 +181,15 @@ class Metric(Section):
         return {"kind": value} if isinstance(value, str) else value
 
 
+class Distance(Section):
+    """How different two pictures look."""
+
+    kind: str = Field(min_length=1)
+    """`lpips`, or `module:Class`."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of its class."""
+
+
 class Diversity(Section):
     """How different the images of one prompt are."""
 
@@ -188,6 +197,9 @@ class Diversity(Section):
     """Prompts it is measured on."""
     per_prompt: Annotated[int, Field(ge=2)] = 8
     """Images of one prompt."""
+    distances: dict[str, Distance] = Field(default_factory=dict)
+    """Distances of pictures to measure it by, beside that of their latents; by name, such as
+    `lpips: {kind: lpips, args: {backbone: alexnet.pth, heads: alex.pth}}`."""
 
 
 class HeldOutFalls(Section):

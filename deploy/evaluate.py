@@ -18,6 +18,7 @@ from diffusers import UNet2DConditionModel
 from actors.prompts import seed_of
 from actors.rollout import Group
 from deploy.build import device_of, policy_of, prompt_list
+from deploy.picture_distances import build_distance, mean_distance
 from deploy.picture_signals import colour_entropy, sharpness
 from deploy.run_config import RunConfig
 from learner.policy.components import PipelineFolder, decode_latents
@@ -54,6 +55,10 @@ class Evaluator:
             TimedReward(name, build_reward(metric.kind, metric.args), timeout_s=timeout_s)
             for name, metric in config.evaluation.rewards.items()
         ]
+        self._distances = {
+            name: build_distance(distance.kind, distance.args)
+            for name, distance in config.evaluation.diversity.distances.items()
+        }
         self._rewards = [
             TimedReward(name, build_reward(reward.kind, reward.args), timeout_s=timeout_s)
             for name, reward in config.rewards.items()
@@ -66,8 +71,9 @@ class Evaluator:
         """Metrics by name: `exact_2step` of a score, `reward_2step` of what is trained on, which is
         the weighted sum of the rewards, and `reward_NAME_2step` of each where there are several. A
         score that no picture has is left out. Of the last step's pictures `colour_entropy` and
-        `sharpness` (`deploy.picture_signals`); at a few fixed prompts `diversity`, and what the
-        policy's `drift` from the untouched one is: `kl_nats`, `clean_distance`.
+        `sharpness` (`deploy.picture_signals`); at a few fixed prompts `diversity` and, by other
+        distances, `diversity_NAME`, and what the policy's `drift` from the untouched one is:
+        `kl_nats`, `clean_distance`.
 
         Args:
             weights: None: the untouched policy.
@@ -90,7 +96,7 @@ class Evaluator:
         metrics["colour_entropy"] = colour_entropy(images_BHWC)
         metrics["sharpness"] = sharpness(images_BHWC)
         fixed = self._fixed_groups()
-        metrics["diversity"] = self._diversity(fixed)
+        metrics |= self._diversity(fixed)
         metrics |= self._drift(fixed)
         if pictures is not None:
             pictures.parent.mkdir(parents=True, exist_ok=True)
@@ -169,13 +175,20 @@ class Evaluator:
             for n in range(settings.prompts * settings.per_prompt)
         ]
 
-    def _diversity(self, groups: list[Group]) -> float:
-        """Mean pairwise RMS distance of last-step latents at a fixed prompt, over prompts."""
+    def _diversity(self, groups: list[Group]) -> dict[str, float]:
+        """Mean pairwise RMS distance of last-step latents at a fixed prompt, over prompts; and that
+        of their pictures, by every distance of the settings."""
         settings = self._config.evaluation.diversity
-        latents = self._sample(groups)[:, -1].flatten(1)
-        by_prompt = latents.view(settings.prompts, settings.per_prompt, -1)
-        distances = [torch.pdist(rows).mean() / rows.shape[1] ** 0.5 for rows in by_prompt]
-        return float(torch.stack(distances).mean())
+        latents_BCHW = self._sample(groups)[:, -1]
+        by_prompt = latents_BCHW.reshape(settings.prompts, settings.per_prompt, -1)
+        apart = [torch.pdist(rows).mean() / rows.shape[1] ** 0.5 for rows in by_prompt]
+        found = {"diversity": float(torch.stack(apart).mean())}
+        if self._distances:
+            images_BHWC = self._decode(latents_BCHW)
+            for name, distance in self._distances.items():
+                mean = mean_distance(distance, images_BHWC, settings.per_prompt)
+                found[f"diversity_{name}"] = mean
+        return found
 
     def _drift(self, groups: list[Group]) -> dict[str, float]:
         """Means of what tells the policy from the untouched one."""

@@ -35,6 +35,7 @@ def check_environment(
         *_missing_models(config),
         *_bad_prompts(config),
         *_unknown_rewards(config),
+        *_unknown_distances(config),
         *_unusable_redis(config, environ),
     ]
 
@@ -122,6 +123,19 @@ def _unknown_rewards(config: RunConfig) -> Iterator[str]:
                 check_differentiable(setting.kind)
         except ValueError as error:
             yield f"{name}: {error}"
+
+
+def _unknown_distances(config: RunConfig) -> Iterator[str]:
+    distances = config.evaluation.diversity.distances
+    if not distances:
+        return
+    from deploy.picture_distances import check_distance
+
+    for name, distance in distances.items():
+        try:
+            check_distance(distance.kind, distance.args)
+        except ValueError as error:
+            yield f"evaluation.diversity.distances.{name}: {error}"
 
 
 def _unusable_redis(config: RunConfig, environ: Mapping[str, str]) -> Iterator[str]:

@@ -25,19 +25,32 @@ SHIPPED: dict[str, str] = {
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
-def path_of(kind: str) -> str:
+def path_of(kind: str, shipped: Mapping[str, str] = SHIPPED, what: str = "reward") -> str:
     """The `module:Class` of a kind, without importing it.
 
     Raises:
         ValueError: neither a shipped kind nor of the form `module:Class`.
     """
-    path = SHIPPED.get(kind, kind)
+    path = shipped.get(kind, kind)
     if not _PATH.fullmatch(path):
         raise ValueError(
-            f"unknown reward {kind!r}; shipped are {', '.join(sorted(SHIPPED))}; "
+            f"unknown {what} {kind!r}; shipped are {', '.join(sorted(shipped))}; "
             "for your own write 'module:Class'"
         )
     return path
+
+
+def class_of(
+    what: str, kind: str, shipped: Mapping[str, str], args: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """The class of a kind that takes such arguments; what it is, is said in errors.
+
+    Raises:
+        ValueError: the kind is unknown or cannot be imported, or an argument is not one of its own.
+    """
+    make = _class_at(kind, path_of(kind, shipped, what), what)
+    _check_args(kind, make, args, what)
+    return make
 
 
 def check_reward(kind: str, args: Mapping[str, Any] | None = None) -> None:
@@ -50,8 +63,7 @@ def check_reward(kind: str, args: Mapping[str, Any] | None = None) -> None:
     Raises:
         ValueError: as `build_reward`.
     """
-    make = _class_at(kind, path_of(kind))
-    _check_args(kind, make, args or {})
+    make = class_of("reward", kind, SHIPPED, args or {})
     if isinstance(make, type) and not callable(getattr(make, "score", None)):
         raise ValueError(_no_score(kind, make))
     look = getattr(make, "check", None)
@@ -84,8 +96,7 @@ def build_reward(kind: str, args: Mapping[str, Any] | None = None) -> RewardMode
         ValueError: the kind is unknown or cannot be imported, an argument is not one of its
             own or has a wrong value, or what was built has no `score`.
     """
-    make = _class_at(kind, path_of(kind))
-    _check_args(kind, make, args or {})
+    make = class_of("reward", kind, SHIPPED, args or {})
     try:
         model = make(**(args or {}))
     except (TypeError, ValueError) as error:
@@ -102,27 +113,27 @@ def _no_score(kind: str, found: type) -> str:
     )
 
 
-def _class_at(kind: str, path: str) -> Callable[..., Any]:
+def _class_at(kind: str, path: str, what: str = "reward") -> Callable[..., Any]:
     module_name, _, name = path.partition(":")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise ValueError(
-            f"cannot import {module_name!r} for reward {kind!r}: {error}; install it in the "
-            "environment of the reward servers, or correct the name"
+            f"cannot import {module_name!r} for {what} {kind!r}: {error}; install it in the "
+            "environment of the run's processes, or correct the name"
         ) from error
     except Exception as error:
         raise ValueError(
-            f"the module {module_name!r} of reward {kind!r} raises {type(error).__name__} when it "
+            f"the module {module_name!r} of {what} {kind!r} raises {type(error).__name__} when it "
             f"is imported: {error}"
         ) from error
     found = getattr(module, name, None)
     if not callable(found):
-        raise ValueError(f"reward {kind!r}: {module_name!r} has no class {name!r}")
+        raise ValueError(f"{what} {kind!r}: {module_name!r} has no class {name!r}")
     return found
 
 
-def _check_args(kind: str, make: Callable[..., Any], args: Mapping[str, Any]) -> None:
+def _check_args(kind: str, make: Callable[..., Any], args: Mapping[str, Any], what: str) -> None:
     try:
         signature = inspect.signature(make)
     except ValueError:  # some classes written in C have none; making one will complain
@@ -132,5 +143,5 @@ def _check_args(kind: str, make: Callable[..., Any], args: Mapping[str, Any]) ->
     except TypeError as error:
         takes = ", ".join(map(str, signature.parameters.values())) or "no arguments"
         raise ValueError(
-            f"reward {kind!r}: {error}; given {', '.join(args) or 'nothing'}, it takes {takes}"
+            f"{what} {kind!r}: {error}; given {', '.join(args) or 'nothing'}, it takes {takes}"
         ) from error

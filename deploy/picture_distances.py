@@ -1,0 +1,174 @@
+"""How different two pictures look: distances that evaluation measures diversity by.
+
+`lpips` is shipped, anybody's own is a class as `module:Class` with a method
+`distance(a_NHWC, b_NHWC) -> float32 [N]` on uint8 pictures. Weights are files that are given.
+Shape suffixes: N pairs, C channels, H W pixels.
+"""
+
+from collections.abc import Mapping
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from reward_servers.registry import class_of
+
+SHIPPED = {"lpips": "deploy.picture_distances:Lpips"}
+_BATCH = 64
+# Of ImageNet pictures in [-1, 1], as LPIPS normalises them.
+_SHIFT = torch.tensor([-0.030, -0.088, -0.188])[:, None, None]
+_SCALE = torch.tensor([0.458, 0.448, 0.450])[:, None, None]
+
+
+class PictureDistance(Protocol):
+    """A distance of pictures."""
+
+    def distance(self, a_NHWC: np.ndarray, b_NHWC: np.ndarray) -> np.ndarray:
+        """Of pairs, float32 [N]; 0 for pictures that are the same."""
+        ...
+
+
+class Lpips:
+    """LPIPS with AlexNet, version 0.1 (Zhang et al., CVPR 2018, arXiv:1801.03924), of pictures of
+    32 pixels or more.
+
+    Args:
+        backbone: torchvision's AlexNet, `alexnet-owt-7be5be79.pth`.
+        heads: linear heads of the authors' package, `lpips/weights/v0.1/alex.pth`.
+    """
+
+    def __init__(self, backbone: str, heads: str) -> None:
+        self._layers = _alexnet()
+        self._heads = nn.ModuleList(
+            nn.Conv2d(width, 1, 1, bias=False) for width in (64, 192, 384, 256, 256)
+        )
+        of_features = {
+            name.removeprefix("features."): weight
+            for name, weight in _state(backbone).items()
+            if name.startswith("features.")
+        }
+        of_heads = {
+            name.removeprefix("lin").replace("model.1.", ""): weight
+            for name, weight in _state(heads).items()
+        }
+        for module, state, path in (
+            (self._layers, of_features, backbone),
+            (self._heads, of_heads, heads),
+        ):
+            try:
+                module.load_state_dict(state)
+            except RuntimeError as error:
+                raise ValueError(f"{path} does not hold the weights of LPIPS: {error}") from None
+
+    @staticmethod
+    def check(backbone: str, heads: str) -> None:
+        """Raises ValueError if a file is not there."""
+        for path in (backbone, heads):
+            if not Path(path).is_file():
+                raise ValueError(f"the weights {path} of lpips do not exist; give their files")
+
+    @torch.no_grad()
+    def distance(self, a_NHWC: np.ndarray, b_NHWC: np.ndarray) -> np.ndarray:
+        """See `PictureDistance`."""
+        parts = []
+        for start in range(0, len(a_NHWC), _BATCH):
+            rows = slice(start, start + _BATCH)
+            maps = (self._maps(_pixels(images[rows])) for images in (a_NHWC, b_NHWC))
+            pairs = zip(self._heads, *maps, strict=True)
+            differences = (head((a - b).square()).mean(dim=(1, 2, 3)) for head, a, b in pairs)
+            parts.append(torch.stack(list(differences)).sum(dim=0))
+        return torch.cat(parts).numpy()
+
+    def _maps(self, x_NCHW: Tensor) -> list[Tensor]:
+        """After each of the five convolutions, of unit length over the channels."""
+        maps = []
+        for layer in self._layers:
+            x_NCHW = layer(x_NCHW)
+            if isinstance(layer, nn.ReLU):
+                maps.append(x_NCHW / (x_NCHW.norm(dim=1, keepdim=True) + 1e-10))
+        return maps
+
+
+def check_distance(kind: str, args: Mapping[str, Any]) -> None:
+    """Looks for what `build_distance` would refuse, without loading a model.
+
+    Raises:
+        ValueError: the kind is unknown or cannot be imported, an argument is not one of its own, or
+            a file is not there.
+    """
+    make = class_of("distance", kind, SHIPPED, args)
+    if isinstance(make, type) and not callable(getattr(make, "distance", None)):
+        raise ValueError(
+            f"distance {kind!r} is a {make.__name__}, which has no method distance(a, b); see "
+            "deploy.picture_distances.PictureDistance"
+        )
+    look = getattr(make, "check", None)
+    if callable(look):
+        look(**args)
+
+
+def build_distance(kind: str, args: Mapping[str, Any]) -> PictureDistance:
+    """The distance of a kind, with `args` as keyword arguments.
+
+    Raises:
+        ValueError: as `check_distance`, or it refuses its arguments.
+    """
+    make = class_of("distance", kind, SHIPPED, args)
+    try:
+        return make(**args)
+    except (TypeError, ValueError, OSError) as error:
+        raise ValueError(f"distance {kind!r} refuses its arguments: {error}") from error
+
+
+def mean_distance(distance: PictureDistance, images_NHWC: np.ndarray, per_prompt: int) -> float:
+    """Of all pairs of pictures of one prompt, mean over the prompts.
+
+    Args:
+        images_NHWC: prompt by prompt.
+    """
+    pairs = [
+        (start + a, start + b)
+        for start, _ in pairwise(range(0, len(images_NHWC) + 1, per_prompt))
+        for a, b in combinations(range(per_prompt), 2)
+    ]
+    first, second = (list(side) for side in zip(*pairs, strict=True))
+    return float(np.mean(distance.distance(images_NHWC[first], images_NHWC[second])))
+
+
+def _alexnet() -> nn.Sequential:
+    """torchvision's AlexNet up to its last convolution, with its names."""
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 11, stride=4, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(3, stride=2),
+        nn.Conv2d(64, 192, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(3, stride=2),
+        nn.Conv2d(192, 384, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(384, 256, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(256, 256, 3, padding=1),
+        nn.ReLU(),
+    ).eval()
+
+
+def _pixels(images_NHWC: np.ndarray) -> Tensor:
+    """As AlexNet reads them."""
+    pixels = torch.from_numpy(images_NHWC).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return (pixels - _SHIFT) / _SCALE
+
+
+def _state(path: str) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+    except Exception as error:  # whatever a file that holds something else makes of the loader
+        raise ValueError(f"{path} holds no weights: {error}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds no weights but a {type(state).__name__}")
+    return state

@@ -1,0 +1,135 @@
+"""Distances of pictures: LPIPS beside its formula, and anybody's own class."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deploy.picture_distances import build_distance, check_distance, mean_distance
+from deploy.plan import check_environment
+from deploy.run_config import load_config
+
+SHAPES = {
+    0: (64, 3, 11, 11),
+    3: (192, 64, 5, 5),
+    6: (384, 192, 3, 3),
+    8: (256, 384, 3, 3),
+    10: (256, 256, 3, 3),
+}
+"""Of AlexNet's convolutions, by torchvision's numbers."""
+
+
+class Brighter:
+    """How much brighter a picture is on average."""
+
+    def distance(self, a_NHWC: np.ndarray, b_NHWC: np.ndarray) -> np.ndarray:
+        means = [images.reshape(len(images), -1).mean(axis=1) for images in (a_NHWC, b_NHWC)]
+        return np.abs(means[0] - means[1]).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Weights by chance, in files as their authors name them."""
+    folder, generator = tmp_path_factory.mktemp("weights"), torch.Generator().manual_seed(0)
+    backbone: dict[str, Tensor] = {"classifier.1.weight": torch.zeros(2, 2)}
+    heads = {}
+    for number, (place, shape) in enumerate(SHAPES.items()):
+        fan_in = shape[1] * shape[2] * shape[3]
+        weight = torch.randn(shape, generator=generator) / fan_in**0.5
+        backbone[f"features.{place}.weight"] = weight
+        backbone[f"features.{place}.bias"] = torch.randn(shape[0], generator=generator) / 10
+        heads[f"lin{number}.model.1.weight"] = torch.rand(1, shape[0], 1, 1, generator=generator)
+    torch.save(backbone, folder / "alexnet.pth")
+    torch.save(heads, folder / "alex.pth")
+    return {"backbone": str(folder / "alexnet.pth"), "heads": str(folder / "alex.pth")}
+
+
+def pictures(count: int, seed: int = 0, side: int = 40) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+
+
+def lpips_by_hand(files: dict[str, str], a_HWC: np.ndarray, b_HWC: np.ndarray) -> float:
+    """The paper's equation 1 with the constants of its code, in float64, layer by layer."""
+    backbone = torch.load(files["backbone"], weights_only=True)
+    heads = torch.load(files["heads"], weights_only=True)
+
+    def maps(image_HWC: np.ndarray) -> list[Tensor]:
+        x = torch.tensor(image_HWC / 255 * 2 - 1).permute(2, 0, 1)[None]
+        for channel, (shift, scale) in enumerate(
+            zip((-0.030, -0.088, -0.188), (0.458, 0.448, 0.450), strict=True)
+        ):
+            x[:, channel] = (x[:, channel] - shift) / scale
+        found = []
+        for number, place in enumerate(SHAPES):
+            if number in (1, 2):
+                x = F.max_pool2d(x, 3, 2)
+            weight, bias = (
+                backbone[f"features.{place}.{name}"].double() for name in ("weight", "bias")
+            )
+            stride, padding = ((4, 2), (1, 2), (1, 1), (1, 1), (1, 1))[number]
+            x = F.relu(F.conv2d(x, weight, bias, stride, padding))
+            found.append(x / (x.square().sum(dim=1, keepdim=True).sqrt() + 1e-10))
+        return found
+
+    total = 0.0
+    for number, (of_a, of_b) in enumerate(zip(maps(a_HWC), maps(b_HWC), strict=True)):
+        weight = heads[f"lin{number}.model.1.weight"].double()[0, :, 0, 0]
+        total += float(((of_a - of_b).square() * weight[:, None, None]).sum(dim=1).mean())
+    return total
+
+
+def test_lpips_is_its_formula(files: dict[str, str]) -> None:
+    distance = build_distance("lpips", files)
+    a, b = pictures(3), pictures(3, seed=1)
+    expected = [lpips_by_hand(files, *pair) for pair in zip(a, b, strict=True)]
+    np.testing.assert_allclose(distance.distance(a, b), expected, rtol=1e-4)
+    np.testing.assert_allclose(distance.distance(b, a), expected, rtol=1e-4)
+    assert not distance.distance(a, a).any()
+    many = distance.distance(np.repeat(a, 50, axis=0), np.repeat(b, 50, axis=0))
+    np.testing.assert_allclose(many, np.repeat(expected, 50), rtol=1e-4)
+
+
+def test_a_mean_is_over_the_pairs_of_a_prompt_and_never_between_two() -> None:
+    levels: Sequence[int] = (0, 10, 30, 100, 100, 100)
+    images = np.stack([np.full((4, 4, 3), level, dtype=np.uint8) for level in levels])
+    assert mean_distance(Brighter(), images, per_prompt=3) == pytest.approx((10 + 30 + 20) / 6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "args", "message"),
+    [
+        ("lpipps", {}, "unknown distance 'lpipps'; shipped are lpips"),
+        ("lpips", {"backbone": "nowhere.pth", "heads": "nowhere.pth"}, r"nowhere\.pth of lpips do"),
+        ("lpips", {"net": "vgg"}, "it takes backbone: str, heads: str"),
+        ("no_such_module:Thing", {}, "cannot import 'no_such_module' for distance"),
+        ("pathlib:PurePath", {}, "has no method distance"),
+    ],
+)
+def test_a_wrong_distance_is_an_error_before_anything_starts(
+    kind: str, args: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_distance(kind, args)
+
+
+def test_a_config_s_distances_are_looked_at(tmp_path: Path) -> None:
+    setting = "evaluation.diversity.distances={mine: {kind: lpipps}}"
+    config = load_config("deploy/configs/smoke.yaml", [setting, f"folder={tmp_path}"])
+    problems = [p for p in check_environment(config, {}) if "distances" in p]
+    assert len(problems) == 1
+    assert problems[0].startswith("evaluation.diversity.distances.mine: unknown distance")
+
+
+def test_files_that_hold_something_else_are_refused(files: dict[str, str], tmp_path: Path) -> None:
+    broken = tmp_path / "broken.pth"
+    broken.write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="holds no weights"):
+        build_distance("lpips", {**files, "heads": str(broken)})
+    swapped = {"backbone": files["heads"], "heads": files["backbone"]}
+    with pytest.raises(ValueError, match="does not hold the weights of LPIPS"):
+        build_distance("lpips", swapped)
