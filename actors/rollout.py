@@ -279,7 +279,9 @@ class ManyStepPolicy(_GroupPolicy):
         return torch.tensor(states_G).repeat_interleave(self.group_size)
 
 
-def to_records(group: Group, rollout: Rollout, policy_version: int) -> list[Record]:
+def to_records(
+    group: Group, rollout: Rollout, policy_version: int, *, sampler: str = ""
+) -> list[Record]:
     """The records of a group, one a member.
 
     Raises:
@@ -302,6 +304,7 @@ def to_records(group: Group, rollout: Rollout, policy_version: int) -> list[Reco
             steps=rollout.steps,
             scored=rollout.scored,
             latents=tuple(latents_KCHW),
+            sampler=sampler,
         )
         for member, latents_KCHW in enumerate(rollout.latents)
     ]

@@ -210,7 +210,7 @@ class SamplerWorker:
             rollouts = self._policy.sample(groups)
         self._flops += sum(rollout.flops for rollout in rollouts)
         for ticket, group, rollout in zip(leased, groups, rollouts, strict=True):
-            if not self._put(to_records(group, rollout, self._version)):
+            if not self._put(to_records(group, rollout, self._version, sampler=self._owner)):
                 return
             self._held.remove(ticket)
         self._backoff.succeed()

@@ -34,7 +34,7 @@ from buffer.records import (
     parse_record_id,
 )
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_META_BYTES = 64 * 1024
 """Headers and scores stay far below; a length above is damage."""
 MAX_LATENT_BYTES = 256 * 1024 * 1024
@@ -47,6 +47,8 @@ _SHAPE = struct.Struct("<BBHHH")
 _FP16 = 1
 _FP16_DTYPE = np.dtype("<f2")
 
+_COMMITTED = {b"k", b"id", b"h", b"s", b"b", b"q", b"a"}
+
 HEADER_FIELD = b"h"
 NUM_SCORED_FIELD = b"n"
 """For the commit script, which refuses a wrong number of rewards."""
@@ -55,7 +57,8 @@ NUM_SCORED_FIELD = b"n"
 def encode_header(record: Record) -> bytes:
     """All fields of a record but its latents."""
     fields = [record.record_id, record.prompt, record.policy_version, record.seed]
-    return _seal(_HEADER, _pack([*fields, list(record.steps), list(record.scored)]))
+    steps = [list(record.steps), list(record.scored)]
+    return _seal(_HEADER, _pack([*fields, *steps, record.sampler]))
 
 
 def decode_header(data: bytes) -> dict[str, Any]:
@@ -65,9 +68,9 @@ def decode_header(data: bytes) -> dict[str, Any]:
     """
     body = _open(_HEADER, data, MAX_META_BYTES)
     fields = _unpack(body)
-    if not isinstance(fields, list) or len(fields) != 6:
-        raise CodecError("a header needs exactly six fields")
-    identity, prompt, policy_version, seed, steps, scored = fields
+    if not isinstance(fields, list) or len(fields) != 7:
+        raise CodecError("a header needs exactly seven fields")
+    identity, prompt, policy_version, seed, steps, scored, sampler = fields
     if type(identity) is not str or type(steps) is not list or type(scored) is not list:
         raise CodecError("a header field has the wrong type")
     ticket, member = _parsed_id(identity)
@@ -81,6 +84,7 @@ def decode_header(data: bytes) -> dict[str, Any]:
         "seed": seed,
         "steps": tuple(steps),
         "scored": tuple(scored),
+        "sampler": sampler,
     }
 
 
@@ -153,14 +157,24 @@ def decode_scores(data: bytes) -> Scores:
 def decode_entry(position: bytes, fields: Mapping[bytes, bytes]) -> LogEntry:
     """One entry of the log, whose fields the Lua scripts wrote.
 
-    committed  k=c, id, h=header, s=scores;  failed  k=f, id, reason;  evicted  k=e, ids
+    committed  k=c, id, h=header, s=scores, b=by whom, q=queued and a=committed at, ms
+    failed     k=f, id, reason
+    evicted    k=e, ids
     """
     kind, names, place = fields.get(b"k"), set(fields), _text(position)
-    if kind == b"c" and names == {b"k", b"id", b"h", b"s"}:
+    if kind == b"c" and names == _COMMITTED:
         header, scores = decode_header(fields[b"h"]), decode_scores(fields[b"s"])
         if header["record_id"].encode() != fields[b"id"]:
             raise CodecError(f"log entry {place} is of another record than its header")
-        return _made(IndexEntry, position=place, rewards=scores.rewards, **header)
+        return _made(
+            IndexEntry,
+            position=place,
+            rewards=scores.rewards,
+            scorer=_text(fields[b"b"]),
+            queued_ms=_milliseconds(fields[b"q"]),
+            committed_ms=_milliseconds(fields[b"a"]),
+            **header,
+        )
     if kind == b"f" and names == {b"k", b"id", b"reason"}:
         identity, reason = _text(fields[b"id"]), _text(fields[b"reason"])
         ticket, member = _parsed_id(identity)
@@ -261,6 +275,12 @@ def _parsed_id(identity: str) -> tuple[int, int]:
         return parse_record_id(identity)
     except ValueError as error:
         raise CodecError(str(error)) from error
+
+
+def _milliseconds(data: bytes) -> int:
+    if not data.isdigit() or len(data) > 15 or (len(data) > 1 and data[:1] == b"0"):
+        raise CodecError(f"not a time in milliseconds: {data[:40]!r}")
+    return int(data)
 
 
 def _text(data: bytes) -> str:

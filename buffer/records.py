@@ -20,6 +20,8 @@ MAX_VERSION = 2**53
 """Lua counts in float64."""
 MAX_PROMPT_BYTES = 8192
 MAX_REASON_BYTES = 2000
+MAX_OWNER_BYTES = 200
+"""Of whoever sampled or scored a record."""
 MAX_REWARDS = 64
 MAX_LATENT_SIDE = 65535
 
@@ -110,6 +112,7 @@ class Record:
         scored: positions in `steps` whose latent is a clean image that rewards score.
         latents: fp16 [C, H, W], one per entry of `steps`, all of one shape, scaled (multiplied
             by the VAE's scaling factor).
+        sampler: who made it; empty where nobody says.
     """
 
     record_id: str
@@ -121,6 +124,7 @@ class Record:
     steps: tuple[int, ...]
     scored: tuple[int, ...]
     latents: tuple[np.ndarray, ...] = field(repr=False)
+    sampler: str = ""
 
     def __post_init__(self) -> None:
         _check_identity(self)
@@ -143,7 +147,13 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class IndexEntry:
-    """One committed record, as the log tells it."""
+    """One committed record, as the log tells it.
+
+    Attributes:
+        scorer: the reward server that committed it; empty where nobody says.
+        queued_ms, committed_ms: when it was queued for the last time, and when it was given its
+            rewards, in milliseconds since 1970 of the server's clock.
+    """
 
     position: str
     record_id: str
@@ -155,11 +165,18 @@ class IndexEntry:
     steps: tuple[int, ...]
     scored: tuple[int, ...]
     rewards: Mapping[str, tuple[float, ...]]
+    sampler: str = ""
+    scorer: str = ""
+    queued_ms: int = 0
+    committed_ms: int = 0
 
     def __post_init__(self) -> None:
         parse_position(self.position)
         _check_identity(self)
         check_rewards(self.rewards)
+        _check_text("scorer", self.scorer, MAX_OWNER_BYTES)
+        for name in ("queued_ms", "committed_ms"):
+            _check_range(name, getattr(self, name), MAX_VERSION)
         if any(len(values) != len(self.scored) for values in self.rewards.values()):
             raise ValueError(f"{self.record_id}: needs {len(self.scored)} numbers per reward")
 
@@ -269,6 +286,7 @@ def _check_identity(entry: Record | IndexEntry) -> None:
     _check_range("policy_version", entry.policy_version, MAX_VERSION)
     _check_range("seed", entry.seed, 2**64 - 1)
     _check_text("prompt", entry.prompt, MAX_PROMPT_BYTES)
+    _check_text("sampler", entry.sampler, MAX_OWNER_BYTES)
     _check_increasing("steps", entry.steps, 2**31 - 1)
     _check_increasing("scored", entry.scored, len(entry.steps) - 1)
 

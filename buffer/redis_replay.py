@@ -153,7 +153,7 @@ class RedisReplay:
             parse_record_id(record_id)
             words += [record_id, scores.num_scored, encode_scores(scores)]
         try:
-            new = self._link.run("commit", *self._capacity, *words)
+            new = self._link.run("commit", *self._capacity, owner, *words)
         except ReplayError as error:
             if "BADSCORES" not in str(error):
                 raise

@@ -247,10 +247,12 @@ class LearnerRank:
         from deploy.metrics import SampleMetrics
         from learner.engine import join_ranks, leave_ranks
         from learner.groups import GroupSource
+        from learner.sample_trace import SampleTrace
         from learner.seat import Seat
         from learner.trainer import Trainer
 
         config = self._plan.config
+        trace = SampleTrace(self._plan.folder, self._rank) if config.learner.sample_trace else None
         source = GroupSource(
             replay=self._plan.replay,
             rewards={name: reward.weight for name, reward in config.rewards.items()},
@@ -265,6 +267,7 @@ class LearnerRank:
             max_records=config.max_records,
             stopping=self._stopping,
             fetched=SampleMetrics(config.name).fetched,
+            **({} if trace is None else {"told": trace.told, "drawn": trace.drawn}),
         )
         join_ranks(self._rank, config.learner.ranks, address, port, timeout_s=config.limits.stall_s)
         try:

@@ -7,6 +7,7 @@ runs/<name>/
     metrics.jsonl    curves                      report.html   everything, for a person
     tensorboard/     curves again                pictures/     before and after, .npz
     checkpoints/     to resume from              redis/        the replay's append-only file
+    samples/         where every sample came from, as `learner.sample_trace` has it
     evaluations.json, kept/   beside training, as `deploy.kept` has it
     adapter/ or unet/   the result, as diffusers loads it
 """

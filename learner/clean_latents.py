@@ -122,7 +122,7 @@ class CleanLatents:
         """Batches side by side; a row that is gone in one of them is replaced in all."""
         entries = [self._groups.index.entries(rows_B) for rows_B in columns]
         for column in entries:
-            self._groups.tell_ages(column)
+            self._groups.tell_fetched(column)
         wanted = [(e.record_id, e.scored[-1]) for column in entries for e in column]
         read = self._groups.source.replay.read_latents(wanted)
         rows = len(columns[0])

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from buffer.admission import limit_by_window
 from buffer.index import LogIndex
-from buffer.records import Counters, IndexEntry, furthest, parse_position
+from buffer.records import Counters, IndexEntry, LogEntry, furthest, parse_position
 from buffer.replay import Replay
 from learner.engine import any_rank
 from learner.surrogate_training import GroupBatch
@@ -53,6 +53,8 @@ class GroupSource:
         max_records: that may be asked for, repeated ones included; None: any number.
         fetched: told of every sample that a rank fetches how many policy versions and how many
             seconds old it is.
+        told: given every entry of the log as it is read.
+        drawn: given what a rank fetches, after the learner's policy version.
         stall_s: a wait without any new log entry for so long raises StallError.
         stopping: set from another thread to end a wait.
     """
@@ -68,6 +70,8 @@ class GroupSource:
     max_records: int | None = None
     standardised: frozenset[str] = frozenset()
     fetched: Callable[[Sequence[int], Sequence[float]], object] = lambda staleness, age_s: None
+    told: Callable[[Sequence[LogEntry]], object] = lambda entries: None
+    drawn: Callable[[int, Sequence[IndexEntry]], object] = lambda version, entries: None
 
 
 class ScoredGroups:
@@ -110,6 +114,7 @@ class ScoredGroups:
         total = 0
         while entries := self._replay.tail(self.index.position, max_entries=1000):
             self.index.extend(entries)
+            self.source.told(entries)
             total += len(entries)
         return total
 
@@ -241,7 +246,7 @@ class ScoredGroups:
     def entries(self, tickets: Sequence[int]) -> list[IndexEntry]:
         """The records of complete groups, member by member; told to be fetched."""
         entries = self.index.entries(self._rows(tickets).flatten())
-        self.tell_ages(entries)
+        self.tell_fetched(entries)
         return list(entries)
 
     def standardise(self, tickets: Sequence[int]) -> None:
@@ -275,7 +280,7 @@ class ScoredGroups:
         """Latents and rewards of complete groups; those evicted meanwhile are left out."""
         rows_GN = self._rows(tickets)
         entries = self.index.entries(rows_GN.flatten())
-        self.tell_ages(entries)
+        self.tell_fetched(entries)
         wanted = [(e.record_id, e.scored[step]) for e in entries for step in self.steps]
         latents = self._replay.read_latents(wanted)
         per_group = self.source.group_size * len(self.steps)
@@ -292,14 +297,14 @@ class ScoredGroups:
             rewards_GNK=self._rewards(rows_GN[kept]),
         )
 
-    def tell_ages(self, entries: Sequence[IndexEntry]) -> None:
-        """Of samples that are fetched."""
+    def tell_fetched(self, entries: Sequence[IndexEntry]) -> None:
+        """To be called with all samples that this rank is about to learn from."""
         now_ms = 1000 * time.time()
         self.source.fetched(
             [max(0, self.policy_version - entry.policy_version) for entry in entries],
-            # Of several servers the newest place that had been read is as good.
-            [max(0.0, now_ms - max(parse_position(e.position))[0]) / 1000 for e in entries],
+            [max(0.0, now_ms - entry.committed_ms) / 1000 for entry in entries],
         )
+        self.source.drawn(self.policy_version, entries)
 
     def _rows(self, tickets: Sequence[int]) -> np.ndarray:
         return np.stack([self.index.rows_of(ticket, ticket + 1) for ticket in tickets])

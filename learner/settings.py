@@ -93,6 +93,9 @@ class Learner(Section):
     """Cycles between two checkpoints; the end of a run always writes one."""
     keep_checkpoints: Count = 2
     """Newest checkpoints that are kept."""
+    sample_trace: bool = True
+    """Write into `samples/` where every sample came from and which cycles learned from it, some 300
+    bytes each, for `deploy.trace`."""
 
 
 class Surrogate(Section):

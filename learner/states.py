@@ -98,7 +98,7 @@ class StateReplay:
         rows = draw_trajectories(index, reward_N, count, self._settings, rng)
         slots = self._strata.draw(count, rng)
         entries = index.entries(rows[share])
-        self._groups.tell_ages(entries)
+        self._groups.tell_fetched(entries)
         mine = slots[share].tolist()
         wanted = [(entry.record_id, slot) for entry, slot in zip(entries, mine, strict=True)]
         if self._settings.store_reference:

@@ -1,6 +1,6 @@
 -- Give records their rewards, and evict what is above the capacity.
--- ARGV     2 capacity in records, 3 capacity in bytes or 0, 4 'oldest' or 'lowest_priority';
---          then for each: id, number of scored latents, scores frame
+-- ARGV     2 capacity in records, 3 capacity in bytes or 0, 4 'oldest' or 'lowest_priority',
+--          5 whose rewards they are; then for each: id, number of scored latents, scores frame
 -- Returns  how many records were new; an error BADSCORES, with nothing applied, if a number differs
 -- Invariant: a record enters the log once, with its rewards, in the step that takes it off the
 --            queue. Afterwards `live` is within both capacities: what was removed came first by
@@ -11,7 +11,7 @@ local function is_open(id)
   return redis.call('HEXISTS', ENTRIES, id) == 1
 end
 
-for at = 5, #ARGV, 3 do
+for at = 6, #ARGV, 3 do
   local expected = redis.call('HGET', payload(ARGV[at]), 'n')
   if is_open(ARGV[at]) and expected ~= ARGV[at + 1] then
     return redis.error_reply('BADSCORES ' .. ARGV[at] .. ' has ' .. tostring(expected)
@@ -19,12 +19,15 @@ for at = 5, #ARGV, 3 do
   end
 end
 
-local new = 0
-for at = 5, #ARGV, 3 do
+local new, committed_at = 0, string.format('%d', now_ms())
+for at = 6, #ARGV, 3 do
   local id = ARGV[at]
   if is_open(id) then
     local header = redis.call('HGET', payload(id), 'h')
-    local place = redis.call('XADD', LOG, '*', 'k', 'c', 'id', id, 'h', header, 's', ARGV[at + 2])
+    -- Its place in the queue begins with the time that it was queued at.
+    local queued_at = string.match(redis.call('HGET', ENTRIES, id), '^%d+') or '0'
+    local place = redis.call('XADD', LOG, '*', 'k', 'c', 'id', id, 'h', header, 's', ARGV[at + 2],
+      'b', ARGV[5], 'q', queued_at, 'a', committed_at)
     redis.call('ZADD', LIVE, order_of(id), id)
     redis.call('ZADD', PRIORITIES, NEW_PRIORITY, id)
     redis.call('HSET', PLACES, id, place)

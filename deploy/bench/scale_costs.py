@@ -135,7 +135,7 @@ class CostedRun:
             for _, fields in stream_entries(answer)
             for word in (fields[b"id"], 2, encode_scores(_SCORES))
         ]
-        assert self._link.run("commit", self._capacity, 0, "oldest", *words) == records
+        assert self._link.run("commit", self._capacity, 0, "oldest", "bench", *words) == records
 
 
 def costs(

@@ -93,6 +93,9 @@ def _committed(rng: random.Random) -> Fields:
         b"id": record.record_id.encode(),
         b"h": codec.encode_header(record),
         b"s": codec.encode_scores(_scores(rng, len(record.scored))),
+        b"b": rng.choice(["", "reward-1.0", "ü"]).encode(),
+        b"q": str(rng.randint(0, 2**45)).encode(),
+        b"a": str(rng.randint(0, 2**45)).encode(),
     }
 
 
@@ -100,18 +103,23 @@ def _entry_again(entry: Any) -> Fields:
     assert isinstance(entry, IndexEntry)
     shape = np.zeros((len(entry.steps), 1, 1, 1), np.float16)
     names = ("record_id", "ticket", "member", "prompt", "policy_version", "seed", "steps", "scored")
-    record = Record(latents=tuple(shape), **{name: getattr(entry, name) for name in names})
+    fields = {name: getattr(entry, name) for name in (*names, "sampler")}
+    record = Record(latents=tuple(shape), **fields)
     return {
         b"k": b"c",
         b"id": entry.record_id.encode(),
         b"h": codec.encode_header(record),
         b"s": codec.encode_scores(Scores(entry.rewards)),
+        b"b": entry.scorer.encode(),
+        b"q": str(entry.queued_ms).encode(),
+        b"a": str(entry.committed_ms).encode(),
     }
 
 
 def _header_again(fields: dict[str, Any]) -> bytes:
     listed = [fields[name] for name in ("record_id", "prompt", "policy_version", "seed")]
-    return _sealed(b"FTR", _packed([*listed, list(fields["steps"]), list(fields["scored"])]))
+    steps = [list(fields["steps"]), list(fields["scored"])]
+    return _sealed(b"FTR", _packed([*listed, *steps, fields["sampler"]]))
 
 
 def _packed(value: Any) -> bytes:

@@ -10,6 +10,9 @@ import pytest
 import torch
 from diffusers import LatentConsistencyModelPipeline
 
+from buffer.records import record_id
+from deploy.trace import life_of
+
 if TYPE_CHECKING:
     from tests.e2e.conftest import Ended, Pipelines
 
@@ -46,6 +49,21 @@ def test_the_summary_tells_what_the_run_cost(smoke: Ended) -> None:
 def test_no_record_is_lost_or_counted_twice(smoke: Ended) -> None:
     records = smoke.summary["records"]
     assert (records["committed"], records["failed"], records["pending"]) == (48, 0, 0)
+
+
+def test_the_life_of_every_sample_can_be_read(smoke: Ended) -> None:
+    drawn_from = 0
+    for ticket in range(16):
+        life = life_of(smoke.folder, record_id(ticket, 2))
+        assert life["scored"]["sampler"].startswith("sampler-")
+        assert life["scored"]["scorer"].startswith("reward-")
+        assert life["scored"]["version"] <= 2
+        assert life["scored"]["queued_ms"] <= life["scored"]["committed_ms"]
+        for draw in life["draws"]:
+            assert draw["version"] >= life["scored"]["version"]
+            assert draw["time_ms"] >= life["scored"]["committed_ms"]
+        drawn_from += bool(life["draws"])
+    assert drawn_from > 8
 
 
 def test_every_cycle_stands_once_in_the_curves(smoke: Ended) -> None:

@@ -1,8 +1,10 @@
 """What a replay promises of commits: all or nothing, counted once, whatever else happens."""
 
+import dataclasses
 import os
 import signal
 import threading
+import time
 
 import pytest
 
@@ -36,6 +38,23 @@ def test_a_committed_record_is_in_the_log_with_its_rewards(
         "prompt 0",
         4,
     )
+
+
+def test_the_log_tells_who_sampled_and_scored_a_record_and_when(
+    replay: RedisReplay, make_group: MakeGroup, scores: MakeScores
+) -> None:
+    begun_ms = 1000 * time.time() - 1
+    made = [dataclasses.replace(record, sampler="sampler-3.1") for record in make_group(0)]
+    put(replay, [made])
+    names = [record.record_id for record in claim(replay)]
+    replay.unclaim(names[:1])  # queued once more
+    time.sleep(0.05)
+    names = names[1:] + [record.record_id for record in claim(replay)]
+    replay.commit([(name, scores()) for name in names], "reward-0.2")
+    for entry in replay.tail(START, max_entries=10):
+        assert isinstance(entry, IndexEntry)
+        assert (entry.sampler, entry.scorer) == ("sampler-3.1", "reward-0.2")
+        assert begun_ms <= entry.queued_ms < entry.committed_ms <= 1000 * time.time() + 1
 
 
 def test_a_commit_sent_twice_counts_once(

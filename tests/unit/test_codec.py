@@ -89,6 +89,7 @@ RECORD = Record(
     steps=(1, 2),
     scored=(0, 1),
     latents=tuple(np.arange(24, dtype=np.float16).reshape(2, 1, 3, 4)),
+    sampler="sampler-2.0",
 )
 SCORES = Scores({"jpeg": (0.5, 0.25), "shapes": (1.0, -2.0)})
 FRAMES: list[tuple[bytes, Callable[[bytes], Any]]] = [
@@ -102,12 +103,15 @@ COMMITTED = {
     b"id": RECORD.record_id.encode(),
     b"h": encode_header(RECORD),
     b"s": encode_scores(SCORES),
+    b"b": b"reward-0.1",
+    b"q": b"1700000000123",
+    b"a": b"1700000001456",
 }
 
 
 def sealed(magic: bytes, body: bytes) -> bytes:
     """A frame with a right checksum, whatever its body."""
-    return struct.pack("<3sBI", magic, 1, zlib.crc32(body)) + body
+    return struct.pack("<3sBI", magic, 2, zlib.crc32(body)) + body
 
 
 def latent_frame(code: int, shape: tuple[int, int, int], raw: bytes, zero: int = 0) -> bytes:
@@ -184,8 +188,8 @@ def test_noise_is_refused(frame: bytes, decode: Callable[[bytes], Any], noise: b
 
 @frames
 def test_another_version_is_named(frame: bytes, decode: Callable[[bytes], Any]) -> None:
-    with pytest.raises(CodecError, match="version 2"):
-        decode(frame[:3] + b"\x02" + frame[4:])
+    with pytest.raises(CodecError, match="version 1"):
+        decode(frame[:3] + b"\x01" + frame[4:])
 
 
 plain = st.recursive(
@@ -327,6 +331,8 @@ def test_a_committed_entry_joins_header_and_rewards() -> None:
         RECORD.record_id,
         SCORES.rewards,
     )
+    assert (entry.sampler, entry.scorer) == ("sampler-2.0", "reward-0.1")
+    assert (entry.queued_ms, entry.committed_ms) == (1700000000123, 1700000001456)
 
 
 def test_a_failed_entry_has_its_reason() -> None:
@@ -357,6 +363,10 @@ def test_an_evicted_entry_names_its_records() -> None:
         {b"k": b"f", b"id": b"0000000007.001", b"reason": b"\xff"},
         {**COMMITTED, b"s": encode_scores(Scores({"a": (1.0,)}))},
         {**COMMITTED, b"id": b"0000000099.000"},
+        {**COMMITTED, b"q": b"-1"},
+        {**COMMITTED, b"a": b"1" * 16},
+        {**COMMITTED, b"b": b"x" * 201},
+        {**COMMITTED, b"b": b"\xff"},
         {name: data for name, data in COMMITTED.items() if name != b"id"},
     ],
 )
