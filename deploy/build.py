@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,8 +101,9 @@ def policy_of(
     base.to(device)  # before others share its tensors
     policy = SamplingPolicy(base, config.model, seed=config.seed)
     num_steps, method, meter = config.model.num_steps, config.method, FlopMeter()
+    denoiser = partial(Denoiser, precision=config.model.precision)
     parts: dict[str, Any] = {
-        "network": Metered(Denoiser(policy.unet), meter),
+        "network": Metered(denoiser(policy.unet), meter),
         "meter": meter,
         "encode": pipeline.prompt_encoder(device),
         "take": policy.load,
@@ -112,7 +114,7 @@ def policy_of(
         "guidance_scale": config.model.guidance_scale,
         "shared_initial_noise": config.actors.fixed_initial_noise,
         "device": device,
-        "base": Denoiser(base),
+        "base": denoiser(base),
     }
     if config.model.is_few_step:
         return FewStepPolicy(
@@ -135,12 +137,12 @@ def policy_of(
     strata, consistency = strata_of(method, num_steps), None
     if method.states.score_clean:
         assert method.clean.lora is not None
-        consistency = Metered(Denoiser(with_lora(base, method.clean.lora)), meter)
+        consistency = Metered(denoiser(with_lora(base, method.clean.lora)), meter)
     return ManyStepPolicy(
         **parts,
         keep=lambda seed: kept_states(seed, strata),
         consistency=consistency,
-        reference=Metered(Denoiser(base), meter) if method.states.store_reference else None,
+        reference=Metered(denoiser(base), meter) if method.states.store_reference else None,
     )
 
 

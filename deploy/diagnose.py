@@ -106,7 +106,7 @@ class Subject:
         self.device = device_of(config.evaluation.num_gpus)
         unet: Any = trainable_unet(pipeline, config.model, seed=config.seed)
         unet.to(self.device)
-        self._network = Denoiser(unet)
+        self._network = Denoiser(unet, config.model.precision)
         self.weights = [weight for weight in unet.parameters() if weight.requires_grad]
         self._guidance_dim = unet.config["time_cond_proj_dim"]
         self._encode = pipeline.prompt_encoder(self.device)

@@ -16,6 +16,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+Precision = Literal["fp32", "bf16", "auto"]
+"""auto: bf16 where the device has instructions for it."""
 
 
 class Section(BaseModel):
@@ -55,6 +57,9 @@ class Model(Section):
     lora_targets: Literal["attention", "all"] | tuple[str, ...] = "attention"
     """Which modules get an adapter: attention projections, all linear and convolution layers, or
     the names in a list."""
+    precision: Precision = "fp32"
+    """What the networks of policy, base and teacher compute in, in samplers and learner; auto: bf16
+    where the device has instructions for it. Weights, latents and losses stay fp32."""
     attention: Literal["sdpa", "plain"] = "sdpa"
     """Attention kernel: torch's fused one, or plain products for where the fused one is slow."""
 
@@ -126,7 +131,7 @@ class Surrogate(Section):
     """Groups in one surrogate step."""
     timestep: Annotated[int, Field(ge=0, le=999)] = 0
     """Diffusion time that the encoder is told; near 0 as its latents are clean."""
-    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    precision: Precision = "fp32"
     """What it computes in: bf16 is quicker where the device has it and far slower elsewhere; auto
     takes it where the device has it. Weights stay fp32."""
     weight_decay: NonNegative = 0.01

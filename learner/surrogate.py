@@ -7,7 +7,6 @@ Shape suffixes: B rows, C H W latent, K heads.
 """
 
 import copy
-from functools import cache
 from typing import Literal, cast
 
 import torch
@@ -15,10 +14,11 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from learner.policy.precision import computing_in
 from learner.policy.text import Text
+from learner.settings import Precision
 
 Backbone = Literal["unet_encoder", "unet", "conv"]
-Precision = Literal["fp32", "bf16", "auto"]
 
 
 class Head(nn.Module):
@@ -58,16 +58,6 @@ class Head(nn.Module):
             return self.out(hidden[:, :, None])[:, :, 0], hidden
 
 
-@cache
-def computes_bf16(device: str) -> bool:
-    """Whether a type of device has instructions for bfloat16; without, it is far slower."""
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device == "cpu" and (
-        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    )
-
-
 class _Surrogate(nn.Module):
     """Feature maps of clean latents and a head on them."""
 
@@ -80,9 +70,7 @@ class _Surrogate(nn.Module):
 
     def read(self, z_BCHW: Tensor, text: Text, step_B: Tensor) -> tuple[Tensor, Tensor]:
         """Scores [B, K], and the features [B, F] of the last layer but one."""
-        device = z_BCHW.device.type
-        bf16 = self.precision == "bf16" or (self.precision == "auto" and computes_bf16(device))
-        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+        with computing_in(self.precision, z_BCHW.device):
             return self.head(self._maps(z_BCHW, text), step_B)
 
     def _maps(self, z_BCHW: Tensor, text: Text) -> list[Tensor]:
@@ -97,8 +85,7 @@ class UNetSurrogate(_Surrogate):
         whole: with the up blocks too, where text and detail meet at full resolution; without
             them, as in the paper, the head reads the maps of the down and mid blocks.
         timestep: the noise level that the blocks are told; the latents are clean.
-        precision: bf16 computes under autocast, as does auto where `computes_bf16`; weights and
-            scores stay in float32.
+        precision: what it computes in; weights and scores stay in float32.
     """
 
     def __init__(

@@ -43,7 +43,7 @@ def build_draft(
     engine = policy_engine(
         settings,
         learner,
-        Denoiser(policy_over(base, model, seed=seat.seed)),
+        Denoiser(policy_over(base, model, seed=seat.seed), model.precision),
         micro_batches=settings.micro_batches,
     )
     labels = [f"{model.num_steps}step"]
@@ -68,7 +68,7 @@ def build_draft(
         engine,
         Chain(pipeline.schedule, model.num_steps),
         encode,
-        Denoiser(base),
+        Denoiser(base, model.precision),
         reward,
         guidance_scale=model.guidance_scale,
         seat=seat,

@@ -33,7 +33,7 @@ def build_lasro(
     teacher.requires_grad_(False)
     encode = pipeline.prompt_encoder()
     steps = rewarded_steps(settings, model)
-    denoiser = Denoiser(trainable_unet(pipeline, model, seed=seat.seed))
+    denoiser = Denoiser(trainable_unet(pipeline, model, seed=seat.seed), model.precision)
     policy = policy_engine(settings, learner, denoiser)
     # Only what is rewarded is scored.
     groups = scored_groups(settings, source, steps=range(len(steps)), seat=seat)
@@ -58,7 +58,7 @@ def build_lasro(
         pipeline.schedule,
         pipeline.latent_shape,
         encode,
-        None if settings.anchor.data == "none" else Denoiser(teacher),
+        None if settings.anchor.data == "none" else Denoiser(teacher, model.precision),
         surrogate.climb,
         seat,
     )

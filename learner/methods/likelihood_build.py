@@ -27,7 +27,7 @@ def build_likelihood(
     engine = policy_engine(
         settings,
         learner,
-        Denoiser(policy_over(base, model, seed=seat.seed)),
+        Denoiser(policy_over(base, model, seed=seat.seed), model.precision),
         micro_batches=settings.micro_batches,
     )
     groups, journal = scored_groups(settings, source, steps=[0], seat=seat), Journal()
@@ -36,7 +36,7 @@ def build_likelihood(
     parts = engine, pipeline.schedule, pipeline.prompt_encoder()
     if isinstance(settings, Dpo):
         torch.nn.Module.to(base, engine.device)
-        policy = DpoPolicy(settings, *parts, Denoiser(base), seat=seat)
+        policy = DpoPolicy(settings, *parts, Denoiser(base, model.precision), seat=seat)
         steps = DrawnSteps(policy, lambda rng: latents.pairs(batch, rng, share), seat)
     else:
         teacher, dim = None, base.config["time_cond_proj_dim"]
@@ -44,7 +44,7 @@ def build_likelihood(
             assert model.teacher is not None
             unet = PipelineFolder.locate(model.teacher).unet(model.attention)
             torch.nn.Module.to(unet.requires_grad_(False), engine.device)
-            teacher = Denoiser(unet)
+            teacher = Denoiser(unet, model.precision)
         policy = GorsPolicy(
             settings,
             *parts,

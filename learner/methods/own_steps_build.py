@@ -42,7 +42,7 @@ def build_own_steps(
     engine = policy_engine(
         settings,
         learner,
-        Denoiser(policy_over(base, model, seed=seat.seed)),
+        Denoiser(policy_over(base, model, seed=seat.seed), model.precision),
         micro_batches=settings.micro_batches,
     )
     torch.nn.Module.to(base, engine.device)
@@ -61,10 +61,11 @@ def build_own_steps(
         ask = _embedded(model.guidance_scale, base.config["time_cond_proj_dim"])
     journal = Journal()
     parts = engine, chain, pipeline.prompt_encoder(), ask
+    untouched = Denoiser(base, model.precision)
     if isinstance(settings, Pso):
-        policy, plan = PsoPolicy(settings, *parts, Denoiser(base)), steps_of_pairs(settings)
+        policy, plan = PsoPolicy(settings, *parts, untouched), steps_of_pairs(settings)
     else:
-        reference = Denoiser(base) if settings.alpha > 0 else None
+        reference = untouched if settings.alpha > 0 else None
         policy, plan = PpoPolicy(settings, *parts, reference), every_step(settings)
     return Alternating(
         settings,

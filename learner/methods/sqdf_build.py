@@ -43,7 +43,7 @@ def build_sqdf(
     engine = policy_engine(
         settings,
         learner,
-        Denoiser(policy_over(base, model, seed=seat.seed)),
+        Denoiser(policy_over(base, model, seed=seat.seed), model.precision),
         micro_batches=settings.micro_batches,
     )
     # The end of a trajectory is scored first, and what is told of its states after it.
@@ -75,8 +75,8 @@ def build_sqdf(
         engine,
         Chain(pipeline.schedule, model.num_steps),
         encode,
-        Denoiser(base),
-        Denoiser(consistency) if consistency else None,
+        Denoiser(base, model.precision),
+        Denoiser(consistency, model.precision) if consistency else None,
         reward,
         guidance_scale=model.guidance_scale,
         seat=seat,

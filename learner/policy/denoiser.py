@@ -8,26 +8,35 @@ from torch import Tensor, nn
 
 from learner.diffusion.consistency import guidance_embedding
 from learner.diffusion.ddim import guided
+from learner.policy.precision import computing_in
 from learner.policy.text import Text
+from learner.settings import Precision
 
 
 class Denoiser(nn.Module):
-    """A UNet as eps(x, t, text, guidance embedding): one signature for engine and sampler."""
+    """A UNet as eps(x, t, text, guidance embedding): one signature for engine and sampler.
 
-    def __init__(self, unet: UNet2DConditionModel) -> None:
+    Args:
+        precision: what it computes in; ε has the type of x.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, precision: Precision = "fp32") -> None:
         super().__init__()
         self.unet = unet
+        self.precision: Precision = precision
 
     def forward(
         self, x: Tensor, t_B: Tensor, text: Text, guidance_BE: Tensor | None = None
     ) -> Tensor:
-        return self.unet(
-            x,
-            t_B.to(x.device),
-            encoder_hidden_states=text.states_BLE,
-            timestep_cond=guidance_BE,
-            added_cond_kwargs=text.added,
-        ).sample
+        with computing_in(self.precision, x.device):
+            predicted = self.unet(
+                x,
+                t_B.to(x.device),
+                encoder_hidden_states=text.states_BLE,
+                timestep_cond=guidance_BE,
+                added_cond_kwargs=text.added,
+            ).sample
+        return predicted.to(x.dtype)
 
 
 def guided_call(

@@ -115,6 +115,19 @@ def test_stopping_while_the_surrogate_is_fitted_changes_no_bit_and_repeats_no_st
     assert steps == LASRO.pretrain.max_steps + (LASRO.cycles - 1) * LASRO.surrogate_steps
 
 
+def test_networks_that_compute_in_bf16_train_weights_in_float32(
+    straight: Life, new_world: Callable[..., World]
+) -> None:
+    life = new_world(precision="bf16").live()
+    assert life.finished
+    first, last = life.published[0], life.published[max(life.published)]
+    assert {array.dtype for array in last.values()} == {np.dtype(np.float32)}
+    assert all(np.isfinite(array).all() for array in last.values())
+    assert any(not np.array_equal(first[name], last[name]) for name in first)
+    of_fp32 = straight.published[max(straight.published)]
+    assert any(not np.array_equal(of_fp32[name], last[name]) for name in last)
+
+
 def test_a_frozen_surrogate_is_fitted_and_never_adapted(
     new_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,7 +30,7 @@ from learner.policy.components import PipelineFolder, decode_latents
 from learner.policy.denoiser import Denoiser
 from learner.policy.trainable import load_arrays, trainable_unet
 from learner.seat import Seat
-from learner.settings import Lasro, Learner, Model
+from learner.settings import Lasro, Learner, Model, Precision
 from learner.trainer import Trainer
 from reward_servers.base import Scored
 from reward_servers.server import RewardServer, ServerSettings
@@ -134,6 +134,7 @@ class World:
     reward: Brightness = field(default_factory=Brightness)
     settings: Lasro | Ppo = LASRO
     max_records: int | None = None
+    precision: Precision = "fp32"
 
     def replay(self) -> RedisReplay | ShardedReplay:
         return connect_replay(ReplaySettings(url=self.url, run=self.run, capacity_records=1000))
@@ -146,6 +147,7 @@ class World:
             lora_rank=2,
             lora_alpha=2,
             guidance_scale=3.0,
+            precision=self.precision,
         )
 
     def live(
@@ -226,7 +228,7 @@ class World:
         pipeline = PipelineFolder.locate(self.model.path)
         unet = trainable_unet(pipeline, self.model, seed=SEED)
         policy = FewStepPolicy(
-            network=Denoiser(unet),
+            network=Denoiser(unet, self.precision),
             encode=pipeline.prompt_encoder(),
             take=lambda weights: load_arrays(unet, dict(weights)),
             schedule=pipeline.schedule,

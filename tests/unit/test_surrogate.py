@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from deploy.shapes.models import new_unet
+from learner.policy.precision import computes_bf16
 from learner.policy.text import Text
 from learner.settings import Surrogate
-from learner.surrogate import Backbone, computes_bf16, new_surrogate
+from learner.surrogate import Backbone, new_surrogate
 from learner.surrogate_training import GroupBatch, RewardMoments, SurrogateTrainer
 
 BACKBONES: tuple[Backbone, ...] = ("unet_encoder", "unet", "conv")
