@@ -232,9 +232,14 @@ class LocalHead:
 
 
 def start_child(
-    command: Sequence[str], *, environ: Mapping[str, str], stdout: Any
+    command: Sequence[str], *, environ: Mapping[str, str], stdout: Any, keep: Sequence[int] = ()
 ) -> subprocess.Popen[bytes]:
-    """A child that a terminal's Ctrl-C does not reach and that ends when this process dies."""
+    """A child that a terminal's Ctrl-C does not reach and that ends when this process dies.
+
+    Args:
+        stdout: for what it prints, errors included.
+        keep: open files that it keeps open as well.
+    """
     return subprocess.Popen(
         command,
         env=dict(environ),
@@ -243,6 +248,7 @@ def start_child(
         stderr=subprocess.STDOUT,
         start_new_session=True,
         preexec_fn=_death_signal(),
+        pass_fds=keep,
     )
 
 

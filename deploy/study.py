@@ -3,8 +3,8 @@
     python -m deploy.study deploy/studies/sqdf-ablation.yaml [--check] [--quick] [--jobs N]
 
 checks every run's config before the first starts, and runs those that are not finished; one that
-was interrupted is resumed. Where the file tunes its arms, their tries come first. After each run
-it writes into the study's folder:
+was interrupted, or killed with the study, is resumed. Where the file tunes its arms, their tries
+come first. After each run it writes into the study's folder:
 
     study.md      tables                 study.csv     a line a score and run
     study.html    the same, curves with 95 % intervals, Pareto fronts and pictures
@@ -15,6 +15,8 @@ of the study; they say that every arm works, and no more. Exit status 1: not all
 """
 
 import argparse
+import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -25,8 +27,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
+from deploy.local_head import start_child
 from deploy.study_before import take_before
 from deploy.study_file import Cell, Study, cells_of, load_study, tries_of
 from deploy.study_report import study_html
@@ -58,6 +61,7 @@ class Runner:
     Args:
         folder: of the study; with several at a time each writes its log there.
         jobs: runs at a time.
+        lock: an open file that runs keep open, so that its lock is held until they have ended.
         after_each: called when one has ended.
 
     Attributes:
@@ -65,9 +69,16 @@ class Runner:
     """
 
     def __init__(
-        self, folder: Path, *, jobs: int, in_cluster: bool, after_each: Callable[[], None]
+        self,
+        folder: Path,
+        *,
+        jobs: int,
+        in_cluster: bool,
+        lock: int,
+        after_each: Callable[[], None],
     ) -> None:
         self._folder = folder
+        self._lock = lock
         self._jobs = jobs
         self._in_cluster = in_cluster
         self._after_each = after_each
@@ -97,20 +108,15 @@ class Runner:
                 signal.signal(number, handler)
 
     def _start(self, cell: Cell) -> None:
-        log_file: BinaryIO | None = None
-        if self._jobs > 1:
-            path = self._folder / "logs" / f"{cell.config.name}.log"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            log_file = path.open("ab")
-        # In a session of its own, or a terminal's Ctrl-C would reach it twice, which means at once.
-        child = subprocess.Popen(
-            cell.command(in_cluster=self._in_cluster),
-            start_new_session=True,
-            stdout=log_file,
-            stderr=subprocess.STDOUT if log_file else None,
-        )
-        if log_file is not None:
-            log_file.close()
+        command = cell.command(in_cluster=self._in_cluster)
+        with contextlib.ExitStack() as stack:
+            output: Any = sys.stderr
+            if self._jobs > 1:
+                path = self._folder / "logs" / f"{cell.config.name}.log"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                output = stack.enter_context(path.open("ab"))
+            # A Ctrl-C of the terminal is handed on, or it would come twice, which means at once.
+            child = start_child(command, environ=os.environ, stdout=output, keep=[self._lock])
         self._children[child] = cell
 
     def _take_ended(self) -> None:
@@ -153,6 +159,7 @@ def main() -> int:
         return 0
     folder = cells[0].config.run_folder(os.environ).parent / name
     folder.mkdir(parents=True, exist_ok=True)
+    lock = _locked(folder)
     chosen: dict[str, Chosen] = {}
 
     def write() -> None:
@@ -161,7 +168,9 @@ def main() -> int:
 
     if not _diagnosed(study, folder):
         log.error("the diagnosis failed; the runs go on without it")
-    runner = Runner(folder, jobs=options.jobs, in_cluster=options.in_cluster, after_each=write)
+    runner = Runner(
+        folder, jobs=options.jobs, in_cluster=options.in_cluster, lock=lock, after_each=write
+    )
     runner.run(trials, trials)
     write()
     if runner.stopped is not None:
@@ -178,6 +187,17 @@ def main() -> int:
         return runner.stopped
     complete = len(cells) == len(study.seeds) * len(study.arms)
     return 0 if complete and all(cell.summary is not None for cell in cells) else 1
+
+
+def _locked(folder: Path) -> int:
+    """Waits until nobody else is at work on a study, runs of an earlier start included."""
+    lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.info("waiting for runs of an earlier start of this study to end")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
 
 
 def _diagnosed(study: Study, folder: Path) -> bool:

@@ -1,9 +1,13 @@
-"""A small study on this machine: an arm that fails leaves the others their table."""
+"""Small studies on this machine: an arm that fails leaves the others their table, and a study that
+is killed goes on where it was."""
 
 from __future__ import annotations
 
+import json
+import signal
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -51,3 +55,56 @@ def test_a_failed_arm_is_told_and_the_others_go_on(
     assert "| broken | 0/1 |" in table
     assert "| last | 1/1 |" in table
     assert "3 runs, 2 of them finished" in study("--check").stderr
+
+
+def test_a_killed_study_runs_what_is_missing_and_nothing_else(
+    pipelines: Pipelines, tmp_path: Path, environ: dict[str, str]
+) -> None:
+    file = tmp_path / "tuned.yaml"
+    file.write_text(
+        f"config: {ROOT}/deploy/configs/smoke.yaml\n"
+        f"settings: [{', '.join(pipelines.overrides)}]\n"
+        "seeds: [3]\n"
+        "tuning: {seed: 9, score: reward_2step, settings: [evaluation.seed=77]}\n"
+        "arms:\n"
+        "  plain: {tries: [[method.learning_rate=1e-5], [method.learning_rate=1e-4]]}\n"
+        "  last: {settings: [method.reward_steps=last], tuned_as: plain}\n"
+    )
+    runs = tmp_path / "runs"
+    command = [sys.executable, "-m", "deploy.study", str(file)]
+    environ = {**environ, "FLEETUNE_RUNS": str(runs)}
+
+    def again() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True)
+
+    with (tmp_path / "log").open("w") as output:
+        study = subprocess.Popen(command, env=environ, cwd=ROOT, stdout=output, stderr=output)
+        begun = runs / "tuned-plain-try1" / "config.json"
+        deadline = time.monotonic() + 400
+        while not begun.exists():
+            assert study.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        study.send_signal(signal.SIGKILL)
+        study.wait()
+    first = runs / "tuned-plain-try0" / "summary.json"
+    done_at = first.stat().st_mtime_ns
+
+    rest = again()
+    assert rest.returncode == 0, rest.stderr
+    assert "run 1 of 1: tuned-plain-try1" in rest.stderr
+    assert "run 2 of 2: tuned-last-seed3" in rest.stderr
+    assert first.stat().st_mtime_ns == done_at
+    tuning = json.loads((runs / "tuned" / "tuning.json").read_text())["plain"]
+    assert None not in tuning["scores"]
+    rates = ["method.learning_rate=1e-5", "method.learning_rate=1e-4"]
+    best = rates[tuning["scores"].index(max(tuning["scores"]))]
+    assert tuning["values"] == [best]
+    rate = json.loads((runs / "tuned-last-seed3" / "config.json").read_text())["method"]
+    assert rate["learning_rate"] == float(best.split("=")[1])
+    # What the untouched policy scores is measured by one of the runs with these held-out pictures.
+    assert rest.stderr.count("its evaluation before training is that of a finished run") >= 1
+    assert (runs / "tuned" / "study.html").read_text().count("tuned") > 0
+
+    nothing = again()
+    assert (nothing.returncode, "run 1 of" in nothing.stderr) == (0, False)
