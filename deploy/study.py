@@ -210,7 +210,7 @@ def _diagnosed(study: Study, folder: Path) -> bool:
         *("--steps", *map(str, asked.steps), "--prompts", str(asked.prompts)),
         *("--draws", str(asked.draws), "--out", str(folder)),
     ]
-    if (known := read_diagnosis(folder)) is not None and known["command"] == command[2:]:
+    if (known := read_diagnosis(folder)) is not None and known.get("command") == command[2:]:
         return True
     log.info("measuring what a policy gradient has to go by")
     return subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
@@ -291,7 +291,7 @@ def _write(
     folder: Path, name: str, study: Study, cells: Sequence[Cell], chosen: Mapping[str, Chosen]
 ) -> None:
     """Everything that is known so far."""
-    results = finished(cells)
+    results = finished(study, cells)
     tables = {
         "Scores": rows_of(study, results),
         "Differences": difference_rows(study, results),

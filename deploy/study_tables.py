@@ -36,9 +36,9 @@ class Chosen:
     scores: tuple[float | None, ...]
 
 
-def finished(cells: Sequence[Cell]) -> dict[str, list[tuple[Cell, dict[str, Any]]]]:
+def finished(study: Study, cells: Sequence[Cell]) -> dict[str, list[tuple[Cell, dict[str, Any]]]]:
     """The finished runs by arm; an arm without one is there, empty."""
-    found: dict[str, list[tuple[Cell, dict[str, Any]]]] = {cell.arm: [] for cell in cells}
+    found: dict[str, list[tuple[Cell, dict[str, Any]]]] = {arm: [] for arm in study.arms}
     for cell in cells:
         if (summary := cell.summary) is not None:
             found[cell.arm].append((cell, summary))

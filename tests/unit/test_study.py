@@ -124,7 +124,7 @@ def test_the_table_holds_the_changes_of_finished_runs_and_their_spread(
     finish(cells[0], tmp_path, 0.5, 0.6)
     finish(cells[2], tmp_path, 0.5, 0.8)
     finish(cells[1], tmp_path, 0.5, 0.9, status="failed")
-    rows = markdown(rows_of(study, finished(cells))).splitlines()
+    rows = markdown(rows_of(study, finished(study, cells))).splitlines()
     assert rows[0] == "| arm | runs | exact_2step | reward queries | TFLOPs | wall s |"
     half = 12.706 * math.sqrt(0.02) / math.sqrt(2)
     assert rows[2] == f"| plain | 2/2 | 0.500 → 0.700 (+0.200 ± {half:.3f}) | 100 | 5.0 | 10 |"
@@ -135,7 +135,7 @@ def test_the_csv_has_a_line_for_every_score_of_a_finished_run(
     study: Study, cells: list[Cell], tmp_path: Path
 ) -> None:
     finish(cells[0], tmp_path, 0.5, 0.6)
-    assert csv_of(study, finished(cells)).splitlines()[1:] == [
+    assert csv_of(study, finished(study, cells)).splitlines()[1:] == [
         "plain,0,exact_2step,0.5,0.6,100,5.0,10.0"
     ]
 
@@ -235,7 +235,7 @@ def test_differences_are_taken_seed_by_seed(tuned: Study, tmp_path: Path) -> Non
         if (end := ends.get((cell.arm, cell.config.seed))) is not None:
             finish(cell, tmp_path, 0.5, end)
     half = 12.706 * math.sqrt(0.02) / math.sqrt(2)
-    assert difference_rows(tuned, finished(cells)) == [
+    assert difference_rows(tuned, finished(tuned, cells)) == [
         ["less plain", "seeds", "exact_2step"],
         ["last", "2", f"+0.000 ± {half:.3f}"],
     ]
@@ -246,7 +246,7 @@ def test_a_score_that_an_arm_does_not_measure_is_a_dash(tuned: Study, tmp_path: 
     cells = cells_of(study, "trial")
     for cell in cells:
         finish(cell, tmp_path, 0.5, 0.6)
-    results = finished(cells)
+    results = finished(study, cells)
     assert [row[3] for row in rows_of(study, results)] == ["exact_8step", "–", "–", "–"]
     assert [row[3] for row in difference_rows(study, results)] == ["exact_8step", "–", "–"]
 
@@ -266,7 +266,7 @@ def test_a_family_s_hypervolume_is_taken_seed_by_seed(tuned: Study, tmp_path: Pa
         if cell.arm == "plain" or (cell.arm, cell.config.seed) == ("last", 0):
             finish(cell, tmp_path, 0.5, 0.9 if cell.arm == "last" else 0.6)
     half = 12.706 * math.sqrt(0.045) / math.sqrt(2)
-    rows = front_rows(study, finished(cells))
+    rows = front_rows(study, finished(study, cells))
     assert rows[1] == ["exact_2step × diversity", "plain", "2", f"0.7500 ± {half:.4f}"]
     assert rows[2][1:] == ["no-anchor", "0", ""]
 
@@ -289,7 +289,8 @@ def test_an_arm_that_computes_more_than_the_budget_is_told(
     finish(cells[0], tmp_path, 0.5, 0.6)  # 5 TFLOPs
     for tflops, told in ((5, []), (4, ["plain spent 5.0 TFLOPs, the budget is 4.0"])):
         file.write_text(f"{TEXT}budget: {{reward_queries: 1000000, tflops: {tflops}}}\n")
-        assert beyond_budget(load_study(file).budget, finished(cells)) == told
+        study = load_study(file)
+        assert beyond_budget(study.budget, finished(study, cells)) == told
 
 
 def test_what_the_untouched_policy_scores_is_measured_once(
@@ -354,7 +355,7 @@ def test_the_page_shows_every_arm_and_what_is_not_finished(tuned: Study, tmp_pat
         ]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (cell.folder / "metrics.jsonl").write_text(text)
-    html = study_html("<trial>", tuned, finished(cells), {})
+    html = study_html("<trial>", tuned, finished(tuned, cells), {})
     assert "&lt;trial&gt;" in html
     assert "2 of 6 runs finished" in html
     for title in (
