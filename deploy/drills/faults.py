@@ -2,6 +2,7 @@
 
     --kills N     how many processes are killed (default 50)
     --seed S      of the schedule: which, and when (default 0)
+    --shards N    Redis servers of each run (default 1)
     --keep DIR    leave both runs there
 
 Two runs of a tiny untrained model in lockstep, as Ray jobs on a head of their own: one undisturbed,
@@ -76,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shards", type=int, default=1)
     parser.add_argument("--keep", type=Path)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -84,13 +86,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if folder is None:
             folder = Path(tempfile.mkdtemp(prefix="fleetune-faults-"))
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        figures = drill(folder.resolve(), kills=options.kills, seed=options.seed)
+        figures = drill(
+            folder.resolve(), kills=options.kills, seed=options.seed, shards=options.shards
+        )
     sys.stdout.write(json.dumps(figures) + "\n")
     is_right = not figures["lost"] and not figures["duplicated"] and figures["same_policy"]
     return 0 if is_right else 1
 
 
-def drill(folder: Path, *, kills: int, seed: int) -> dict[str, Any]:
+def drill(folder: Path, *, kills: int, seed: int, shards: int = 1) -> dict[str, Any]:
     """Both runs and what their comparison says."""
     from deploy.drills.tiny import save_tiny_pipelines
 
@@ -103,11 +107,11 @@ def drill(folder: Path, *, kills: int, seed: int) -> dict[str, Any]:
     with LocalHead(num_cpus=4, environ=environ) as head:
         if not head.wait_ready(timeout_s=_READY_S, should_stop=lambda: False):
             raise HeadError("the head did not start")
-        straight = Run(head, folder, "straight", pipelines, cycles)
+        straight = Run(head, folder, "straight", pipelines, cycles, shards)
         straight.submit()
         straight.wait(_END_S)
         straight_s = time.monotonic() - begun
-        disturbed = Run(head, folder, "disturbed", pipelines, cycles)
+        disturbed = Run(head, folder, "disturbed", pipelines, cycles, shards)
         killed = disturb(disturbed, kills=kills, rng=random.Random(seed))
     return {
         **figures_of(disturbed, cycles),
@@ -129,6 +133,7 @@ class Run:
     name: str
     pipelines: Path
     cycles: int
+    shards: int = 1
     submissions: int = 0
     job: str = ""
     clients: list["subprocess.Popen[bytes]"] = field(default_factory=list)
@@ -149,6 +154,7 @@ class Run:
             "actors.group_size": _MEMBERS,
             "actors.lease_s": 3,
             "scoring.servers": _REWARDS,
+            "replay.shards": self.shards,
             "scoring.lease_s": 3,
             # A record may be in the hands of every process that is killed.
             "replay.max_attempts": 1000,

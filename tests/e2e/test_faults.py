@@ -10,10 +10,12 @@ from deploy.drills import faults
 pytestmark = [pytest.mark.ray, pytest.mark.redis, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-@pytest.fixture(scope="module")
-def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+@pytest.fixture(scope="module", params=[1, 2], ids=["one server", "two servers"])
+def figures(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     folder: Path = tmp_path_factory.mktemp("faults")
-    return faults.drill(folder, kills=4, seed=0)
+    return faults.drill(folder, kills=4, seed=0, shards=request.param)
 
 
 def test_as_many_processes_were_killed_as_asked(figures: dict[str, Any]) -> None:
