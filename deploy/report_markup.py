@@ -26,6 +26,7 @@ p { max-width: 60rem; }
 .badge.good { background: #e6f4ea; color: #226b3a; }
 .missing { background: #fff6e6; border-left: 4px solid #e8a33d; padding: .6rem 1rem; }
 .scroll { overflow-x: auto; }
+.scroll td:first-child { min-width: 7rem; overflow-wrap: normal; }
 table { border-collapse: collapse; }
 td, th { padding: .28rem 1.1rem .28rem 0; text-align: left; vertical-align: top; }
 th { font-weight: 600; font-size: 13px; color: var(--quiet); }

@@ -17,10 +17,13 @@ _PHOTO_SIDE = 96
 """Pixels from which a picture is stored as JPEG: as PNG a page of photos would be too large."""
 
 
-def picture_grid(shown: Mapping[str, Pictures], left_out: int = 0) -> str:
+def picture_grid(
+    shown: Mapping[str, Pictures], left_out: int = 0, column: str = "one moment of training"
+) -> str:
     """A table with a column a moment, in their order; the first prompts are open.
 
     Args:
+        column: what one is, where it is not a moment.
         left_out: moments that have pictures and no column.
     """
     if not shown:
@@ -32,7 +35,7 @@ def picture_grid(shown: Mapping[str, Pictures], left_out: int = 0) -> str:
     heads = "".join(f"<th>{escape(_title(name))}</th>" for name in shown)
     rows = [_row(prompt, i, shown) for i, prompt in enumerate(prompts.pop())]
     note = f" {left_out} more evaluations have theirs in pictures/." if left_out else ""
-    first = quiet(f"A row has one prompt and one noise, a column one moment of training.{note}")
+    first = quiet(f"A row has one prompt and one noise, a column {column}.{note}")
     first += _table(heads, rows[:_ROWS_AT_ONCE])
     if len(rows) <= _ROWS_AT_ONCE:
         return first

@@ -48,7 +48,7 @@ def study_html(
     sections = {
         "Scores before and after": _scores(study, results),
         "Differences": _table(difference_rows(study, results)),
-        "Tuning": _table(tuning_rows(study, chosen)),
+        "Tuning": _table(tuning_rows(study, chosen), texts=2),
         "What a policy gradient has to go by": _table(diagnosis),
         "Pareto fronts": _fronts(study, results),
         "Curves": "".join(_curves(study, results)),
@@ -59,10 +59,15 @@ def study_html(
     return page(name, f"<h1>{escape(name)}</h1>\n<p>{status}</p>\n{body}")
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def _table(rows: Sequence[Sequence[str]], texts: int = 1) -> str:
+    """Empty without rows.
+
+    Args:
+        texts: columns before those of numbers.
+    """
     if not rows:
         return ""
-    return table(rows[0], rows[1:], numbers=range(1, len(rows[0])))
+    return table(rows[0], rows[1:], numbers=range(texts, len(rows[0])))
 
 
 def _scores(study: Study, results: Finished) -> str:
@@ -74,7 +79,7 @@ def _scores(study: Study, results: Finished) -> str:
 
 
 def _fronts(study: Study, results: Finished) -> str:
-    parts = [_table(front_rows(study, results))]
+    parts = [_table(front_rows(study, results), texts=2)]
     for each in study.fronts:
         points = {
             family: [
@@ -157,4 +162,4 @@ def _pictures(study: Study, results: Finished) -> str:
         for moment, title in [*pairs, ("after", arm)]:
             if (pictures := read_pictures(cell.folder, moment, [])) is not None:
                 shown[title] = pictures
-    return picture_grid(shown) if shown else ""
+    return picture_grid(shown, column="one arm, at its end") if shown else ""
