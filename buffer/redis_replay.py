@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from buffer.codec import encode_record, encode_scores
+from buffer.codec import FORMAT_VERSION, encode_record, encode_scores
 from buffer.connection import check_connection, translated
 from buffer.errors import CodecError, ReplayError, ReplayUnfit
 from buffer.latent_reader import LatentReader
@@ -286,8 +286,21 @@ class RedisReplay:
         return self.settings.first_ticket(), self.settings.shards
 
     def _take_place(self) -> None:
-        """Makes the server the shard that it is said to be, once and for all."""
+        """Makes the server the shard that it is said to be, once and for all.
+
+        Raises:
+            ReplayUnfit: it is another one already, or a run's whose records have another format.
+        """
         link, place = self._link, f"{self.settings.shard}/{self.settings.shards}"
+        if link.ask(lambda: link.client.hget(link.key("tickets"), "shard")) is None:
+            link.ask(lambda: link.client.hsetnx(link.key("tickets"), "format", FORMAT_VERSION))
+        written: Any = link.ask(lambda: link.client.hget(link.key("tickets"), "format"))
+        if written != str(FORMAT_VERSION).encode():
+            raise ReplayUnfit(
+                f"{link!r} holds a run whose records have format {(written or b'1').decode()}, and "
+                f"this program reads {FORMAT_VERSION}: go on with the program that began it, or "
+                "begin a run of another name"
+            )
         link.ask(lambda: link.client.hsetnx(link.key("tickets"), "shard", place))
         known: Any = link.ask(lambda: link.client.hget(link.key("tickets"), "shard"))
         if known != place.encode():

@@ -262,9 +262,15 @@ class Controller:
         return " ".join(urls)
 
     def _curves(self) -> Curves:
-        """Going on after the checkpoint; the first one is written after pre-training."""
-        step = self._folder.checkpointed_cycle() if self._resume else None
-        return Curves(self._folder.path, resume_step=step, done_phases=("pretrain", PHASE))
+        """Going on after the checkpoint; the first one is written after pre-training.
+
+        What was evaluated is not evaluated again, whatever is trained once more.
+        """
+        if not self._resume:
+            return Curves(self._folder.path)
+        step = self._folder.checkpointed_cycle()
+        done = (PHASE,) if step is None else ("pretrain", PHASE)
+        return Curves(self._folder.path, resume_step=-1 if step is None else step, done_phases=done)
 
     def _heed_signals(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -15,7 +15,8 @@ number of steps:
   action; share of the mean in the squared length of one prompt's estimate, 0 but for chance.
 - pathwise, by call: shares of the squared length of a gradient through the picture itself, such
   as a surrogate's, mean over random directions.
-- gain: local Lipschitz constant of the map from initial noise to the clean latent.
+- gain: how much further apart two clean latents are than the initial noises, in one random
+  direction of each prompt's: a lower bound of the local Lipschitz constant.
 - spread: RMS distance of clean latents of one prompt and one initial noise.
 
 Shape suffixes: P prompts, M draws of each, D latent dimensions.
@@ -26,7 +27,7 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -41,10 +42,11 @@ from deploy.build import device_of, prompt_list
 from deploy.compare import half_interval
 from deploy.config_problems import ConfigError
 from deploy.run_config import RunConfig, load_config
-from deploy.study_file import DIAGNOSIS_FILE
-from deploy.study_tables import markdown
+from deploy.study_file import DIAGNOSIS_FILE, Diagnosed
+from deploy.study_tables import described, markdown
 from learner.diagnostics import (
     Call,
+    MeanVector,
     VectorSum,
     calls,
     gain,
@@ -106,7 +108,8 @@ class Subject:
         self.device = device_of(config.evaluation.num_gpus)
         unet: Any = trainable_unet(pipeline, config.model, seed=config.seed)
         unet.to(self.device)
-        self._network = Denoiser(unet, config.model.precision)
+        # In float32: the step of a gain is no longer than a rounding of bfloat16.
+        self._network = Denoiser(unet)
         self.weights = [weight for weight in unet.parameters() if weight.requires_grad]
         self._guidance_dim = unet.config["time_cond_proj_dim"]
         self._encode = pipeline.prompt_encoder(self.device)
@@ -217,7 +220,7 @@ def diagnose(subject: Subject, steps: int) -> Diagnosis:
         prompts=len(subject.prompts),
         draws=subject.draws,
         rho2=_interval(rho2) if rho2 else None,
-        snr=_snr(rho2, powers) if rho2 else None,
+        snr=MeanVector(*map(statistics.mean, (rho2, powers)), subject.draws).snr if rho2 else None,
         policy_shares=shares(signals),
         policy_signals=signals,
         made_up={"signal": of_made_up.signal, "power": of_made_up.power} if of_made_up else {},
@@ -287,9 +290,10 @@ def _with_action(subject: Subject, last: Call, noise: Tensor) -> Call:
     return Call(last.x, last.t_B, last.clean, noise, float((alpha / sigma).flatten()[0]))
 
 
-def _snr(signals: Sequence[float], powers: Sequence[float]) -> float:
-    signal = max(statistics.mean(signals), 0.0)
-    return (signal / (statistics.mean(powers) - signal)) ** 0.5
+def _share(made_up: Mapping[str, float]) -> str:
+    if not made_up:
+        return "none"
+    return f"{made_up['signal'] / made_up['power']:.2%}" if made_up["power"] > 0 else "0%"
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float]:
@@ -319,7 +323,7 @@ def rows_of(found: Sequence[Diagnosis]) -> list[list[str]]:
                 " ".join(f"{share:.0%}" for share in each.policy_shares)
                 if each.made_up
                 else "none",
-                f"{each.made_up['signal'] / each.made_up['power']:.2%}" if each.made_up else "none",
+                _share(each.made_up),
                 " ".join(f"{share:.0%}" for share in each.pathwise_shares),
                 f"{each.gain[0]:.2f} ± {each.gain[1]:.2f}",
                 f"{each.spread[0]:.3f} ± {each.spread[1]:.3f}",
@@ -342,8 +346,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--draws", type=int, default=128, help="of each prompt")
     parser.add_argument("--batch", type=int, default=64, help="draws at once")
     parser.add_argument("--out", type=Path, help=f"folder for {DIAGNOSIS_FILE}")
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser.parse_intermixed_args(given)
+    options = parser.parse_intermixed_args(arguments)
     if options.prompts < 2 or options.draws < 2 or options.batch < 1:
         parser.error("--prompts and --draws must be at least 2, --batch at least 1")
     try:
@@ -360,11 +363,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.stdout.write(markdown(rows))
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
-        told = {
-            "command": ["deploy.diagnose", *given],
-            "rows": rows,
-            "measured": [asdict(each) for each in found],
-        }
+        asked = Diagnosed(steps=tuple(options.steps), prompts=options.prompts, draws=options.draws)
+        measured = [asdict(each) for each in found]
+        told = {"asked": described(config, asked), "rows": rows, "measured": measured}
         text = json.dumps(told, indent=1)
         (options.out / DIAGNOSIS_FILE).write_text(text, encoding="utf-8")
     return 0

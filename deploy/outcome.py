@@ -12,6 +12,7 @@ runs/<name>/
     adapter/ or unet/   the result, as diffusers loads it
 """
 
+import fcntl
 import json
 import logging
 import os
@@ -129,18 +130,31 @@ class RunFolder:
         return None
 
     def open(self, config: RunConfig, *, resume: bool) -> None:
-        """Makes the folder, or takes it up again.
+        """Makes the folder, or takes it up again; nobody else may until this process ends.
 
         Raises:
-            ValueError: `problem` says why.
+            ValueError: `problem` says why, or another driver is at work there.
         """
         if problem := self.problem(resume=resume):
             raise ValueError(problem)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._lock()
             (self.path / CONFIG_FILE).write_text(config.to_json())
         except OSError as error:
             raise ValueError(f"{self.path} cannot be written: {error}") from error
+
+    def _lock(self) -> None:
+        self._locked = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            fcntl.flock(self._locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another driver is at work on the run in {self.path}: stop it first, or give this "
+                "one another name"
+            ) from None
+        except OSError as error:  # a file system without locks
+            log.warning("%s cannot be locked: %s", self.path, error)
 
     def checkpointed_cycle(self) -> int | None:
         """Cycles behind the newest checkpoint, less one: the last step whose curves count."""

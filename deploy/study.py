@@ -30,10 +30,19 @@ from pathlib import Path
 from typing import Any
 
 from deploy.local_head import start_child
+from deploy.run_config import load_config
 from deploy.study_before import take_before
-from deploy.study_file import Cell, Study, cells_of, load_study, tries_of
+from deploy.study_file import (
+    Cell,
+    Study,
+    cells_of,
+    load_study,
+    refuse_unknown_scores,
+    tries_of,
+)
 from deploy.study_report import study_html
 from deploy.study_tables import (
+    TUNING_FILE,
     Chosen,
     beyond_budget,
     choose,
@@ -42,6 +51,7 @@ from deploy.study_tables import (
     difference_rows,
     finished,
     front_rows,
+    is_diagnosis_of,
     markdown,
     read_diagnosis,
     rows_of,
@@ -65,7 +75,7 @@ class Runner:
         after_each: called when one has ended.
 
     Attributes:
-        stopped: exit status of the run that was asked to end, which ends the study; None: none.
+        stopped: exit status of a study that was asked to end, or one of whose runs was; None: none.
     """
 
     def __init__(
@@ -93,7 +103,11 @@ class Runner:
         """
         waiting = [cell for cell in cells if cell.summary is None]
         total = len(waiting)
-        before = {number: signal.signal(number, self._hand_on) for number in _SIGNALS}
+        before = {
+            number: signal.signal(number, self._asked_to_end)
+            for number in _SIGNALS
+            if signal.getsignal(number) != signal.SIG_IGN  # as under nohup
+        }
         try:
             while self._children or (waiting and self.stopped is None):
                 while waiting and self.stopped is None and len(self._children) < self._jobs:
@@ -118,6 +132,8 @@ class Runner:
             # A Ctrl-C of the terminal is handed on, or it would come twice, which means at once.
             child = start_child(command, environ=os.environ, stdout=output, keep=[self._lock])
         self._children[child] = cell
+        if self.stopped is not None:  # meanwhile, when nobody could tell this one
+            child.terminate()
 
     def _take_ended(self) -> None:
         ended = [child for child in self._children if child.poll() is not None]
@@ -125,15 +141,17 @@ class Runner:
             time.sleep(_LOOK_S)
         for child in ended:
             cell, status = self._children.pop(child), child.returncode
+            status = 128 - status if status < 0 else status
             if status != 0:
                 log.error("%s ended with status %d", cell.config.name, status)
             if status in _STOPPED and self.stopped is None:
-                self.stopped = status
-                self._hand_on(signal.SIGTERM, None)
+                self._asked_to_end(status - 128, None)
             self._after_each()
 
-    def _hand_on(self, number: int, _frame: object) -> None:
-        for child in self._children:
+    def _asked_to_end(self, number: int, _frame: object) -> None:
+        """Tells every run, once for each signal: a second one ends a run at once."""
+        self.stopped = self.stopped or 128 + number
+        for child in tuple(self._children):
             child.send_signal(number)
 
 
@@ -157,16 +175,16 @@ def main() -> int:
         for cell in waiting:
             log.info("%s", shlex.join(cell.command(in_cluster=options.in_cluster)))
         return 0
-    folder = cells[0].config.run_folder(os.environ).parent / name
+    folder = _folder_of([*trials, *cells], name)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = _locked(folder)
+    lock = locked(folder)
     chosen: dict[str, Chosen] = {}
 
     def write() -> None:
-        chosen.update(choose(study, tries))
+        chosen.update(choose(study, tries, folder))
         _write(folder, name, study, cells, chosen)
 
-    if not _diagnosed(study, folder):
+    if not _diagnosed(study, folder, lock):
         log.error("the diagnosis failed; the runs go on without it")
     runner = Runner(
         folder, jobs=options.jobs, in_cluster=options.in_cluster, lock=lock, after_each=write
@@ -189,9 +207,9 @@ def main() -> int:
     return 0 if complete and all(cell.summary is not None for cell in cells) else 1
 
 
-def _locked(folder: Path) -> int:
+def locked(folder: Path) -> int:
     """Waits until nobody else is at work on a study, runs of an earlier start included."""
-    lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
+    lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -200,7 +218,12 @@ def _locked(folder: Path) -> int:
     return lock
 
 
-def _diagnosed(study: Study, folder: Path) -> bool:
+def _folder_of(cells: Sequence[Cell], name: str) -> Path:
+    """The study's, beside those of its runs."""
+    return cells[0].folder.parent / name
+
+
+def _diagnosed(study: Study, folder: Path, lock: int) -> bool:
     """Measures what the file asks for, if that is not done; False: it failed."""
     asked = study.diagnosis
     if asked is None:
@@ -210,10 +233,12 @@ def _diagnosed(study: Study, folder: Path) -> bool:
         *("--steps", *map(str, asked.steps), "--prompts", str(asked.prompts)),
         *("--draws", str(asked.draws), "--out", str(folder)),
     ]
-    if (known := read_diagnosis(folder)) is not None and known.get("command") == command[2:]:
+    config = load_config(study.config, study.settings)
+    if is_diagnosis_of(read_diagnosis(folder), config, asked):
         return True
     log.info("measuring what a policy gradient has to go by")
-    return subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
+    child = start_child(command, environ=os.environ, stdout=sys.stderr, keep=[lock])
+    return child.wait() == 0
 
 
 def _options() -> argparse.Namespace:
@@ -245,13 +270,15 @@ def _checked(study: Study, name: str, tries: Mapping[str, Sequence[Cell]]) -> li
     """The study's runs with what is chosen so far, or the first tries.
 
     Raises:
-        ValueError: a config is wrong with any of an arm's tries, or a run lies there already that
-            had other settings.
+        ValueError: a config is wrong with any of an arm's tries, no run measures a score that the
+            file names, or a run lies there already that had other settings.
     """
+    refuse_unknown_scores(study, name)
     count = max((len(found) for found in tries.values()), default=0)
     for number in range(count):
         cells_of(study, name, {arm: study.arms[arm].tries[number] for arm in tries})
-    best = choose(study, tries)
+    folder = _folder_of(cells_of(study, name), name)
+    best = choose(study, tries, folder)
     done = all(cell.summary is not None for found in tries.values() for cell in found)
     cells = _with_best(study, name, best) if done else cells_of(study, name)
     _refuse_other_settings(
@@ -307,7 +334,7 @@ def _write(
     (folder / "study.html").write_text(page, encoding="utf-8")
     if chosen:
         told = {arm: vars(each) for arm, each in chosen.items()}
-        (folder / "tuning.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
+        (folder / TUNING_FILE).write_text(json.dumps(told, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """The evaluation before training, measured once for all runs of a study that would measure alike.
 
 It depends on the untouched policy, the held-out prompts and the rewards, not on the method or the
-seed of a run: so a run takes it from the folder of a finished one, pictures included.
+seed of a run: so a run takes it from the folder of a finished one, pictures included. What lies
+behind a path, weights and prompts, is taken to be the same as long as the path is.
 """
 
+import os
 import shutil
 from collections.abc import Iterable
 from typing import Any
 
 from deploy.outcome import BEFORE_FILE
+from deploy.plan import has_begun
 from deploy.report_data import versions
 from deploy.run_config import RunConfig
 from deploy.study_file import Cell
@@ -19,8 +22,11 @@ _OF_TRAINING = ("every_cycles", "best_by", "stop")
 
 def take_before(cell: Cell, others: Iterable[Cell]) -> bool:
     """Copies it into the folder of a run that has not begun; False: nobody has measured it."""
-    if cell.folder.exists():
+    if has_begun(cell.config, os.environ):
         return False
+    pictures_there = cell.folder / "pictures" / "before.npz"
+    for left in (cell.folder / BEFORE_FILE, pictures_there):
+        left.unlink(missing_ok=True)  # of a start that came to nothing, maybe with other settings
     for other in others:
         summary = other.summary
         there = other.folder / BEFORE_FILE
@@ -31,10 +37,9 @@ def take_before(cell: Cell, others: Iterable[Cell]) -> bool:
             and measured_by(other.config) == measured_by(cell.config)
         ):
             pictures = other.folder / "pictures" / "before.npz"
+            pictures_there.parent.mkdir(parents=True, exist_ok=True)
             if pictures.is_file():
-                (cell.folder / "pictures").mkdir(parents=True)
-                shutil.copyfile(pictures, cell.folder / "pictures" / "before.npz")
-            cell.folder.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(pictures, pictures_there)
             shutil.copyfile(there, cell.folder / BEFORE_FILE)
             return True
     return False

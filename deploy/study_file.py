@@ -160,7 +160,7 @@ class Study(Section):
         for name, arm in self.arms.items():
             if arm.tuned_as and arm.tries:
                 raise ValueError(f"arm {name} has tries, and is tuned as {arm.tuned_as}: drop one")
-            if arm.tuned_as and arm.tuned_as not in counts:
+            if arm.tuned_as and not counts.get(arm.tuned_as):
                 raise ValueError(
                     f"arm {name} is tuned as {arm.tuned_as}, which is no arm with tries of its own"
                 )
@@ -252,6 +252,26 @@ class Cell:
         return list(_differences(there, self.config.model_dump(mode="json")))
 
 
+def refuse_unknown_scores(study: Study, name: str) -> None:
+    """Raises ValueError if the file names a score that none of its runs measures."""
+    known = {score for cell in cells_of(study, name) for score in scores_of(cell.config)}
+    named = [*(study.scores or ()), *(score for front in study.fronts for score in front.scores)]
+    if study.tuning is not None:
+        named.append(study.tuning.score)
+    if unknown := [score for score in dict.fromkeys(named) if score not in known]:
+        raise ValueError(
+            f"no run measures {', '.join(unknown)}; there are {', '.join(sorted(known))}"
+        )
+
+
+def scores_of(config: RunConfig) -> tuple[str, ...]:
+    """Names of all that an evaluation of a run tells."""
+    distances = [f"diversity_{name}" for name in config.evaluation.diversity.distances]
+    drift = ["clean_distance"] if config.model.is_few_step else []
+    signs = ("colour_entropy", "sharpness", "diversity", "kl_nats")
+    return (*config.measured_scores, *signs, *distances, *drift)
+
+
 def load_study(path: Path) -> Study:
     """A study's file.
 
@@ -314,6 +334,9 @@ def cells_of(
             if problem := _off_budget(cell.config, study.budget):
                 wrong.setdefault(cell.arm, problem)
     _refuse(wrong)
+    names = [cell.config.name for cell in cells]
+    if twice := {run for run in names if names.count(run) > 1}:
+        raise ValueError(f"two arms have the same runs: {', '.join(sorted(twice))}")
     return cells
 
 

@@ -11,7 +11,7 @@ COLOURS = (
     "#556070", "#a3a500",
 )  # fmt: skip
 Band = Sequence[tuple[float, float, float]]
-"""Places, means, and half their 95 % intervals; nan: of one run alone."""
+"""Places, means, and half their 95 % intervals; 0 of one run alone."""
 
 
 def colour_of(number: int) -> str:

@@ -108,7 +108,7 @@ def _curves(study: Study, results: Finished) -> Iterator[str]:
         for arm, found in results.items()
     }
     for score in scores_shown(study, results):
-        series = {arm: _band(runs, EVALUATION_PHASE, score) for arm, runs in points.items()}
+        series = {arm: band(runs, EVALUATION_PHASE, score) for arm, runs in points.items()}
         yield bands(series, f"{score}, held out", _QUERIES)
     rewards = dict.fromkeys(
         name
@@ -120,16 +120,18 @@ def _curves(study: Study, results: Finished) -> Iterator[str]:
         if name.startswith("reward")
     )
     for name in rewards:
-        series = {arm: _band(runs, _FRESH_PHASE, name) for arm, runs in points.items()}
+        series = {arm: band(runs, _FRESH_PHASE, name) for arm, runs in points.items()}
         yield bands(series, f"{name}, fresh samples", _QUERIES)
 
 
-def _band(runs: Sequence[tuple[RunConfig, Sequence[Point]]], phase: str, name: str) -> Band:
+def band(runs: Sequence[tuple[RunConfig, Sequence[Point]]], phase: str, name: str) -> Band:
     """A curve's mean over the runs, where all of them have a point."""
+    # Fresh samples of a cycle are of the version that it has made.
+    later = int(phase == _FRESH_PHASE)
     curves = []
     for config, points in runs:
         found = {
-            queries_before(config, point.step): point.values[name]
+            queries_before(config, point.step + later): point.values[name]
             for point in points
             if point.phase == phase and name in point.values
         }
@@ -144,7 +146,8 @@ def _band(runs: Sequence[tuple[RunConfig, Sequence[Point]]], phase: str, name: s
 
 
 def queries_before(config: RunConfig, cycle: int) -> int:
-    """What the samples cost that a policy version, after so many cycles, has learned from."""
+    """What the samples cost that a policy version, after so many cycles, has learned from; after
+    the last cycle, what the run has cost."""
     ends = (0, *config.method.round_ends)
     groups = ends[cycle] if cycle < config.method.cycles else ends[-1]
     records = groups * config.actors.group_size

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,21 @@ import moocore
 import numpy as np
 
 from deploy.compare import changes, half_interval
-from deploy.study_file import DIAGNOSIS_FILE, Budget, Cell, Front, Study
+from deploy.plan import has_begun
+from deploy.report_data import versions
+from deploy.run_config import RunConfig
+from deploy.study_file import (
+    DIAGNOSIS_FILE,
+    Budget,
+    Cell,
+    Diagnosed,
+    Front,
+    Study,
+    cells_of,
+)
 
 _COSTS = ("reward queries", "TFLOPs", "wall s")
+TUNING_FILE = "tuning.json"
 _LACKING = "–"
 """Of a score that a run does not measure, such as that of its eighth step where it takes two."""
 Finished = Mapping[str, Sequence[tuple[Cell, dict[str, Any]]]]
@@ -45,19 +58,43 @@ def finished(study: Study, cells: Sequence[Cell]) -> dict[str, list[tuple[Cell, 
     return found
 
 
-def choose(study: Study, tries: Mapping[str, Sequence[Cell]]) -> dict[str, Chosen]:
-    """The best try of every arm that has some, the first of equal ones."""
+def choose(study: Study, tries: Mapping[str, Sequence[Cell]], folder: Path) -> dict[str, Chosen]:
+    """The best try of every arm that has some, the first of equal ones.
+
+    A choice that runs have begun with stays, whatever becomes of a try that had failed then.
+
+    Args:
+        folder: of the study.
+    """
     if study.tuning is None:
         return {}
-    found = {}
+    recorded, found = _recorded_choices(folder), {}
     for arm, cells in tries.items():
         scores = tuple(
             (cell.summary or {}).get("after", {}).get(study.tuning.score) for cell in cells
         )
         known = [score for score in scores if score is not None]
-        values = study.arms[arm].tries[scores.index(max(known))] if known else None
+        all_tries = study.arms[arm].tries
+        values = all_tries[scores.index(max(known))] if known else None
+        earlier = recorded.get(arm)
+        if earlier in all_tries and _has_begun(study, folder.name, arm, earlier):
+            values = earlier
         found[arm] = Chosen(values, scores)
     return found
+
+
+def _recorded_choices(folder: Path) -> dict[str, tuple[str, ...]]:
+    try:
+        told = json.loads((folder / TUNING_FILE).read_text(encoding="utf-8"))
+        return {arm: tuple(each["values"]) for arm, each in told.items() if each["values"]}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+
+
+def _has_begun(study: Study, name: str, arm: str, values: tuple[str, ...]) -> bool:
+    """Whether a run of the study's seeds was started with a choice."""
+    cells = cells_of(study, name, {arm: values})
+    return any(has_begun(cell.config, os.environ) and not cell.changed_settings() for cell in cells)
 
 
 def scores_shown(study: Study, results: Finished) -> list[str]:
@@ -127,7 +164,8 @@ def tuning_rows(study: Study, chosen: Mapping[str, Chosen]) -> list[list[str]]:
 
 
 def front_rows(study: Study, results: Finished) -> list[list[str]]:
-    """A head and a row a front and family: hypervolume, mean and 95 % interval over the seeds."""
+    """A head and a row a front and family: hypervolume, mean and 95 % interval over the seeds that
+    all its arms have finished."""
     if not study.fronts:
         return []
     rows = [["front", "family", "seeds", "hypervolume"]]
@@ -137,10 +175,22 @@ def front_rows(study: Study, results: Finished) -> list[list[str]]:
             for cell, summary in (run for arm in arms for run in results.get(arm, ())):
                 if (point := point_of(front, summary)) is not None:
                     by_seed.setdefault(cell.config.seed, []).append(point)
-            volumes = [hypervolume(points, front.reference) for points in by_seed.values()]
+            whole = [points for points in by_seed.values() if len(points) == len(arms)]
+            volumes = [hypervolume(points, front.reference) for points in whole]
             told = f"{statistics.mean(volumes):.4f}{_interval(volumes, 4)}" if volumes else ""
             rows.append([" × ".join(front.scores), family, str(len(volumes)), told])
     return rows
+
+
+def is_diagnosis_of(known: Mapping[str, Any] | None, config: RunConfig, asked: Diagnosed) -> bool:
+    """Whether a diagnosis is what the file asks for, by this program and its libraries."""
+    return known is not None and known.get("asked") == described(config, asked)
+
+
+def described(config: RunConfig, asked: Diagnosed) -> dict[str, Any]:
+    """What a diagnosis depends on."""
+    told = {"config": config.model_dump(mode="json", exclude={"name"}), "versions": versions()}
+    return {**told, **asked.model_dump(mode="json")}
 
 
 def read_diagnosis(folder: Path) -> dict[str, Any] | None:

@@ -21,22 +21,27 @@ from pathlib import Path
 from typing import Any
 
 from buffer.records import record_id
-from learner.sample_trace import SAMPLES_FOLDER, SCORED_FILE, lines_about
+from learner.sample_trace import SAMPLES_FOLDER, SCORED_FILE, draws_of, lines_about
 
 _ID = re.compile(r"(\d{1,10})(?:\.(\d{1,3}))?", re.ASCII)
 _DRAWN = re.compile(r"drawn-(\d+)\.jsonl", re.ASCII)
 
 
 def life_of(folder: Path, name: str) -> dict[str, Any]:
-    """`scored`, what the log said of a record when it first named it (None: nothing), and `draws`,
-    each with its rank, in order of time."""
+    """`scored`, what the log said of a record last, as one that failed may have been released; and
+    `draws`, each with its rank, in order of time. None: the log said nothing.
+
+    Draws of cycles that a resumed run made once more are left out: their updates are gone.
+    """
     samples = folder / SAMPLES_FOLDER
-    scored = next(lines_about(samples / SCORED_FILE, name), None)
+    scored = None
+    for line in lines_about(samples / SCORED_FILE, name):
+        scored = line
     draws = [
         {"rank": int(match[1]), **draw}
         for path in samples.glob("drawn-*.jsonl")
         if (match := _DRAWN.fullmatch(path.name))
-        for draw in lines_about(path, name)
+        for draw in draws_of(path, name)
     ]
     draws = [
         {key: draw[key] for key in ("rank", "time_ms", "version")}

@@ -39,8 +39,10 @@ class MeanVector:
     @property
     def snr(self) -> float:
         """Length of the mean over the spread of one estimate around it; 0 where no mean is seen."""
-        noise = self.power - max(self.signal, 0.0)
-        return (max(self.signal, 0.0) / noise) ** 0.5 if noise > 0 else float("inf")
+        if self.signal <= 0:
+            return 0.0
+        noise = self.power - self.signal
+        return (self.signal / noise) ** 0.5 if noise > 0 else float("inf")
 
 
 class VectorSum:

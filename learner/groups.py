@@ -276,11 +276,16 @@ class ScoredGroups:
             start=np.zeros(len(index)),
         )
 
-    def fetch(self, tickets: Sequence[int]) -> GroupBatch:
-        """Latents and rewards of complete groups; those evicted meanwhile are left out."""
+    def fetch(self, tickets: Sequence[int], *, to_learn: bool = True) -> GroupBatch:
+        """Latents and rewards of complete groups; those evicted meanwhile are left out.
+
+        Args:
+            to_learn: False: to measure something on them.
+        """
         rows_GN = self._rows(tickets)
         entries = self.index.entries(rows_GN.flatten())
-        self.tell_fetched(entries)
+        if to_learn:
+            self.tell_fetched(entries)
         wanted = [(e.record_id, e.scored[step]) for e in entries for step in self.steps]
         latents = self._replay.read_latents(wanted)
         per_group = self.source.group_size * len(self.steps)

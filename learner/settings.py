@@ -99,8 +99,8 @@ class Learner(Section):
     keep_checkpoints: Count = 2
     """Newest checkpoints that are kept."""
     sample_trace: bool = True
-    """Write into `samples/` where every sample came from and which cycles learned from it, some 300
-    bytes each, for `deploy.trace`."""
+    """Write into `samples/` where every sample came from and which cycles drew it, some 300 bytes
+    each, for `deploy.trace`."""
 
 
 class Surrogate(Section):

@@ -159,7 +159,7 @@ class Alternating:
         if self._surrogate is None:
             return
         if fresh:
-            self._surrogate.judge(cycle, self._groups.fetch(fresh))
+            self._surrogate.judge(cycle, self._groups.fetch(fresh, to_learn=False))
         # Older ones than the replay keeps are not drawn.
         oldest = max(0, fresh_range.stop - self._groups.source.capacity_groups)
         known = self._groups.complete(range(oldest, fresh_range.start))

@@ -168,7 +168,7 @@ class SurrogateSteps:
             return
         mine = list(tickets)[self._seat.share]
         parts = [
-            gram(self._trainer.features(self._groups.fetch(mine[i : i + _AT_ONCE])))
+            gram(self._trainer.features(self._groups.fetch(mine[i : i + _AT_ONCE], to_learn=False)))
             for i in range(0, len(mine), _AT_ONCE)
         ]
         width = self._trainer.num_features
@@ -178,7 +178,7 @@ class SurrogateSteps:
     def _held_out_accuracy(self, tickets: list[int]) -> dict[str, float]:
         """All ranks measure the same groups, so all stop at the same step."""
         parts = [
-            self._trainer.accuracy(self._groups.fetch(tickets[i : i + _AT_ONCE]))
+            self._trainer.accuracy(self._groups.fetch(tickets[i : i + _AT_ONCE], to_learn=False))
             for i in range(0, len(tickets), _AT_ONCE)
         ]
         means = np.nanmean(np.array(parts), axis=0)

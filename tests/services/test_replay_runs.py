@@ -8,7 +8,9 @@ import time
 
 import pytest
 
+from buffer.connection import connect
 from buffer.embedded import EmbeddedServer
+from buffer.errors import ReplayUnfit
 from buffer.records import START, IndexEntry
 from buffer.redis_replay import RedisReplay, ReplaySettings
 from tests.services.replay_calls import (
@@ -18,6 +20,7 @@ from tests.services.replay_calls import (
     NewReplay,
     assert_balanced,
     claim,
+    one_server,
     put,
 )
 
@@ -97,3 +100,21 @@ def test_records_survive_crashes_of_everybody_and_count_once(
     entries = control.tail(START, max_entries=1000)
     names = [entry.record_id for entry in entries if isinstance(entry, IndexEntry)]
     assert sorted(names) == [r.record_id for t in range(tickets) for r in make_group(t, size=size)]
+
+
+@one_server
+@pytest.mark.parametrize("written", [None, b"1", b"3"])
+def test_a_run_of_another_record_format_is_refused_and_left_alone(
+    server: EmbeddedServer, new_replay: NewReplay, written: bytes | None
+) -> None:
+    replay = new_replay()
+    replay.admit(limit=3, policy_version=0)
+    key = f"fleetune:{{{replay.settings.run}}}:tickets"
+    with connect(server.url, timeout_s=5) as admin:
+        if written is None:  # as a program wrote it that knew of no other format
+            admin.hdel(key, "format")
+        else:
+            admin.hset(key, "format", written)
+        with pytest.raises(ReplayUnfit, match="begin a run of another name"):
+            new_replay()
+        assert admin.hget(key, "limit") == b"3"

@@ -35,6 +35,15 @@ def test_every_number_of_steps_has_its_row(
     assert len(shown) == 5
 
 
+def test_a_reward_that_is_the_same_of_all_pictures_tells_nothing(
+    pipelines: Path, tmp_path: Path
+) -> None:
+    two = measured(pipelines, tmp_path, "rewards.binding.kind=shapes-exact", "--steps", "2")
+    (told,) = two["measured"]
+    assert (told["alike"], told["snr"], told["policy_shares"]) == (2, 0.0, [0.0, 0.0])
+    assert two["rows"][1][5] == "0%"
+
+
 def test_batches_change_nothing(pipelines: Path, tmp_path: Path) -> None:
     whole = measured(pipelines, tmp_path, "--steps", "2", "--batch", "8")["measured"][0]
     parts = measured(pipelines, tmp_path, "--steps", "2", "--batch", "3")["measured"][0]

@@ -69,6 +69,35 @@ def test_a_resumed_run_that_reads_its_log_again_writes_nothing_twice(tmp_path: P
     assert life_of(tmp_path, record_id(2, 0))["scored"]["failed"] == "no score"
 
 
+def test_a_record_that_failed_and_was_released_has_its_rewards(tmp_path: Path) -> None:
+    SampleTrace(tmp_path, 0).told([failed(3, "1-0"), committed(3, "2-0")])
+    assert life_of(tmp_path, record_id(3, 0))["scored"]["rewards"] == {"binding": [0.25, 0.5]}
+
+
+def test_draws_of_cycles_that_are_made_once_more_are_left_out(tmp_path: Path) -> None:
+    entry, other = committed(3, "1-0"), committed(4, "2-0")
+    trace = SampleTrace(tmp_path, 0)
+    for version in (5, 6, 6, 7):
+        trace.drawn(version, [entry])
+    SampleTrace(tmp_path, 0)  # a start that drew nothing
+    again = SampleTrace(tmp_path, 0)
+    again.drawn(6, [other])
+    again.drawn(8, [entry])
+    draws = life_of(tmp_path, entry.record_id)["draws"]
+    assert [draw["version"] for draw in draws] == [5, 8]
+
+
+def test_a_full_disk_ends_the_trace_and_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trace = SampleTrace(tmp_path, 0)
+    (tmp_path / "samples" / "scored.jsonl").mkdir()  # nothing can be appended there
+    trace.told([committed(0, "1-0")])
+    trace.told([committed(1, "2-0")])
+    trace.drawn(0, [committed(0, "1-0")])
+    assert caplog.text.count("no more samples are traced") == 1
+
+
 def test_positions_on_several_servers_are_known_again(tmp_path: Path) -> None:
     SampleTrace(tmp_path, 0).told([committed(0, "5-0,0-0"), committed(1, "5-0,7-0")])
     SampleTrace(tmp_path, 0).told([committed(1, "5-0,7-0"), committed(2, "6-0,7-0")])

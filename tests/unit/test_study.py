@@ -8,11 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from deploy.curves import Point
 from deploy.report_data import versions
 from deploy.run_config import load_config
 from deploy.study_before import measured_by, take_before
-from deploy.study_file import Cell, Study, cells_of, load_study, tries_of
-from deploy.study_report import queries_before, study_html
+from deploy.study_file import (
+    Cell,
+    Study,
+    cells_of,
+    load_study,
+    refuse_unknown_scores,
+    tries_of,
+)
+from deploy.study_report import band, queries_before, study_html
 from deploy.study_tables import (
     beyond_budget,
     choose,
@@ -178,7 +186,7 @@ def test_the_best_try_of_an_arm_is_run_with_every_seed_and_ablations_take_it_ove
     finish(tries["plain"][0], tmp_path, 0.5, 0.6)
     finish(tries["plain"][1], tmp_path, 0.5, 0.7)
     finish(tries["no-anchor"][0], tmp_path, 0.5, 0.6, status="failed")
-    chosen = choose(tuned, tries)
+    chosen = choose(tuned, tries, tmp_path)
     assert chosen["plain"].values == ("method.learning_rate=2e-4",)
     assert chosen["plain"].scores == (0.6, 0.7)
     assert chosen["no-anchor"].values is None
@@ -193,6 +201,20 @@ def test_the_best_try_of_an_arm_is_run_with_every_seed_and_ablations_take_it_ove
     assert {cell.arm for cell in cells} == {"plain", "last"}  # no try of the third has a score
     assert set(rates(cells).values()) == {2e-4}
     assert {cell.config.method.cycles for cell in cells} != {1}
+
+
+def test_a_choice_that_runs_have_begun_with_stays(tuned: Study, tmp_path: Path) -> None:
+    tries, folder = tries_of(tuned, "trial"), tmp_path / "runs" / "trial"
+    finish(tries["plain"][0], tmp_path, 0.5, 0.6)
+    folder.mkdir()
+    first = choose(tuned, tries, folder)["plain"]
+    (folder / "tuning.json").write_text(json.dumps({"plain": vars(first)}))
+    finish(tries["plain"][1], tmp_path, 0.5, 0.9)  # it had failed, and was tried again
+    assert choose(tuned, tries, folder)["plain"].values == ("method.learning_rate=2e-4",)
+    begun = cells_of(tuned, "trial", {"plain": first.values or ()})[0]
+    begun.folder.mkdir()
+    (begun.folder / "config.json").write_text(begun.config.to_json())
+    assert choose(tuned, tries, folder)["plain"].values == first.values
 
 
 def test_a_quick_run_takes_the_first_try_and_tunes_nothing(tuned: Study) -> None:
@@ -210,6 +232,7 @@ def test_a_quick_run_takes_the_first_try_and_tunes_nothing(tuned: Study) -> None
         ("seed: 7", "seed: 1", "one of the study's own seeds"),
         ("tuning: {seed: 7, score: exact_2step, settings: [method.cycles=1]}", "", "is chosen"),
         ("against: plain", "against: nobody", "nobody is no arm"),
+        ("tuned_as: plain", "tuned_as: last", "no arm with tries of its own"),
     ],
 )
 def test_unequal_tuning_is_refused(file: Path, old: str, new: str, message: str) -> None:
@@ -217,6 +240,24 @@ def test_unequal_tuning_is_refused(file: Path, old: str, new: str, message: str)
     file.write_text(TUNED.replace(old, new))
     with pytest.raises(ValueError, match=message):
         load_study(file)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("score: exact_2step", "score: exact_3step"),
+        ("scores: [exact_2step]", "scores: [exact_3step]"),
+        ("scores: [exact_2step, diversity]", "scores: [exact_3step, diversity]"),
+    ],
+)
+def test_a_score_that_no_run_measures_is_refused_before_anything_runs(
+    tuned: Study, file: Path, old: str, new: str
+) -> None:
+    refuse_unknown_scores(tuned, "trial")
+    assert old in TUNED
+    file.write_text(TUNED.replace(old, new))
+    with pytest.raises(ValueError, match="no run measures exact_3step; there are clean_distance"):
+        refuse_unknown_scores(load_study(file), "trial")
 
 
 def test_a_wrong_try_is_refused_before_any_of_them_runs(tuned: Study, file: Path) -> None:
@@ -265,9 +306,9 @@ def test_a_family_s_hypervolume_is_taken_seed_by_seed(tuned: Study, tmp_path: Pa
     for cell in cells:
         if cell.arm == "plain" or (cell.arm, cell.config.seed) == ("last", 0):
             finish(cell, tmp_path, 0.5, 0.9 if cell.arm == "last" else 0.6)
-    half = 12.706 * math.sqrt(0.045) / math.sqrt(2)
     rows = front_rows(study, finished(study, cells))
-    assert rows[1] == ["exact_2step × diversity", "plain", "2", f"0.7500 ± {half:.4f}"]
+    # Of the second seed an arm is missing.
+    assert rows[1] == ["exact_2step × diversity", "plain", "1", "0.9000"]
     assert rows[2][1:] == ["no-anchor", "0", ""]
 
 
@@ -309,6 +350,10 @@ def test_what_the_untouched_policy_scores_is_measured_once(
     assert (alike.folder / "before.json").read_text() == '{"exact_2step": 0.5}'
     assert (alike.folder / "pictures" / "before.npz").read_bytes() == b"pictures"
     assert "--resume" not in alike.command(in_cluster=False)
+    # What a start that came to nothing left there may be of other settings.
+    (alike.folder / "before.json").write_text("{}")
+    assert take_before(alike, cells)
+    assert (alike.folder / "before.json").read_text() == '{"exact_2step": 0.5}'
     # Another number of samples is another measurement, and so are other libraries.
     values = [*alike.arguments[1:], "evaluation.samples=7", 'name="more"']
     more = Cell("plain", load_config(alike.arguments[0], values), ())
@@ -331,6 +376,13 @@ def test_a_run_with_other_settings_is_no_run_of_the_study(
     assert "trial-plain-seed0 holds a run with other settings (method.cycles: 1, not 2)" in (
         done.stderr
     )
+
+
+def test_two_arms_with_the_same_runs_are_refused(file: Path) -> None:
+    arms = "  plain: {runs: one}\n  other: {runs: one}\n"
+    file.write_text(TEXT.replace("  plain: []\n", arms))
+    with pytest.raises(ValueError, match="two arms have the same runs: one-seed0, one-seed1"):
+        cells_of(load_study(file), "trial")
 
 
 def test_two_studies_share_an_arm_by_the_name_of_its_runs(
@@ -373,6 +425,14 @@ def test_queries_are_those_of_what_a_version_has_learned_from() -> None:
     assert spent[0] == 0
     assert spent == sorted(spent)
     assert spent[-1] == config.planned_queries
+
+
+def test_fresh_samples_stand_where_the_version_that_made_them_does(tmp_path: Path) -> None:
+    config = load_config("deploy/configs/smoke.yaml", ["method.cycles=3"])
+    points = [Point(0, 1.0, "fresh", {"reward": 0.5}), Point(1, 1.0, "evaluation", {"exact": 0.5})]
+    ((fresh, *_),) = band([(config, points)], "fresh", "reward")
+    ((held_out, *_),) = band([(config, points)], "evaluation", "exact")
+    assert fresh == held_out == queries_before(config, 1) > 0
 
 
 @pytest.mark.parametrize(
