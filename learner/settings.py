@@ -58,8 +58,9 @@ class Model(Section):
     """Which modules get an adapter: attention projections, all linear and convolution layers, or
     the names in a list."""
     precision: Precision = "fp32"
-    """What the networks of policy, base and teacher compute in, in samplers and learner; auto: bf16
-    where the device has instructions for it. Weights, latents and losses stay fp32."""
+    """What the networks of policy, base and teacher compute in, in samplers and learner: bf16 is
+    quicker where the device has it and far slower elsewhere; auto takes it where the device has it.
+    Weights, latents and losses stay fp32."""
     attention: Literal["sdpa", "plain"] = "sdpa"
     """Attention kernel: torch's fused one, or plain products for where the fused one is slow."""
 
