@@ -53,7 +53,7 @@ class Head(nn.Module):
             features = scale(feature_map)
             pooled += [features.mean(dim=(2, 3)), features.amax(dim=(2, 3))]
         # Scores of near-equal samples differ by less than bf16 can tell.
-        with torch.autocast(step_B.device.type, enabled=False):
+        with computing_in("fp32", step_B.device):
             hidden = F.silu(self.hidden(torch.cat([p.float() for p in pooled], dim=1)))
             return self.out(hidden[:, :, None])[:, :, 0], hidden
 
@@ -125,7 +125,7 @@ class UNetSurrogate(_Surrogate):
             skips += outputs
             # The block's map before it is halved, at full resolution.
             down_maps.append(outputs[-2] if block.downsamplers is not None else outputs[-1])
-        hidden = middle = self.mid_block(hidden, emb, encoder_hidden_states=text_BLE)
+        hidden = middle = self.mid_block(hidden, emb, **_reading(self.mid_block, text_BLE))
         for block in self.up_blocks:
             own = [skips.pop() for _ in cast("nn.ModuleList", block.resnets)][::-1]
             # An odd size is halved with rounding up; the next skip tells what it was.
@@ -199,7 +199,7 @@ class ConvSurrogate(_Surrogate):
 
 
 def _reading(block: nn.Module, text_BLE: Tensor) -> dict[str, Tensor]:
-    """The text, for a block that reads it."""
+    """The text, for a block that reads it; SSD-1B's middle does not."""
     reads = getattr(block, "has_cross_attention", False)
     return {"encoder_hidden_states": text_BLE} if reads else {}
 

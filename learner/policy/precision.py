@@ -1,5 +1,6 @@
 """What networks compute in. Weights stay float32, and so does what leaves a network."""
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 
 import torch
@@ -17,7 +18,12 @@ def computes_bf16(device: str) -> bool:
     )
 
 
-def computing_in(precision: Precision, device: torch.device) -> torch.autocast:
-    """Within it, products and convolutions on a device are of that precision."""
+def computing_in(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """Within it, products and convolutions on a device are of that precision.
+
+    torch knows no autocast for meta tensors, which are shapes without numbers: they stay float32.
+    """
+    if device.type == "meta":
+        return nullcontext()
     is_bf16 = precision == "bf16" or (precision == "auto" and computes_bf16(device.type))
     return torch.autocast(device.type, torch.bfloat16, enabled=is_bf16)

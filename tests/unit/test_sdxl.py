@@ -16,7 +16,7 @@ from learner.policy.components import PipelineFolder
 from learner.policy.denoiser import Denoiser
 from learner.policy.text import Text
 from learner.surrogate import new_surrogate
-from tests.tiny_sdxl import save_sdxl
+from tests.tiny_sdxl import POOLED, WIDTH_1, WIDTH_2, new_unet_xl, save_sdxl
 
 PROMPTS = ["a red circle left of a blue square", ""]
 SMOKE = Path("deploy/configs/smoke.yaml")
@@ -117,6 +117,14 @@ def test_the_surrogate_has_a_gradient_to_latents(folders: tuple[Path, Path], bac
     surrogate(x, text_of(folders[0]), torch.zeros(2, dtype=torch.long)).sum().backward()
     assert x.grad is not None
     assert float(x.grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("backbone", ["unet", "unet_encoder"])
+def test_a_surrogate_may_have_a_middle_that_reads_no_text_as_ssd_1bs(backbone: Any) -> None:
+    unet = new_unet_xl(mid_block_type="UNetMidBlock2D")
+    surrogate = new_surrogate(backbone, unet, num_steps=1, heads=2, timestep=99, seed=0)
+    text = Text(torch.randn(3, 5, WIDTH_1 + WIDTH_2), torch.randn(3, POOLED), torch.ones(3, 6))
+    assert surrogate(torch.randn(3, 4, 8, 8), text, torch.zeros(3).long()).shape == (3, 2)
 
 
 def test_the_whole_surrogate_starts_as_the_unet_whose_blocks_it_has(
