@@ -1,0 +1,251 @@
+"""What a run needs, and what is missing here for it, without starting anything.
+
+    python -m deploy.doctor CONFIG [a.b=value ...]          looks at this machine
+    python -m deploy.doctor --plan CONFIG [a.b=value ...]   sizes, operations and memory
+
+Without --plan, it checks what `deploy.launch --check` does, and the versions of Python and of the
+libraries, the GPUs that are booked, the memory of the plan against theirs, and the disk below the
+run's folder; every finding tells its remedy. What is looked at is the machine that it runs on:
+on a cluster, run it where the run's processes will be.
+
+With --plan, sizes come from the shapes of the networks alone, without weights and without the
+hub: `model.path` is a folder, or one of the hub ids in `deploy/architectures/models.json`. What is
+left out, `deploy.size_plan` says.
+
+--json prints one line of JSON instead. Exit status: 0 nothing found, 1 findings, 2 what is given
+is wrong.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from deploy.plan import check_environment
+from deploy.run_config import RunConfig, load_config
+
+_PACKAGE = "fleetune"
+_LEAST_FREE_BYTES = 5 * 2**30
+_LEFT_OUT = (
+    "Memory is of one process. Left out: networks of rewards, what a GPU and its kernels need "
+    "besides."
+)
+_CHECKPOINT_COPIES = 2
+"""Of the trained weights, that a checkpoint is counted as."""
+
+
+def version_findings() -> Iterator[str]:
+    """Versions outside of the ranges that the installed package declares."""
+    try:
+        told = importlib.metadata.metadata(_PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        yield f"{_PACKAGE} is not installed here, so what it needs is not known: call make setup"
+        return
+    python, allowed = platform.python_version(), told["Requires-Python"]
+    if not SpecifierSet(allowed).contains(python, prereleases=True):
+        yield f"Python is {python}, but {_PACKAGE} needs {allowed}: set it up with such a Python"
+    for text in importlib.metadata.requires(_PACKAGE) or ():
+        need = Requirement(text)
+        if need.marker is not None and not need.marker.evaluate({"extra": ""}):
+            continue
+        asked = f"{need.name}{need.specifier}"
+        remedy = f"pip install -c constraints.txt '{asked}'"
+        try:
+            version = importlib.metadata.version(need.name)
+        except importlib.metadata.PackageNotFoundError:
+            yield f"{need.name} is not installed, but {_PACKAGE} needs {asked}: {remedy}"
+            continue
+        if not need.specifier.contains(version, prereleases=True):
+            yield f"{need.name} is {version}, but {_PACKAGE} needs {asked}: {remedy}"
+
+
+def gpu_findings(config: RunConfig, gpus: int) -> Iterator[str]:
+    """Processes that book more GPUs than this machine has.
+
+    Args:
+        gpus: how many that are.
+    """
+    for section, booked in _bookings(config).items():
+        if booked > gpus:
+            yield (
+                f"{section}.num_gpus is {booked:g}, and this machine, the only one that was looked "
+                f"at, has {gpus} GPUs that torch can use: run this where they are, install a build "
+                f"of torch for them, or set {section}.num_gpus=0 to compute on CPUs"
+            )
+
+
+def _bookings(config: RunConfig) -> dict[str, float]:
+    """GPUs of one process, by the section that says so."""
+    return {
+        "actors": config.actors.num_gpus,
+        "scoring": config.scoring.num_gpus,
+        "learner": config.learner.num_gpus,
+        "evaluation": config.evaluation.num_gpus,
+    }
+
+
+def memory_findings(
+    config: RunConfig, sizes: Mapping[str, Mapping[str, int]], gpu_bytes: int
+) -> Iterator[str]:
+    """Processes whose plan is larger than their share of a GPU.
+
+    Args:
+        sizes: `bytes` of a size plan.
+        gpu_bytes: memory of the smallest GPU.
+    """
+    lowered = {
+        "sampler": ("actors", "lower actors.groups_per_batch"),
+        "reward_server": ("scoring", "lower scoring.max_batch"),
+        "learner": ("learner", _smaller_learner(config)),
+    }
+    for role, (section, remedy) in lowered.items():
+        booked, needed = _bookings(config)[section], sizes[role]["total"]
+        if booked > 0 and needed > (share := gpu_bytes * min(booked, 1.0)):
+            yield (
+                f"the plan of a {role.replace('_', ' ')} is {in_bytes(needed)}, and its "
+                f"{section}.num_gpus of {booked:g} is {in_bytes(share)} of this machine's GPU: "
+                f"{remedy}, or book a larger share or GPU"
+            )
+
+
+def _smaller_learner(config: RunConfig) -> str:
+    means = []
+    if not config.learner.gradient_checkpointing:
+        means.append("set learner.gradient_checkpointing=true")
+    if config.model.precision == "fp32":
+        means.append("set model.precision=bf16")
+    if hasattr(config.method, "micro_batches"):
+        means.append("raise method.micro_batches")
+    else:
+        means.append("lower method.policy_batch")
+    if config.alternation is not None:
+        means.append("lower method.surrogate.batch_groups")
+    return ", ".join(means)
+
+
+def disk_findings(folder: Path, trained_bytes: int, keep: int) -> Iterator[str]:
+    """Less free space below a run's folder than its checkpoints and pictures may take.
+
+    Args:
+        keep: checkpoints that are kept.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    needed = max(_LEAST_FREE_BYTES, _CHECKPOINT_COPIES * trained_bytes * keep)
+    if free < needed:
+        yield (
+            f"folder: {there} has {in_bytes(free)} free, and a run with {keep} checkpoints should "
+            f"find {in_bytes(needed)}: make room, set folder to another disk, or lower "
+            "learner.keep_checkpoints"
+        )
+
+
+def examine(config: RunConfig, environ: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Findings on this machine, and notes of what could not be looked at."""
+    import torch
+
+    from deploy.size_plan import size_plan, trained_bytes
+
+    gpus, notes, trained = torch.cuda.device_count(), [], 0
+    found = [*check_environment(config, environ), *version_findings()]
+    found += gpu_findings(config, gpus)
+    try:
+        trained = trained_bytes(config)
+        if gpus and any(_bookings(config).values()):
+            memory = min(torch.cuda.get_device_properties(i).total_memory for i in range(gpus))
+            found += memory_findings(config, size_plan(config)["bytes"], memory)
+    except ValueError as error:
+        notes.append(f"memory was not planned: {error}")
+    found += disk_findings(config.run_folder(environ), trained, config.learner.keep_checkpoints)
+    return found, notes
+
+
+def table(plan: Mapping[str, Any]) -> str:
+    """A size plan for a terminal, stage by stage."""
+    flops, sizes, rows = plan["flops"], plan["bytes"], plan["rows"]
+    lines = [
+        ("model", plan["model"], ""),
+        ("", "UNet", f"{plan['unet_params'] / 1e6:,.1f} M parameters"),
+        ("", "trained", f"{plan['trained_params'] / 1e6:,.1f} M parameters"),
+        ("sampling", "one picture", in_flops(flops["sampling_picture"])),
+        *_stage(sizes["sampler"], f"of {rows['sampler']} rows"),
+        ("scoring", "decoding one picture", in_flops(flops["decoding_picture"])),
+        *_stage(sizes["reward_server"], f"of {rows['reward_server']} pictures"),
+        ("learning", "one row of a policy step", in_flops(flops["policy_row"])),
+    ]
+    if "surrogate_row" in flops:
+        surrogate = f"one of {rows['surrogate']} rows of a surrogate step"
+        lines.append(("", surrogate, in_flops(flops["surrogate_row"])))
+    lines += _stage(sizes["learner"], f"of {rows['policy']} rows")
+    widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
+    rows_of_text = (
+        f"{stage:<{widths[0]}}  {what:<{widths[1]}}  {size}".rstrip() for stage, what, size in lines
+    )
+    return "\n".join([*rows_of_text, _LEFT_OUT])
+
+
+def _stage(sizes: Mapping[str, int], rows: str) -> list[tuple[str, str, str]]:
+    named = {"activations": f"activations {rows}"}
+    return [
+        ("", named.get(name, name.replace("_", " ")), in_bytes(size))
+        for name, size in sizes.items()
+        if size
+    ]
+
+
+def in_bytes(size: float) -> str:
+    """In GiB, or in MiB below one."""
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
+
+
+def in_flops(count: float) -> str:
+    """In TFLOP, or in GFLOP below one."""
+    return f"{count / 1e12:,.3f} TFLOP" if count >= 1e12 else f"{count / 1e9:,.3f} GFLOP"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _options(arguments)
+    try:
+        config = load_config(options.config, options.overrides)
+        if options.plan:
+            from deploy.size_plan import size_plan
+
+            plan = size_plan(config)
+            sys.stdout.write((json.dumps(plan) if options.json else table(plan)) + "\n")
+            return 0
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    findings, notes = examine(config, os.environ)
+    if options.json:
+        sys.stdout.write(json.dumps({"findings": findings, "notes": notes}) + "\n")
+    else:
+        lines = [*findings, *notes] if findings else ["nothing found", *notes]
+        sys.stdout.write("\n".join(lines) + "\n")
+    return int(bool(findings))
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m deploy.doctor",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", help="a preset, such as deploy/configs/smoke.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="replaces one setting")
+    parser.add_argument("--plan", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_intermixed_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

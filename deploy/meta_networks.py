@@ -1,0 +1,185 @@
+"""The networks of a run on torch's meta device: their shapes, and no numbers.
+
+Built from the configs of a pipeline's folder, or from those that `deploy/architectures` holds of
+published models, by the functions that learner and samplers are built with.
+Shape suffixes: B rows, C H W latent, L tokens, E width of a token's state, P pooled state.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from deploy.run_config import RunConfig
+from learner.likelihood_settings import Gors
+from learner.policy.components import decode_images
+from learner.policy.denoiser import Denoiser, guidance_rows
+from learner.policy.text import Text
+from learner.policy.views import policy_over
+from learner.settings import Lasro, Model
+from learner.surrogate import new_surrogate
+
+_SHIPPED = Path(__file__).parent / "architectures"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The configs of a pipeline's networks, as diffusers and transformers write them."""
+
+    unet: dict[str, Any]
+    vae: dict[str, Any]
+    text_encoders: tuple[dict[str, Any], ...]
+
+
+def architecture(path: str, *, setting: str = "model.path") -> Architecture:
+    """Of a pipeline's folder, or of a hub id whose configs are in `deploy/architectures`.
+
+    Raises:
+        ValueError: neither, or a folder that lacks one of the configs.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        encoders = ["text_encoder", "text_encoder_2"]
+        present = [name for name in encoders if (folder / name).is_dir()] or encoders[:1]
+        unet, vae = (_config(folder / part / "config.json", setting) for part in ("unet", "vae"))
+        texts = tuple(_config(folder / name / "config.json", setting) for name in present)
+        return Architecture(unet, vae, texts)
+    models = _shipped("models")
+    if path not in models:
+        raise ValueError(
+            f"{setting}: {path!r} is no folder here, and its sizes are not known; give a folder "
+            f"that diffusers' save_pretrained wrote, or one of {', '.join(models)}"
+        )
+    parts = models[path]
+    unet = {**_shipped(parts["unet"]), **parts.get("changes", {})}
+    return Architecture(unet, _shipped(parts["vae"]), tuple(map(_shipped, parts["text_encoders"])))
+
+
+def _shipped(name: str) -> dict[str, Any]:
+    return json.loads((_SHIPPED / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _config(path: Path, setting: str) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{setting}: cannot read {path}: {error}; give a folder that diffusers' "
+            "save_pretrained wrote"
+        ) from error
+
+
+def unet_on_meta(parts: Architecture, model: Model) -> UNet2DConditionModel:
+    """As `PipelineFolder.unet` has it, frozen and without numbers."""
+    with torch.device("meta"):
+        unet: Any = UNet2DConditionModel.from_config(parts.unet)
+    if model.attention == "plain":
+        unet.set_attn_processor(AttnProcessor())
+    return unet.eval().requires_grad_(False)
+
+
+def policy_on_meta(config: RunConfig, base: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The policy over a base, with what is trained of it."""
+    with torch.device("meta"):
+        return policy_over(base, config.model, seed=config.seed)
+
+
+def parameters_of(module: nn.Module, *, trained: bool = False) -> int:
+    """How many numbers its parameters have, or those that are trained."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained)
+
+
+class Networks:
+    """All networks of a run, and calls of them on rows without numbers.
+
+    Attributes:
+        base: the untouched UNet.
+        policy: over it, with what is trained.
+        teacher: where the method distils from one or its surrogate copies one's blocks.
+        surrogate: where one is learned.
+
+    Raises:
+        ValueError: the sizes of a model are not known.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        model = config.model
+        self._guidance_scale = model.guidance_scale
+        parts = architecture(model.path)
+        self.base = unet_on_meta(parts, model)
+        self.policy = policy_on_meta(config, self.base)
+        with torch.device("meta"):
+            vae: Any = AutoencoderKL.from_config(parts.vae)
+        self.vae: AutoencoderKL = vae.eval().requires_grad_(False)
+        self._encoders: list[Any] = [CLIPTextConfig(**told) for told in parts.text_encoders]
+        self.teacher: UNet2DConditionModel | None = None
+        distils = isinstance(config.method, Gors) and model.is_few_step
+        if isinstance(config.method, Lasro) or distils:
+            told = architecture(model.teacher or model.path, setting="model.teacher")
+            self.teacher = unet_on_meta(told, model)
+        self.surrogate = _surrogate(config, self.teacher or self.base)
+
+    def latents(self, rows: int, *, with_gradient: bool = False) -> Tensor:
+        """[B, C, H, W]."""
+        told = self.base.config
+        shape = (rows, told["in_channels"], told["sample_size"], told["sample_size"])
+        return torch.empty(shape, device="meta", requires_grad=with_gradient)
+
+    def text(self, rows: int) -> Text:
+        """What the UNet is told of prompts."""
+        first, *second = self._encoders
+        tokens = first.max_position_embeddings
+        width = self.base.config["cross_attention_dim"]
+        states_BLE = torch.empty(rows, tokens, width, device="meta")
+        if not second:
+            return Text(states_BLE)
+        pooled_BP = torch.empty(rows, second[0].projection_dim, device="meta")
+        return Text(states_BLE, pooled_BP, torch.empty(rows, 6, device="meta"))
+
+    def ask(self, unet: UNet2DConditionModel, x_BCHW: Tensor) -> Tensor:
+        """A UNet's noise."""
+        rows = len(x_BCHW)
+        dim = unet.config["time_cond_proj_dim"]
+        guidance = guidance_rows(self._guidance_scale, dim, rows, "meta")
+        t_B = torch.zeros(rows, dtype=torch.long, device="meta")
+        return Denoiser(unet)(x_BCHW, t_B, self.text(rows), guidance)
+
+    def decode(self, x_BCHW: Tensor) -> Tensor:
+        """Images."""
+        return decode_images(self.vae, x_BCHW)
+
+    def score(self, x_BCHW: Tensor) -> Tensor:
+        """The surrogate's scores."""
+        assert self.surrogate is not None, "this method learns no surrogate"
+        rows = len(x_BCHW)
+        step_B = torch.zeros(rows, dtype=torch.long, device="meta")
+        return self.surrogate(x_BCHW, self.text(rows), step_B)
+
+    @property
+    def text_encoder_params(self) -> int:
+        """Of all text encoders."""
+        kinds: tuple[Any, ...] = (CLIPTextModel, CLIPTextModelWithProjection)
+        with torch.device("meta"):
+            encoders = [kind(told) for kind, told in zip(kinds, self._encoders, strict=False)]
+        return sum(parameters_of(encoder) for encoder in encoders)
+
+
+def _surrogate(config: RunConfig, unet: UNet2DConditionModel) -> nn.Module | None:
+    if (learning := config.alternation) is None:
+        return None
+    options = learning.surrogate
+    with torch.device("meta"):
+        return new_surrogate(
+            options.backbone,
+            unet,
+            num_steps=config.rewarded_steps if isinstance(learning, Lasro) else 1,
+            heads=options.heads,
+            timestep=options.timestep,
+            seed=config.seed,
+        )

@@ -1,0 +1,271 @@
+"""Sizes, operations and memory of a run, from shapes alone: no weights, no network, no GPU.
+
+    plan = size_plan(load_config("deploy/configs/sd15-sqdf-hps.yaml"))
+    plan["bytes"]["learner"]["total"]
+
+Bytes are of one process, on the device where it computes. Weights, gradients and optimizer are
+float32. Where a network computes in bf16, its activations count half, which is less than the
+truth, as what normalises stays float32; `auto` counts as fp32. Left out are the networks of
+rewards, the weights of an LCM-LoRA, and what `deploy.meta_counts` leaves out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from deploy.meta_counts import Kept, computed_again, flops_of, kept_by, peak_of
+from deploy.meta_networks import (
+    Networks,
+    architecture,
+    parameters_of,
+    policy_on_meta,
+    unet_on_meta,
+)
+from deploy.run_config import RunConfig
+from deploy.size_rows import GraphRows, graph_rows, is_guided, surrogate_rows
+from learner.likelihood_settings import Gors
+from learner.settings import Precision
+from learner.sqdf_settings import Sqdf
+
+_FLOAT = 4
+_MOMENTS = 2
+"""AdamW's, each as large as what is trained."""
+_REDUCED_AT_ONCE = 500_000_000
+"""Gradients that DeepSpeed's ZeRO makes room for to reduce them, by its default."""
+
+
+def trained_bytes(config: RunConfig) -> int:
+    """Of the weights that are trained.
+
+    Raises:
+        ValueError: the sizes of the model are not known.
+    """
+    base = unet_on_meta(architecture(config.model.path), config.model)
+    return _FLOAT * parameters_of(policy_on_meta(config, base), trained=True)
+
+
+def size_plan(config: RunConfig) -> dict[str, Any]:
+    """Parameters, `flops`, and `bytes` of a sampler, a reward server and a rank of the learner.
+
+    `flops.policy_row` is of the policy's own calls for one row of a policy step, forward and
+    backward, with what gradient checkpointing computes again. `rows` are those that pass a network
+    in the activations that are told: of the policy, in all calls of a micro-batch together.
+
+    Raises:
+        ValueError: the sizes of a model are not known.
+    """
+    networks = Networks(config)
+    graph, guided = graph_rows(config), 1 + is_guided(config)
+    with torch.no_grad():
+        sampling = flops_of(lambda: networks.ask(networks.base, networks.latents(1)))
+        decoding = flops_of(lambda: networks.decode(networks.latents(1)))
+    flops = {
+        "sampling_picture": config.model.num_steps * guided * sampling,
+        "decoding_picture": decoding,
+        "policy_row": sum(graph.policy) * _policy_call(config, networks) // graph.step_rows,
+    }
+    if networks.surrogate is not None:
+        flops["surrogate_row"] = flops_of(
+            lambda: networks.score(networks.latents(1)).sum().backward()
+        )
+    rows = {
+        "sampler": config.actors.group_size * config.actors.groups_per_batch * guided,
+        "reward_server": config.images_per_decode,
+        "policy": sum(graph.policy),
+        "surrogate": surrogate_rows(config),
+    }
+    return {
+        "model": config.model.path,
+        "unet_params": parameters_of(networks.base),
+        "trained_params": parameters_of(networks.policy, trained=True),
+        "rows": rows,
+        "flops": flops,
+        "bytes": {
+            "sampler": _sampler(config, networks, rows["sampler"]),
+            "reward_server": _reward_server(networks, rows["reward_server"]),
+            "learner": _learner(config, networks, graph),
+        },
+    }
+
+
+def _policy_call(config: RunConfig, networks: Networks) -> int:
+    """Operations of one row, forward and backward."""
+    if config.learner.gradient_checkpointing:
+        networks.policy.enable_gradient_checkpointing(computed_again)
+    flops = flops_of(lambda: networks.ask(networks.policy, networks.latents(1)).sum().backward())
+    networks.policy.disable_gradient_checkpointing()
+    return flops
+
+
+def _sampler(config: RunConfig, networks: Networks, rows: int) -> dict[str, int]:
+    """The untouched UNet, the one that samples, and an adapter apart from it."""
+    adapter = config.model.trainable == "lora"
+    params = 2 * parameters_of(networks.base) + networks.text_encoder_params
+    params += parameters_of(networks.policy, trained=True) if adapter else 0
+    activations = peak_of(lambda: networks.ask(networks.base, networks.latents(rows)))
+    return _with_total(
+        weights=_FLOAT * params, activations=_computed(activations, config.model.precision)
+    )
+
+
+def _reward_server(networks: Networks, rows: int) -> dict[str, int]:
+    """The whole VAE is loaded; it decodes in float32."""
+    return _with_total(
+        weights=_FLOAT * parameters_of(networks.vae),
+        activations=peak_of(lambda: networks.decode(networks.latents(rows))),
+    )
+
+
+def _learner(config: RunConfig, networks: Networks, rows: GraphRows) -> dict[str, int]:
+    ranks, stage = config.learner.ranks, config.learner.zero_stage
+    held = {
+        "weights": _FLOAT * parameters_of(networks.policy),
+        **optimizer_bytes(parameters_of(networks.policy, trained=True), ranks, stage),
+        "frozen": _FLOAT * _frozen_params(config, networks),
+    }
+    if networks.surrogate is not None:
+        params = parameters_of(networks.surrogate)
+        held["surrogate"] = _FLOAT * params + sum(optimizer_bytes(params, ranks, stage).values())
+    plain = _policy_graph(config, networks, rows, checkpointing=False)
+    checkpointed = _policy_graph(config, networks, rows, checkpointing=True)
+    surrogate = _surrogate_graph(config, networks)
+    used = checkpointed if config.learner.gradient_checkpointing else plain
+    return {
+        **held,
+        "activations": plain.activations,
+        "activations_checkpointed": checkpointed.activations,
+        "cast_weights": plain.casts,
+        "cast_weights_checkpointed": checkpointed.casts,
+        "surrogate_activations": surrogate.activations,
+        "surrogate_cast_weights": surrogate.casts,
+        # Policy and surrogate take turns.
+        "total": sum(held.values()) + max(used.total, surrogate.total),
+    }
+
+
+def optimizer_bytes(trained: int, ranks: int, zero_stage: int) -> dict[str, int]:
+    """Of one rank, for so many trained parameters.
+
+    With ZeRO, DeepSpeed shards a copy of the weights that it updates, and its gradients pass a
+    buffer of one size.
+    """
+    state = _MOMENTS + (zero_stage > 0)
+    return {
+        "gradients": _FLOAT * trained // (ranks if zero_stage == 2 else 1),
+        "optimizer": _FLOAT * state * trained // (ranks if zero_stage > 0 else 1),
+        "reduction": _FLOAT * _REDUCED_AT_ONCE if zero_stage > 0 else 0,
+    }
+
+
+def _frozen_params(config: RunConfig, networks: Networks) -> int:
+    """Of networks beside the policy; one that shares the policy's base costs nothing."""
+    method, params = config.method, 0
+    if networks.teacher is not None:
+        params = parameters_of(networks.teacher)
+    elif config.model.trainable == "full" and not isinstance(method, Gors):
+        params = parameters_of(networks.base)
+    return params + (parameters_of(networks.vae) if method.differentiates_rewards else 0)
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """Bytes that a graph holds: for long, and those of the largest of blocks that take turns.
+
+    Args:
+        casts: of weights, copied to be multiplied in bf16.
+    """
+
+    kept: int = 0
+    block: int = 0
+    kept_casts: int = 0
+    block_casts: int = 0
+
+    @classmethod
+    def of(cls, one_row: Kept, calls: Sequence[int], precision: Precision) -> "_Graph":
+        """Calls of so many rows each: what a row keeps grows with them, a weight's copy not."""
+        casts = precision == "bf16"
+        return cls(
+            _computed(one_row.activations * sum(calls), precision),
+            _computed(one_row.block_activations * max(calls), precision),
+            _computed(one_row.weights * len(calls), precision) if casts else 0,
+            _computed(one_row.block_weights, precision) if casts else 0,
+        )
+
+    def __add__(self, other: "_Graph") -> "_Graph":
+        return _Graph(
+            self.kept + other.kept,
+            max(self.block, other.block),
+            self.kept_casts + other.kept_casts,
+            max(self.block_casts, other.block_casts),
+        )
+
+    @property
+    def activations(self) -> int:
+        return self.kept + self.block
+
+    @property
+    def casts(self) -> int:
+        return self.kept_casts + self.block_casts
+
+    @property
+    def total(self) -> int:
+        return self.activations + self.casts
+
+
+def _policy_graph(
+    config: RunConfig, networks: Networks, rows: GraphRows, *, checkpointing: bool
+) -> _Graph:
+    """Of one micro-batch: the policy's calls, and what its reward is asked through."""
+    policy, base, precision = networks.policy, networks.base, config.model.precision
+    kept = kept_by(
+        policy,
+        lambda: networks.ask(policy, networks.latents(1)),
+        checkpointed=policy if checkpointing else None,
+    )
+    graph = _Graph.of(kept, rows.policy, precision)
+    if rows.frozen:
+        # Of frozen networks, SQDF alone checkpoints those that its gradient passes.
+        kept = kept_by(
+            base,
+            lambda: networks.ask(base, networks.latents(1, with_gradient=True)),
+            checkpointed=base if checkpointing and isinstance(config.method, Sqdf) else None,
+        )
+        graph += _Graph.of(kept, rows.frozen, precision)
+    if config.method.differentiates_rewards:
+        kept = kept_by(
+            networks.vae,
+            lambda: networks.decode(networks.latents(1, with_gradient=True)),
+            checkpointed=networks.vae if checkpointing else None,
+        )
+        graph += _Graph.of(kept, (rows.climbed,), "fp32")
+    elif (surrogate := networks.surrogate) is not None:
+        surrogate.requires_grad_(False)
+        kept = kept_by(surrogate, lambda: networks.score(networks.latents(1, with_gradient=True)))
+        surrogate.requires_grad_(True)
+        graph += _Graph.of(kept, (rows.climbed,), _surrogate_precision(config))
+    return graph
+
+
+def _surrogate_graph(config: RunConfig, networks: Networks) -> _Graph:
+    """Of a surrogate step, whose rows go through together."""
+    if (surrogate := networks.surrogate) is None:
+        return _Graph()
+    kept = kept_by(surrogate, lambda: networks.score(networks.latents(1)))
+    return _Graph.of(kept, (surrogate_rows(config),), _surrogate_precision(config))
+
+
+def _surrogate_precision(config: RunConfig) -> Precision:
+    learning = config.alternation
+    assert learning is not None
+    return learning.surrogate.precision
+
+
+def _computed(float32_bytes: int, precision: Precision) -> int:
+    """What is float32 on the meta device, in the precision that is computed in."""
+    return float32_bytes // 2 if precision == "bf16" else float32_bytes
+
+
+def _with_total(**parts: int) -> dict[str, int]:
+    return {**parts, "total": sum(parts.values())}

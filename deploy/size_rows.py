@@ -1,0 +1,69 @@
+"""How many rows of network calls a process of a run holds at once; counts alone, no torch."""
+
+from dataclasses import dataclass
+
+from deploy.run_config import RunConfig
+from learner.draft_settings import Draft
+from learner.likelihood_settings import Dpo
+from learner.on_policy_settings import OnPolicy, Pso
+from learner.settings import Climbing, Lasro
+from learner.sqdf_settings import Sqdf
+
+
+@dataclass(frozen=True)
+class GraphRows:
+    """Calls whose activations one micro-batch of a policy step keeps until its backward pass.
+
+    Args:
+        step_rows: rows of the micro-batch, as `method.policy_batch` counts them.
+        policy: rows of every call of the policy.
+        frozen: rows of every call of an untrained network that the gradient passes.
+        climbed: clean latents whose reward is asked with a gradient.
+    """
+
+    step_rows: int
+    policy: tuple[int, ...]
+    frozen: tuple[int, ...] = ()
+    climbed: int = 0
+
+
+def is_guided(config: RunConfig) -> bool:
+    """Whether samplers call the network on doubled rows, for classifier-free guidance."""
+    return not config.model.is_few_step and config.model.guidance_scale != 1
+
+
+def graph_rows(config: RunConfig) -> GraphRows:
+    """Of one rank's micro-batch."""
+    method, num_steps = config.method, config.model.num_steps
+    of_rank = method.policy_batch // config.learner.ranks
+    if isinstance(method, Lasro):
+        anchored = -(-method.anchor.batch // config.learner.ranks)
+        first = of_rank + (anchored if method.anchor.data != "none" else 0)
+        calls = (first, *(of_rank,) * (num_steps - 1))
+        return GraphRows(of_rank, calls, climbed=of_rank * config.rewarded_steps)
+    rows = -(-of_rank // method.micro_batches)
+    doubled = 1 + is_guided(config)
+    if isinstance(method, OnPolicy):
+        return GraphRows(rows, (rows * doubled * (2 if isinstance(method, Pso) else 1),))
+    if not isinstance(method, Climbing):
+        return GraphRows(rows, (rows * (2 if isinstance(method, Dpo) else 1),))
+    if isinstance(method, Sqdf):
+        clean = {
+            "consistency": (rows,),
+            "tweedie": (rows * doubled,),
+            "ddim": (rows * doubled,) * method.clean.calls,
+        }
+        return GraphRows(rows, (rows * doubled,), clean[method.clean.by], climbed=rows)
+    assert isinstance(method, Draft)
+    copies = rows * (method.renoisings if method.path == "renoised" else 1)
+    calls = (copies * doubled,) * (method.last_steps if method.path == "last" else 1)
+    # From the second step on, a state has a gradient by the steps before it.
+    return GraphRows(rows, calls, calls[1:] if method.alpha > 0 else (), climbed=copies)
+
+
+def surrogate_rows(config: RunConfig) -> int:
+    """Latents of one rank's surrogate step, which go through in one call; 0: none is learned."""
+    if (learning := config.alternation) is None:
+        return 0
+    groups = learning.surrogate.batch_groups // config.learner.ranks
+    return groups * config.actors.group_size * config.rewarded_steps

@@ -1,0 +1,186 @@
+"""What the doctor finds, in words that tell the remedy, and how its command answers."""
+
+import importlib.metadata
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from deploy.doctor import (
+    disk_findings,
+    gpu_findings,
+    in_bytes,
+    main,
+    memory_findings,
+    version_findings,
+)
+from deploy.run_config import RunConfig, load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+SMOKE = str(ROOT / "deploy" / "configs" / "shapes-lasro.yaml")
+GIB = 2**30
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A config whose run could begin on a machine without a GPU."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("FLEETUNE_RUNS", raising=False)
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    usage = SimpleNamespace(total=100 * GIB, used=0, free=100 * GIB)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    return [SMOKE, "name=n", f"folder={tmp_path}"]
+
+
+def _config(*overrides: str) -> RunConfig:
+    return load_config(SMOKE, ["name=n", *overrides])
+
+
+def test_a_machine_that_lacks_nothing_is_told_so(
+    here: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(here) == 0
+    assert capsys.readouterr().out == "nothing found\n"
+
+
+def test_a_missing_gpu_is_a_finding_and_says_which_machine_was_looked_at(
+    here: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*here, "learner.num_gpus=1", "--json"]) == 1
+    (finding,) = json.loads(capsys.readouterr().out)["findings"]
+    assert finding.startswith("learner.num_gpus is 1, and this machine")
+    assert "learner.num_gpus=0" in finding
+
+
+def test_what_keeps_a_run_from_beginning_is_found_too(
+    here: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*here, "rewards.binding.kind=bindings"]) == 1
+    assert "unknown reward 'bindings'" in capsys.readouterr().out
+
+
+def test_sizes_that_are_not_known_are_a_note_and_no_finding(
+    here: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*here, "model.path=some-owner/some-model"]) == 0
+    assert "memory was not planned: model.path: 'some-owner/" in capsys.readouterr().out
+
+
+def test_a_plan_in_json_is_one_line(here: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--plan", *here, "--json"]) == 0
+    line, rest = capsys.readouterr().out.split("\n", 1)
+    assert rest == ""
+    plan = json.loads(line)
+    assert {"unet_params", "trained_params", "flops", "bytes"} <= plan.keys()
+    assert plan["flops"].keys() == {
+        "sampling_picture", "decoding_picture", "policy_row", "surrogate_row",
+    }  # fmt: skip
+    assert plan["bytes"].keys() == {"sampler", "reward_server", "learner"}
+
+
+def test_a_plan_for_a_person_goes_by_stage(
+    here: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--plan", *here]) == 0
+    stages = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert [stage for stage in stages if stage][:4] == ["model", "sampling", "scoring", "learning"]
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [("model.path=some/model", "stable-diffusion-xl-base-1.0"), ("actors.cuont=1", "actors.cuont")],
+)
+def test_what_is_given_wrong_is_said_with_status_2(
+    here: list[str], override: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--plan", *here, override]) == 2
+    captured = capsys.readouterr()
+    assert (told in captured.err, captured.out) == (True, "")
+
+
+def test_the_versions_that_tests_run_with_are_within_their_ranges() -> None:
+    assert list(version_findings()) == []
+
+
+def test_a_version_out_of_range_is_told_with_its_range_and_a_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: "0.1" if name == "peft" else real(name)
+    )
+    (finding,) = version_findings()
+    assert finding.startswith("peft is 0.1, but fleetune needs peft")
+    assert "pip install -c constraints.txt 'peft" in finding
+
+
+def test_a_library_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "peft":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    (finding,) = version_findings()
+    assert finding.startswith("peft is not installed")
+
+
+def test_another_python_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.python_version", lambda: "3.10.2")
+    (finding,) = version_findings()
+    assert finding.startswith("Python is 3.10.2, but fleetune needs >=3.11")
+
+
+def test_a_share_of_a_gpu_needs_one_and_none_booked_needs_none() -> None:
+    assert list(gpu_findings(_config(), 0)) == []
+    shared = _config("actors.num_gpus=0.25")
+    assert (len(list(gpu_findings(shared, 0))), list(gpu_findings(shared, 1))) == (1, [])
+
+
+def _sizes(sampler: int, learner: int) -> dict[str, dict[str, int]]:
+    return {
+        "sampler": {"total": sampler},
+        "reward_server": {"total": 0},
+        "learner": {"total": learner},
+    }
+
+
+def test_a_plan_larger_than_its_share_of_a_gpu_is_found_with_what_makes_it_smaller() -> None:
+    config = _config("actors.num_gpus=0.5", "learner.num_gpus=1")
+    (finding,) = memory_findings(config, _sizes(13 * GIB, 23 * GIB), 24 * GIB)
+    assert finding.startswith("the plan of a sampler is 13.00 GiB")
+    assert "12.00 GiB" in finding
+    (finding,) = memory_findings(config, _sizes(11 * GIB, 25 * GIB), 24 * GIB)
+    assert "learner.gradient_checkpointing=true" in finding
+
+
+def test_a_process_on_cpus_fits_whatever_the_gpu_is() -> None:
+    assert list(memory_findings(_config(), _sizes(100 * GIB, 100 * GIB), GIB)) == []
+
+
+@pytest.mark.parametrize(
+    ("trained", "keep", "free", "found"),
+    [
+        (0, 2, 5 * GIB, 0),
+        (0, 2, 5 * GIB - 1, 1),
+        (4 * GIB, 3, 23 * GIB, 1),
+        (4 * GIB, 3, 24 * GIB, 0),
+    ],
+)
+def test_a_disk_holds_twice_the_trained_weights_for_every_checkpoint_and_5_gib_at_least(
+    trained: int, keep: int, free: int, found: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    findings = list(disk_findings(tmp_path / "runs" / "mine", trained, keep))
+    assert len(findings) == found
+    assert all(f"folder: {tmp_path} has" in finding for finding in findings)
+
+
+def test_sizes_are_told_in_the_unit_that_suits_them() -> None:
+    assert (in_bytes(3 * GIB), in_bytes(3 * 2**20)) == ("3.00 GiB", "3.0 MiB")

@@ -1,0 +1,293 @@
+"""What is planned from shapes: published sizes, counts by hand, and what settings change."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from deploy.meta_counts import flops_of, kept_by, peak_of
+from deploy.meta_networks import Networks, architecture, parameters_of, unet_on_meta
+from deploy.run_config import RunConfig, load_config
+from deploy.shapes.models import PIPELINES
+from deploy.size_plan import optimizer_bytes, size_plan
+from deploy.size_rows import GraphRows, graph_rows, surrogate_rows
+from learner.policy.components import PipelineFolder
+from learner.policy.denoiser import Denoiser
+from learner.policy.text import Text
+from learner.policy.trainable import make_trainable
+from learner.settings import Model
+
+CONFIGS = Path(__file__).resolve().parents[2] / "deploy" / "configs"
+SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+SSD_1B = "segmind/SSD-1B"
+BASE, LCM = str(PIPELINES / "base"), str(PIPELINES / "lcm")
+
+
+def _config(preset: str, *overrides: str) -> RunConfig:
+    return load_config(CONFIGS / f"{preset}.yaml", ["name=n", *overrides])
+
+
+@cache
+def _plan(preset: str, *overrides: str) -> dict[str, Any]:
+    return size_plan(_config(preset, *overrides))
+
+
+@pytest.fixture(scope="module")
+def sd15() -> Networks:
+    return Networks(_config("sd15-sqdf-hps"))
+
+
+@pytest.mark.parametrize(
+    ("hub_id", "millions"),
+    [
+        (SD15, 859.5),
+        (SDXL, 2567.0),
+        ("stabilityai/sdxl-turbo", 2567.0),
+        (SSD_1B, 1330.0),
+        ("latent-consistency/lcm-ssd-1b", 1330.0),
+    ],
+)
+def test_a_unet_has_as_many_parameters_as_is_published(hub_id: str, millions: float) -> None:
+    unet = unet_on_meta(architecture(hub_id), Model(path=hub_id))
+    assert parameters_of(unet) / 1e6 == pytest.approx(millions, rel=0.005)
+    assert {parameter.device.type for parameter in unet.parameters()} == {"meta"}
+
+
+def test_the_lcm_of_ssd_1b_takes_its_guidance_as_an_input() -> None:
+    sizes = [
+        parameters_of(unet_on_meta(architecture(name), Model(path=name)))
+        for name in (SSD_1B, "latent-consistency/lcm-ssd-1b")
+    ]
+    assert sizes[1] - sizes[0] == 256 * 320
+
+
+def test_vae_and_text_encoder_have_as_many_parameters_as_is_published(sd15: Networks) -> None:
+    assert parameters_of(sd15.vae) / 1e6 == pytest.approx(83.65, rel=0.005)
+    assert sd15.text_encoder_params / 1e6 == pytest.approx(123.06, rel=0.005)
+
+
+def test_a_lora_of_sd15_has_as_many_parameters_as_is_published(sd15: Networks) -> None:
+    # 797,184 of rank 4 on the attention projections, as diffusers' first LoRA example had it.
+    assert parameters_of(sd15.policy, trained=True) == 8 * 797_184
+
+
+def test_a_residual_block_costs_its_two_convolutions_and_its_time_projection(
+    sd15: Networks,
+) -> None:
+    block: Any = sd15.base.mid_block.resnets[0]  # pyright: ignore
+    x, time = torch.empty(1, 1280, 8, 8, device="meta"), torch.empty(1, 1280, device="meta")
+    by_hand = 2 * (2 * 8 * 8 * 1280 * 1280 * 3 * 3 + 1280 * 1280)
+    with torch.no_grad():
+        assert flops_of(lambda: block(x, time)) == by_hand
+
+
+def test_a_forward_pass_of_sd15_costs_the_published_products_and_its_attention(
+    sd15: Networks,
+) -> None:
+    # BK-SDM (arXiv:2305.15798) has 339 G multiplications with weights at 64 × 64. Attention, by
+    # its number of layers, tokens and width: two products each with itself and with 77 tokens.
+    layers = [(5, 4096, 320), (5, 1024, 640), (5, 256, 1280), (1, 64, 1280)]
+    attention = sum(4 * n * tokens * (tokens + 77) * width for n, tokens, width in layers)
+    with torch.no_grad():
+        flops = flops_of(lambda: sd15.ask(sd15.base, sd15.latents(1)))
+    assert (flops - attention) / 2 == pytest.approx(339e9, rel=0.002)
+    assert flops / 1e12 == pytest.approx(0.803, rel=0.001)
+
+
+def test_decoding_512_pixels_costs_what_convolutions_of_the_decoder_do(sd15: Networks) -> None:
+    convolutions: list[int] = []
+
+    def note(module: Any, given: Any, output: torch.Tensor) -> None:
+        convolutions.append(2 * output[0].numel() * module.weight[0].numel())
+
+    hooks = [
+        module.register_forward_hook(note)
+        for module in sd15.vae.modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    with torch.no_grad():
+        flops = flops_of(lambda: sd15.decode(sd15.latents(1)))
+    for hook in hooks:
+        hook.remove()
+    # One attention layer of width 512 on 64 × 64 tokens, and its four projections.
+    attention = 4 * 4096 * 4096 * 512 + 4 * 2 * 4096 * 512 * 512
+    assert flops == sum(convolutions) + attention
+
+
+def test_a_graph_keeps_the_inputs_of_what_has_a_gradient() -> None:
+    with torch.device("meta"):
+        network, x = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 2)), torch.empty(3, 4)
+    kept = kept_by(network, lambda: network(x))
+    assert kept.activations == 4 * 3 * (4 + 8 + 8)
+    # Nobody asks for the gradient to x, so the first matrix is not needed again.
+    assert kept.weights == 4 * 8 * 2
+
+
+def test_what_two_layers_share_is_counted_once() -> None:
+    with torch.device("meta"):
+        network, x = nn.ModuleList([nn.Linear(4, 8), nn.Linear(4, 8)]), torch.empty(3, 4)
+    kept = kept_by(network, lambda: [layer(x) for layer in network])
+    assert kept.activations == 4 * 3 * 4
+
+
+def test_without_autograd_a_result_and_the_one_that_it_is_made_of_live_together() -> None:
+    with torch.device("meta"):
+        network, x = nn.Sequential(*(nn.Linear(64, 64) for _ in range(5))), torch.empty(3, 64)
+    assert peak_of(lambda: network(x)) == 4 * 3 * (64 + 64)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_shapes_alone_tell_what_a_real_call_keeps(checkpointing: bool) -> None:
+    model = Model(path=BASE, attention="plain")
+    kept = []
+    for device in ("cpu", "meta"):
+        unet: Any = PipelineFolder.locate(BASE).unet("plain")
+        if device == "meta":
+            unet = unet_on_meta(architecture(BASE), model)
+        with torch.device(device):
+            make_trainable(unet, "lora", rank=2, alpha=2)
+            x, text = torch.zeros(2, 4, 8, 8), Text(torch.zeros(2, 18, 64))
+            t_B = torch.zeros(2, dtype=torch.long)
+        network = Denoiser(unet)
+        kept.append(
+            kept_by(
+                network,
+                lambda: network(x, t_B, text),  # noqa: B023
+                checkpointed=unet if checkpointing else None,
+            )
+        )
+    assert kept[0].activations > 0
+    assert (kept[0].block_activations > 0) == checkpointing
+    assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize("targets", ["attention", "all"])
+def test_as_much_is_trained_as_the_learner_trains(targets: str) -> None:
+    trained = make_trainable(
+        PipelineFolder.locate(LCM).unet(), "lora", rank=8, alpha=8, targets=targets
+    )
+    lora = ("model.trainable=lora", "model.lora_rank=8", f"model.lora_targets={targets}")
+    policy = Networks(_config("shapes-lasro", *lora)).policy
+    assert parameters_of(policy, trained=True) == sum(p.numel() for p in trained)
+
+
+def test_all_of_a_unet_is_trained_where_that_is_asked_for() -> None:
+    plan = _plan("shapes-lasro", "model.trainable=full")
+    assert plan["trained_params"] == plan["unet_params"]
+    assert plan["bytes"]["learner"]["gradients"] == 4 * plan["unet_params"]
+
+
+def test_classifier_free_guidance_doubles_the_operations_of_a_picture() -> None:
+    plain, guided = (_plan("shapes-ddpo", f"model.guidance_scale={scale}") for scale in (1, 5))
+    assert guided["flops"]["sampling_picture"] == 2 * plain["flops"]["sampling_picture"]
+    assert guided["flops"]["policy_row"] == 2 * plain["flops"]["policy_row"]
+    assert guided["rows"]["sampler"] == 2 * plain["rows"]["sampler"]
+
+
+def test_a_picture_costs_a_call_for_each_of_its_steps() -> None:
+    networks = Networks(_config("shapes-lasro"))
+    with torch.no_grad():
+        call = flops_of(lambda: networks.ask(networks.base, networks.latents(1)))
+    plan = _plan("shapes-lasro", "model.trainable=full")
+    assert plan["flops"]["sampling_picture"] == 2 * call
+
+
+def test_checkpointing_keeps_less_and_computes_more() -> None:
+    plain, again = (
+        _plan("shapes-lasro", "model.trainable=full", *on)
+        for on in ((), ("learner.gradient_checkpointing=true",))
+    )
+    learner = plain["bytes"]["learner"]
+    assert 0 < learner["activations_checkpointed"] < learner["activations"]
+    assert plain["flops"]["policy_row"] < again["flops"]["policy_row"]
+    assert again["bytes"]["learner"]["total"] <= learner["total"]
+
+
+def test_in_bf16_activations_count_half_and_weights_are_copied() -> None:
+    whole, half = (
+        _plan("shapes-ddpo", "model.guidance_scale=1", *given)["bytes"]
+        for given in ((), ("model.precision=bf16",))
+    )
+    assert half["sampler"]["activations"] == whole["sampler"]["activations"] // 2
+    assert half["learner"]["activations"] == whole["learner"]["activations"] // 2
+    assert half["learner"]["weights"] == whole["learner"]["weights"]
+    assert whole["learner"]["cast_weights"] == 0 < half["learner"]["cast_weights"]
+    assert half["reward_server"] == whole["reward_server"]
+
+
+@pytest.mark.parametrize(("kind", "unets"), [("lora", 0), ("full", 1)])
+def test_an_adapters_reference_is_its_base_and_a_full_policys_another_unet(
+    kind: str, unets: int
+) -> None:
+    plan = _plan("shapes-ddpo", "model.guidance_scale=1", f"model.trainable={kind}")
+    assert plan["bytes"]["learner"]["frozen"] == unets * 4 * plan["unet_params"]
+
+
+def test_zero_shards_the_optimizer_then_the_gradients() -> None:
+    plain, state, both = (optimizer_bytes(1000, 4, stage) for stage in (0, 1, 2))
+    assert (plain["gradients"], plain["optimizer"], plain["reduction"]) == (4000, 8000, 0)
+    # DeepSpeed keeps a copy of the weights beside the two moments, a quarter of each on a rank.
+    assert (state["gradients"], state["optimizer"]) == (4000, 3000)
+    assert (both["gradients"], both["optimizer"]) == (1000, 3000)
+
+
+@pytest.mark.parametrize("preset", ["smoke-sqdf", "shapes-draft", "shapes-gors-lcm"])
+def test_other_methods_have_plans(preset: str) -> None:
+    plan = _plan(preset)
+    has_surrogate = _config(preset).alternation is not None
+    assert ("surrogate" in plan["bytes"]["learner"]) == has_surrogate
+    assert ("surrogate_row" in plan["flops"]) == has_surrogate
+    assert plan["bytes"]["learner"]["total"] > plan["bytes"]["learner"]["weights"]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_preset_has_rows(path: Path) -> None:
+    config = load_config(path, ["name=n"])
+    rows = graph_rows(config)
+    assert min(rows.policy) >= rows.step_rows >= 1
+    assert (rows.climbed > 0) == (
+        config.alternation is not None or config.method.differentiates_rewards
+    )
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "rows"),
+    [
+        # Half of 8 in two parts, doubled for guidance, through the consistency model undoubled.
+        (
+            "sd15-sqdf-hps",
+            ("method.policy_batch=8", "learner.ranks=2", "method.micro_batches=2"),
+            GraphRows(2, (4,), (2,), climbed=2),
+        ),
+        (
+            "shapes-lasro",
+            ("method.policy_batch=8", "method.anchor.batch=6", "method.reward_steps=all"),
+            GraphRows(8, (14, 8), climbed=16),
+        ),
+        ("shapes-dpo", ("method.policy_batch=8", "method.micro_batches=1"), GraphRows(8, (16,))),
+    ],
+)
+def test_the_rows_of_a_graph_are_those_of_its_calls(
+    preset: str, overrides: tuple[str, ...], rows: GraphRows
+) -> None:
+    config = load_config(CONFIGS / f"{preset}.yaml", ["name=n", *overrides])
+    assert graph_rows(config) == rows
+
+
+def test_a_surrogate_step_has_a_row_for_every_rewarded_latent_of_a_ranks_groups() -> None:
+    sizes = ("method.surrogate.batch_groups=8", "learner.ranks=2", "actors.group_size=3")
+    assert surrogate_rows(_config("shapes-lasro", *sizes)) == 8 // 2 * 3 * 2
+
+
+def test_an_unknown_hub_id_is_told_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"^model.path: 'some/model' .* segmind/SSD-1B"):
+        architecture("some/model")
+
+
+def test_a_folder_without_a_networks_config_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"cannot read {tmp_path}/\w+/config.json"):
+        architecture(str(tmp_path))
