@@ -220,7 +220,7 @@ def diagnose(subject: Subject, steps: int) -> Diagnosis:
         prompts=len(subject.prompts),
         draws=subject.draws,
         rho2=_interval(rho2) if rho2 else None,
-        snr=MeanVector(*map(statistics.mean, (rho2, powers)), subject.draws).snr if rho2 else None,
+        snr=_mean(rho2, powers, subject.draws).snr if rho2 else None,
         policy_shares=shares(signals),
         policy_signals=signals,
         made_up={"signal": of_made_up.signal, "power": of_made_up.power} if of_made_up else {},
@@ -288,6 +288,11 @@ def _with_action(subject: Subject, last: Call, noise: Tensor) -> Call:
     """The last call as if noise of its own time were added after it."""
     alpha, sigma = subject.schedule.alpha_sigma(last.t_B[:1], last.x)
     return Call(last.x, last.t_B, last.clean, noise, float((alpha / sigma).flatten()[0]))
+
+
+def _mean(signals: Sequence[float], powers: Sequence[float], count: int) -> MeanVector:
+    """Over the prompts."""
+    return MeanVector(statistics.mean(signals), statistics.mean(powers), count)
 
 
 def _share(made_up: Mapping[str, float]) -> str:
