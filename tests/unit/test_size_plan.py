@@ -175,12 +175,14 @@ def test_as_much_is_trained_as_the_learner_trains(targets: str) -> None:
     assert parameters_of(policy, trained=True) == sum(p.numel() for p in trained)
 
 
+@pytest.mark.slow
 def test_all_of_a_unet_is_trained_where_that_is_asked_for() -> None:
     plan = _plan("shapes-lasro", "model.trainable=full")
     assert plan["trained_params"] == plan["unet_params"]
     assert plan["bytes"]["learner"]["gradients"] == 4 * plan["unet_params"]
 
 
+@pytest.mark.slow
 def test_classifier_free_guidance_doubles_the_operations_of_a_picture() -> None:
     plain, guided = (_plan("shapes-ddpo", f"model.guidance_scale={scale}") for scale in (1, 5))
     assert guided["flops"]["sampling_picture"] == 2 * plain["flops"]["sampling_picture"]

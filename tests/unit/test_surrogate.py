@@ -223,7 +223,9 @@ def test_before_the_first_step_accuracy_is_one_half(backbone: Backbone) -> None:
     assert metrics[0]["train_accuracy"] == 0.5
 
 
-@every_backbone
+@pytest.mark.parametrize(
+    "backbone", [pytest.param("unet", marks=pytest.mark.slow), "unet_encoder", "conv"]
+)
 def test_it_overfits_eight_groups_within_sixty_steps(backbone: Backbone) -> None:
     trainer, _, _ = fitted(backbone, 60)
     assert trainer.accuracy(groups()) == [1.0, 1.0]
