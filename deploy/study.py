@@ -170,7 +170,8 @@ def main() -> int:
         return 2
     trials = [cell for found in tries.values() for cell in found]
     waiting = [cell for cell in (*trials, *cells) if cell.summary is None]
-    log.info("%d runs, %d of them finished", len(trials) + len(cells), _count_done(trials, cells))
+    total = len(trials) + len(cells)
+    log.info("%d runs, %d of them finished", total, total - len(waiting))
     if options.check:
         for cell in waiting:
             log.info("%s", shlex.join(cell.command(in_cluster=options.in_cluster)))
@@ -280,11 +281,8 @@ def _checked(study: Study, name: str, tries: Mapping[str, Sequence[Cell]]) -> li
     folder = _folder_of(cells_of(study, name), name)
     best = choose(study, tries, folder)
     done = all(cell.summary is not None for found in tries.values() for cell in found)
-    cells = _with_best(study, name, best) if done else cells_of(study, name)
-    _refuse_other_settings(
-        [*(c for found in tries.values() for c in found), *(cells if done else ())]
-    )
-    return cells
+    _refuse_other_settings([cell for found in tries.values() for cell in found])
+    return _with_best(study, name, best) if done else cells_of(study, name)
 
 
 def _with_best(study: Study, name: str, chosen: Mapping[str, Chosen]) -> list[Cell]:
@@ -308,10 +306,6 @@ def _refuse_other_settings(cells: Sequence[Cell]) -> None:
         raise ValueError(
             "\n".join([*told, "remove these folders, or give the study's file another name"])
         )
-
-
-def _count_done(*parts: Sequence[Cell]) -> int:
-    return sum(cell.summary is not None for cells in parts for cell in cells)
 
 
 def _write(
