@@ -354,7 +354,7 @@ class EvaluatorHost:
         import ray
         from ray.exceptions import RayError
 
-        from deploy.kept import kept_file, pictures_file, save_weights
+        from deploy.evaluation.kept import kept_file, pictures_file, save_weights
 
         try:
             version, refs = ray.get(board.weights.remote(at_least), timeout=_BOARD_TIMEOUT_S)
@@ -373,7 +373,7 @@ class EvaluatorHost:
 
     def _get(self) -> Any:
         if self._evaluator is None:
-            from deploy.evaluate import Evaluator
+            from deploy.evaluation.evaluator import Evaluator
 
             self._evaluator = Evaluator(self._config)
         return self._evaluator

@@ -26,14 +26,14 @@ from buffer.errors import ReplayError
 from buffer.redis_replay import RedisReplay
 from buffer.replay import Replay
 from buffer.sharded_replay import ShardedReplay, connect_replay
-from deploy.autoscale import Bounds
 from deploy.build import Plan, reward_server, sampler
 from deploy.curves import Curves
-from deploy.fleet_desk import DESK, FleetDesk
-from deploy.fleets import Fleets
+from deploy.evaluation.monitor import PHASE, Monitor
+from deploy.fleet.autoscale import Bounds
+from deploy.fleet.desk import DESK, FleetDesk
+from deploy.fleet.fleets import Fleets
 from deploy.job_log import set_up
 from deploy.metrics import RunMetrics
-from deploy.monitor import PHASE, Monitor
 from deploy.outcome import Outcome, RunFolder
 from deploy.profile import Profile
 from deploy.ranks import EvaluatorHandle, Ranks, RunFailedError

@@ -42,8 +42,8 @@ from deploy.build import device_of, prompt_list
 from deploy.compare import half_interval
 from deploy.config_problems import ConfigError
 from deploy.run_config import RunConfig, load_config
-from deploy.study_file import DIAGNOSIS_FILE, Diagnosed
-from deploy.study_tables import described, markdown
+from deploy.study.file import DIAGNOSIS_FILE, Diagnosed
+from deploy.study.tables import described, markdown
 from learner.diagnostics import (
     Call,
     MeanVector,

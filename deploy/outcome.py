@@ -8,7 +8,7 @@ runs/<name>/
     tensorboard/     curves again                pictures/     before and after, .npz
     checkpoints/     to resume from              redis/        the replay's append-only file
     samples/         where every sample came from, as `learner.sample_trace` has it
-    evaluations.json, kept/   beside training, as `deploy.kept` has it
+    evaluations.json, kept/   beside training, as `deploy.evaluation.kept` has it
     adapter/ or unet/   the result, as diffusers loads it
 """
 
@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 
 from buffer.records import Counters
-from deploy.report_data import CONFIG_FILE, SUMMARY_FILE, versions
+from deploy.report.data import CONFIG_FILE, SUMMARY_FILE, versions
 from deploy.run_config import RunConfig
 from learner import checkpoint
 
@@ -175,7 +175,7 @@ class RunFolder:
 
     def close(self, outcome: Outcome) -> None:
         """Writes the summary and the report."""
-        from deploy.report import write_report
+        from deploy.report.write import write_report
 
         summary = outcome.summary()
         (self.path / SUMMARY_FILE).write_text(json.dumps(summary, indent=2))

@@ -42,7 +42,7 @@ def check_environment(
 
 def has_begun(config: RunConfig, environ: Mapping[str, str]) -> bool:
     """Whether a run of this name has been started before."""
-    from deploy.report_data import CONFIG_FILE
+    from deploy.report.data import CONFIG_FILE
 
     return (config.run_folder(environ) / CONFIG_FILE).exists()
 
@@ -129,7 +129,7 @@ def _unknown_distances(config: RunConfig) -> Iterator[str]:
     distances = config.evaluation.diversity.distances
     if not distances:
         return
-    from deploy.picture_distances import check_distance
+    from deploy.evaluation.distances import check_distance
 
     for name, distance in distances.items():
         try:

@@ -25,7 +25,7 @@ from buffer.records import Quarantined, parse_record_id
 from buffer.replay import Replay
 from buffer.sharded_replay import connect_replay
 from deploy.replay_servers import replay_settings, server_folders
-from deploy.report_data import CONFIG_FILE
+from deploy.report.data import CONFIG_FILE
 from deploy.run_config import config_from_json
 
 _MOST = 10_000

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from actors.prompts import load_prompts
 from deploy.config_problems import ConfigError
 from deploy.job_log import set_up
-from deploy.report_data import CONFIG_FILE
+from deploy.report.data import CONFIG_FILE
 from deploy.run_config import config_from_json
 
 _USAGE_ERROR = 2

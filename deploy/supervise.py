@@ -15,9 +15,9 @@ from buffer.errors import ReplayUnavailable
 from buffer.records import Counters
 from buffer.replay import Replay
 from deploy.curves import Curves
-from deploy.fleets import Fleets
+from deploy.evaluation.monitor import Monitor
+from deploy.fleet.fleets import Fleets
 from deploy.metrics import RunMetrics
-from deploy.monitor import Monitor
 from deploy.outcome import resident_mb
 from deploy.profile import Profile
 from deploy.progress import Progress

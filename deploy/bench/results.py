@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from deploy.bench.timing import Row, as_json
-from deploy.report_data import versions
+from deploy.report.data import versions
 
 PAGE = "README.md"
 _PROCESSOR_KEYS = ("model name", "Hardware", "Model")

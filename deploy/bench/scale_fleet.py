@@ -19,8 +19,8 @@ import ray
 
 from actors.fleet import Fleet
 from deploy.bench.timing import Row, spread
-from deploy.fleet_desk import FleetDesk
-from deploy.fleets import Fleets
+from deploy.fleet.desk import FleetDesk
+from deploy.fleet.fleets import Fleets
 from deploy.local_head import LocalHead
 
 LOOK_EVERY_S = 0.5

@@ -5,7 +5,7 @@ import threading
 
 import ray
 
-from deploy.fleet_desk import DESK, FleetDesk
+from deploy.fleet.desk import DESK, FleetDesk
 
 
 def main() -> None:

@@ -10,10 +10,10 @@ import pytest
 import ray
 
 from actors.fleet import Fleet, Worker
-from deploy.fleet import rendered
-from deploy.fleet_desk import FleetDesk
-from deploy.fleets import Fleets
-from deploy.report_data import DECISIONS_FILE
+from deploy.fleet.command import rendered
+from deploy.fleet.desk import FleetDesk
+from deploy.fleet.fleets import Fleets
+from deploy.report.data import DECISIONS_FILE
 from tests.services import fleet_world
 from tests.services.fleet_world import FAST, Waiting, eventually
 

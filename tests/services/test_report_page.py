@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from deploy.curves import Curves
-from deploy.report import write_report
+from deploy.report.write import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 WIDTHS = (1280, 400)

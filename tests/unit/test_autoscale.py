@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.autoscale import Bounds, Measured, advise
+from deploy.fleet.autoscale import Bounds, Measured, advise
 
 QUIET = Measured(learner_waits=0.0, samplers_work=0.9, rewards_work=0.9, queue=0.2)
 BOTH = {"samplers": Bounds(1, 16), "rewards": Bounds(1, 8)}

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from deploy.doctor import (
+from deploy.doctor.command import (
     disk_findings,
     gpu_findings,
     in_bytes,

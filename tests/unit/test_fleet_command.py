@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from deploy.fleet import main, rendered, wishes_of
+from deploy.fleet.command import main, rendered, wishes_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE: dict[str, Any] = {

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from deploy.kept import EVALUATIONS_FILE, kept_file
-from deploy.monitor import Monitor, is_due
+from deploy.evaluation.kept import EVALUATIONS_FILE, kept_file
+from deploy.evaluation.monitor import Monitor, is_due
 from deploy.outcome import RunFolder
 from deploy.ranks import RunFailedError
 from deploy.run_config import load_config

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deploy.picture_distances import build_distance, check_distance, mean_distance
+from deploy.evaluation.distances import build_distance, check_distance, mean_distance
 from deploy.plan import check_environment
 from deploy.run_config import load_config
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from deploy.picture_signals import colour_entropy, sharpness
+from deploy.evaluation.signals import colour_entropy, sharpness
 
 
 def plain(*colours: tuple[int, int, int], side: int = 8) -> np.ndarray:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from deploy.curves import Curves
-from deploy.report import main, write_report
-from deploy.report_data import moments
+from deploy.report.data import moments
+from deploy.report.write import main, write_report
 
 HOSTILE = '<script>alert("x")</script> & "quoted" $a$'
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from deploy.meta_counts import flops_of, kept_by, peak_of
-from deploy.meta_networks import Networks, architecture, parameters_of, unet_on_meta
+from deploy.doctor.meta_counts import flops_of, kept_by, peak_of
+from deploy.doctor.meta_networks import Networks, architecture, parameters_of, unet_on_meta
+from deploy.doctor.size_plan import optimizer_bytes, size_plan
+from deploy.doctor.size_rows import GraphRows, graph_rows, surrogate_rows
 from deploy.run_config import RunConfig, load_config
 from deploy.shapes.models import PIPELINES
-from deploy.size_plan import optimizer_bytes, size_plan
-from deploy.size_rows import GraphRows, graph_rows, surrogate_rows
 from learner.policy.components import PipelineFolder
 from learner.policy.denoiser import Denoiser
 from learner.policy.text import Text

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pytest
 
 from deploy.config_sections import DiversityBelow, HeldOutFalls, KlAbove
-from deploy.stopping import (
+from deploy.evaluation.stopping import (
     Measured,
     best_of,
     diversity_below,

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from deploy.curves import Point
-from deploy.report_data import versions
+from deploy.report.data import versions
 from deploy.run_config import load_config
-from deploy.study_before import measured_by, take_before
-from deploy.study_file import (
+from deploy.study.before import measured_by, take_before
+from deploy.study.file import (
     Cell,
     Study,
     cells_of,
@@ -20,8 +20,8 @@ from deploy.study_file import (
     refuse_unknown_scores,
     tries_of,
 )
-from deploy.study_report import band, queries_before, study_html
-from deploy.study_tables import (
+from deploy.study.report import band, queries_before, study_html
+from deploy.study.tables import (
     beyond_budget,
     choose,
     csv_of,

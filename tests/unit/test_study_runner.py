@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from deploy.run_config import load_config
-from deploy.study import Runner
-from deploy.study_file import Cell
+from deploy.study.file import Cell
+from deploy.study.runner import Runner
 
 RUN = """
 import json, pathlib, signal, sys, time
@@ -158,7 +158,7 @@ def test_a_study_that_is_killed_holds_its_place_until_its_runs_have_ended(tmp_pa
         import os, sys
         from pathlib import Path
         from deploy.local_head import start_child
-        from deploy.study import locked
+        from deploy.study.runner import locked
         lock = locked(Path(sys.argv[1]))
         end = "import signal, time; signal.signal(15, lambda *_: (time.sleep(1.5), exit(0)));"
         child = start_child(
@@ -175,7 +175,7 @@ def test_a_study_that_is_killed_holds_its_place_until_its_runs_have_ended(tmp_pa
     assert study.stdout.readline() == "up\n"
     study.kill()
     killed_at = time.monotonic()
-    from deploy.study import locked
+    from deploy.study.runner import locked
 
     os.close(locked(tmp_path))
     assert 1.0 < time.monotonic() - killed_at < 30

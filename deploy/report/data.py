@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from deploy.curves import METRICS_FILE, Point, read_points
-from deploy.kept import EVALUATIONS_FILE
+from deploy.evaluation.kept import EVALUATIONS_FILE
 
 CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.json"

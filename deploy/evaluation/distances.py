@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from reward_servers.registry import class_of
 
-SHIPPED = {"lpips": "deploy.picture_distances:Lpips"}
+SHIPPED = {"lpips": "deploy.evaluation.distances:Lpips"}
 _BATCH = 64
 # Of ImageNet pictures in [-1, 1], as LPIPS normalises them.
 _SHIFT = torch.tensor([-0.030, -0.088, -0.188])[:, None, None]
@@ -103,7 +103,7 @@ def check_distance(kind: str, args: Mapping[str, Any]) -> None:
     if isinstance(make, type) and not callable(getattr(make, "distance", None)):
         raise ValueError(
             f"distance {kind!r} is a {make.__name__}, which has no method distance(a, b); see "
-            "deploy.picture_distances.PictureDistance"
+            "deploy.evaluation.distances.PictureDistance"
         )
     look = getattr(make, "check", None)
     if callable(look):

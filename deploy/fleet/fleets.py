@@ -17,8 +17,8 @@ import ray
 from ray.exceptions import RayError
 
 from actors.fleet import Fleet, Seen
-from deploy.autoscale import Bounds, Reading, advise, measured_between
-from deploy.report_data import DECISIONS_FILE
+from deploy.fleet.autoscale import Bounds, Reading, advise, measured_between
+from deploy.report.data import DECISIONS_FILE
 
 log = logging.getLogger(__name__)
 _SHOW_EVERY_S = 1.0

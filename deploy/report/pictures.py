@@ -7,8 +7,8 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from deploy.report_data import Pictures, cycle_of
-from deploy.report_markup import data_uri, image, quiet
+from deploy.report.data import Pictures, cycle_of
+from deploy.report.markup import data_uri, image, quiet
 
 _MAX_ROWS = 32
 _ROWS_AT_ONCE = 8

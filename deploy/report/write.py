@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from deploy.report_data import EVALUATION_PHASE, RunData, read_run, versions
-from deploy.report_markup import badge, facts, number, page, quiet, table, texts_of
-from deploy.report_monitor import monitor
-from deploy.report_pictures import picture_grid
-from deploy.report_plots import curves
-from deploy.report_run import configuration, fleets, ledger, run_facts
+from deploy.report.data import EVALUATION_PHASE, RunData, read_run, versions
+from deploy.report.markup import badge, facts, number, page, quiet, table, texts_of
+from deploy.report.monitor import monitor
+from deploy.report.pictures import picture_grid
+from deploy.report.plots import curves
+from deploy.report.run import configuration, fleets, ledger, run_facts
 
 REPORT_FILE = "report.html"
 _KINDS = {"finished": "good", "failed": "bad"}
@@ -89,7 +89,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.exit(1, f"{error}\n")
     sys.stdout.write(f"{path}\n")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,9 +12,9 @@ from typing import Any
 
 from deploy.outcome import BEFORE_FILE
 from deploy.plan import has_begun
-from deploy.report_data import versions
+from deploy.report.data import versions
 from deploy.run_config import RunConfig
-from deploy.study_file import Cell
+from deploy.study.file import Cell
 
 _OF_TRAINING = ("every_cycles", "best_by", "stop")
 """Settings of an evaluation that say when one is due and what follows from it."""

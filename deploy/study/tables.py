@@ -16,9 +16,9 @@ import numpy as np
 
 from deploy.compare import changes, half_interval
 from deploy.plan import has_begun
-from deploy.report_data import versions
+from deploy.report.data import versions
 from deploy.run_config import RunConfig
-from deploy.study_file import (
+from deploy.study.file import (
     DIAGNOSIS_FILE,
     Budget,
     Cell,

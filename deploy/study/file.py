@@ -40,7 +40,7 @@ from deploy.config_problems import ConfigError
 from deploy.config_yaml import YamlError, read_preset
 from deploy.outcome import SUMMARY_FILE
 from deploy.plan import has_begun
-from deploy.report_data import CONFIG_FILE
+from deploy.report.data import CONFIG_FILE
 from deploy.run_config import RunConfig, config_from_json, load_config
 from learner.settings import Count, Section, Share, Whole
 

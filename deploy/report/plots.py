@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from deploy.curves import Point
-from deploy.report_markup import data_uri, image, quiet
+from deploy.report.markup import data_uri, image, quiet
 
 _MAX_CURVES = 48
 _MARKED = 40

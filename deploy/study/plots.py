@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 
-from deploy.report_plots import new_axes, picture
+from deploy.report.plots import new_axes, picture
 
 COLOURS = (
     "#2f5fb3", "#c0392b", "#1d7a46", "#c07a1a", "#7a5ea8", "#4aa3a2", "#8c5a3c", "#d46a9f",

@@ -1,7 +1,7 @@
 """The networks of a run on torch's meta device: their shapes, and no numbers.
 
-Built from the configs of a pipeline's folder, or from those that `deploy/architectures` holds of
-published models, by the functions that learner and samplers are built with.
+Built from the configs of a pipeline's folder, or from those that `deploy/doctor/architectures`
+holds of published models, by the functions that learner and samplers are built with.
 Shape suffixes: B rows, C H W latent, L tokens, E width of a token's state, P pooled state.
 """
 
@@ -38,7 +38,7 @@ class Architecture:
 
 
 def architecture(path: str, *, setting: str = "model.path") -> Architecture:
-    """Of a pipeline's folder, or of a hub id whose configs are in `deploy/architectures`.
+    """Of a pipeline's folder, or of a hub id whose configs are in `deploy/doctor/architectures`.
 
     Raises:
         ValueError: neither, or a folder that lacks one of the configs.

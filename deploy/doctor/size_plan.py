@@ -6,7 +6,7 @@
 Bytes are of one process, on the device where it computes. Weights, gradients and optimizer are
 float32. Where a network computes in bf16, its activations count half, which is less than the
 truth, as what normalises stays float32; `auto` counts as fp32. Left out are the networks of
-rewards, the weights of an LCM-LoRA, and what `deploy.meta_counts` leaves out.
+rewards, the weights of an LCM-LoRA, and what `deploy.doctor.meta_counts` leaves out.
 """
 
 from collections.abc import Sequence
@@ -15,16 +15,16 @@ from typing import Any
 
 import torch
 
-from deploy.meta_counts import Kept, computed_again, flops_of, kept_by, peak_of
-from deploy.meta_networks import (
+from deploy.doctor.meta_counts import Kept, computed_again, flops_of, kept_by, peak_of
+from deploy.doctor.meta_networks import (
     Networks,
     architecture,
     parameters_of,
     policy_on_meta,
     unet_on_meta,
 )
+from deploy.doctor.size_rows import GraphRows, graph_rows, is_guided, surrogate_rows
 from deploy.run_config import RunConfig
-from deploy.size_rows import GraphRows, graph_rows, is_guided, surrogate_rows
 from learner.likelihood_settings import Gors
 from learner.settings import Precision
 from learner.sqdf_settings import Sqdf

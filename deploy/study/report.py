@@ -7,13 +7,13 @@ from html import escape
 
 from deploy.compare import half_interval
 from deploy.curves import METRICS_FILE, Point, read_points
-from deploy.report_data import EVALUATION_PHASE, Pictures, read_pictures, versions
-from deploy.report_markup import badge, facts, page, quiet, table
-from deploy.report_pictures import picture_grid
+from deploy.report.data import EVALUATION_PHASE, Pictures, read_pictures, versions
+from deploy.report.markup import badge, facts, page, quiet, table
+from deploy.report.pictures import picture_grid
 from deploy.run_config import RunConfig
-from deploy.study_file import Cell, Study
-from deploy.study_plots import Band, bands, front
-from deploy.study_tables import (
+from deploy.study.file import Cell, Study
+from deploy.study.plots import Band, bands, front
+from deploy.study.tables import (
     Chosen,
     Finished,
     beyond_budget,

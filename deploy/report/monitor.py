@@ -4,9 +4,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 from deploy.curves import Point
-from deploy.report_data import EVALUATION_PHASE, RunData
-from deploy.report_markup import badge, quiet
-from deploy.report_plots import Series, chart, two_scales
+from deploy.report.data import EVALUATION_PHASE, RunData
+from deploy.report.markup import badge, quiet
+from deploy.report.plots import Series, chart, two_scales
 
 _SIGNS = {
     "kl_nats": "KL to the untouched policy, nats a step",

@@ -17,7 +17,7 @@ MOST = 10_000
 
 
 Wish: TypeAlias = int | tuple[int, int]
-"""A number of actors, or the least and the most that the rule of `deploy.autoscale` may have."""
+"""A number of actors, or the least and the most that `deploy.fleet.autoscale` may have."""
 
 
 class FleetDesk:

@@ -7,8 +7,8 @@
 
 Runs on a machine of the run's Ray cluster; a local run's is found through its folder. Actors that
 are too many finish their batch and give their tickets back before they end; new ones wait for a
-place, for which Ray's autoscaler is asked. The rule of `auto` is in `deploy/autoscale.py`; `scale`
-takes a role back from it.
+place, for which Ray's autoscaler is asked. The rule of `auto` is in
+`deploy/fleet/autoscale.py`; `scale` takes a role back from it.
 """
 
 import argparse
@@ -17,7 +17,6 @@ import logging
 import os
 import re
 import socket
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from deploy.fleet_desk import DESK, ROLES, Wish, check_wishes
+from deploy.fleet.desk import DESK, ROLES, Wish, check_wishes
 from deploy.outcome import CLUSTER_FILE
 
 log = logging.getLogger(__name__)
@@ -260,7 +259,3 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.wishes and options.command not in _FORMS:
         parser.error(f"only {' and '.join(_FORMS)} take {' '.join(options.wishes)}")
     return options
-
-
-if __name__ == "__main__":
-    sys.exit(main())

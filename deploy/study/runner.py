@@ -31,8 +31,8 @@ from typing import Any
 
 from deploy.local_head import start_child
 from deploy.run_config import load_config
-from deploy.study_before import take_before
-from deploy.study_file import (
+from deploy.study.before import take_before
+from deploy.study.file import (
     Cell,
     Study,
     cells_of,
@@ -40,8 +40,8 @@ from deploy.study_file import (
     refuse_unknown_scores,
     tries_of,
 )
-from deploy.study_report import study_html
-from deploy.study_tables import (
+from deploy.study.report import study_html
+from deploy.study.tables import (
     TUNING_FILE,
     Chosen,
     beyond_budget,
@@ -329,7 +329,3 @@ def _write(
     if chosen:
         told = {arm: vars(each) for arm, each in chosen.items()}
         (folder / TUNING_FILE).write_text(json.dumps(told, indent=1), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deploy.stopping import Measured
+from deploy.evaluation.stopping import Measured
 
 EVALUATIONS_FILE = "evaluations.json"
 _WEIGHTS_FOLDER = "kept"

@@ -9,8 +9,8 @@ run's folder; every finding tells its remedy. What is looked at is the machine t
 on a cluster, run it where the run's processes will be.
 
 With --plan, sizes come from the shapes of the networks alone, without weights and without the
-hub: `model.path` is a folder, or one of the hub ids in `deploy/architectures/models.json`. What is
-left out, `deploy.size_plan` says.
+hub: `model.path` is a folder, or one of the hub ids in
+`deploy/doctor/architectures/models.json`. What is left out, `deploy.doctor.size_plan` says.
 
 --json prints one line of JSON instead. Exit status: 0 nothing found, 1 findings, 2 what is given
 is wrong.
@@ -153,7 +153,7 @@ def examine(config: RunConfig, environ: Mapping[str, str]) -> tuple[list[str], l
     """Findings on this machine, and notes of what could not be looked at."""
     import torch
 
-    from deploy.size_plan import size_plan, trained_bytes
+    from deploy.doctor.size_plan import size_plan, trained_bytes
 
     gpus, notes, trained = torch.cuda.device_count(), [], 0
     found = [*check_environment(config, environ), *version_findings()]
@@ -217,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load_config(options.config, options.overrides)
         if options.plan:
-            from deploy.size_plan import size_plan
+            from deploy.doctor.size_plan import size_plan
 
             plan = size_plan(config)
             sys.stdout.write((json.dumps(plan) if options.json else table(plan)) + "\n")
@@ -245,7 +245,3 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--plan", action="store_true")
     parser.add_argument("--json", action="store_true")
     return parser.parse_intermixed_args(arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -18,8 +18,8 @@ from diffusers import UNet2DConditionModel
 from actors.prompts import seed_of
 from actors.rollout import Group
 from deploy.build import device_of, policy_of, prompt_list
-from deploy.picture_distances import build_distance, mean_distance
-from deploy.picture_signals import colour_entropy, sharpness
+from deploy.evaluation.distances import build_distance, mean_distance
+from deploy.evaluation.signals import colour_entropy, sharpness
 from deploy.run_config import RunConfig
 from learner.policy.components import PipelineFolder, decode_latents
 from learner.policy.trainable import (
@@ -71,7 +71,7 @@ class Evaluator:
         """Metrics by name: `exact_2step` of a score, `reward_2step` of what is trained on, which is
         the weighted sum of the rewards, and `reward_NAME_2step` of each where there are several. A
         score that no picture has is left out. Of the last step's pictures `colour_entropy` and
-        `sharpness` (`deploy.picture_signals`); at a few fixed prompts `diversity` and, by other
+        `sharpness` (`deploy.evaluation.signals`); at a few fixed prompts `diversity` and, by other
         distances, `diversity_NAME`, and what the policy's `drift` from the untouched one is:
         `kl_nats`, `clean_distance`.
 

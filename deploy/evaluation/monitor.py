@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from deploy.build import WeightsSource
-from deploy.kept import kept_file, read_evaluations, write_evaluations
+from deploy.evaluation.kept import kept_file, read_evaluations, write_evaluations
+from deploy.evaluation.stopping import Measured, best_of, why_stop
 from deploy.outcome import RunFolder
 from deploy.ranks import EvaluatorHandle, FirstEvaluation, RunFailedError
 from deploy.run_config import RunConfig
-from deploy.stopping import Measured, best_of, why_stop
 
 log = logging.getLogger(__name__)
 PHASE = "evaluation"

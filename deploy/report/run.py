@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from html import escape
 
 from deploy.progress import duration
-from deploy.report_data import RunData
-from deploy.report_markup import facts, quiet, table, texts_of
+from deploy.report.data import RunData
+from deploy.report.markup import facts, quiet, table, texts_of
 
 _LEDGER = {
     "issued": "tickets that were handed out, each a prompt and its noises",

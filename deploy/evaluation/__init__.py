@@ -1,0 +1,1 @@
+"""What a policy is worth: scores and signals of held-out pictures, and what follows from them."""

@@ -1,0 +1,1 @@
+"""Fleets that grow and shrink while a run is under way."""

@@ -1,0 +1,1 @@
+"""A study: arms and seeds in one grid, its tables and its page."""
