@@ -120,6 +120,11 @@ class WorkerHost:
         """The actor's name: Ray puts it before its lines in logs, and in the dashboard."""
         return self._owner.rpartition(".")[0]
 
+    @property
+    def worker(self) -> Worker | None:
+        """None while it is being built."""
+        return self._worker
+
     def run(self) -> None:
         """Build the worker and run it until `stop`."""
         self._worker = self._build(self._owner)
@@ -215,6 +220,7 @@ class Fleet:
         build: makes the worker inside its actor, given the owner under which it leases: the
             actor's name and a count, so that two lives of an actor never share leases.
         actor_options: of Ray, such as num_cpus, num_gpus or scheduling_strategy.
+        host: the actors' class, where more is asked of them than a `WorkerHost` answers.
     """
 
     def __init__(
@@ -224,8 +230,10 @@ class Fleet:
         name: str,
         actor_options: Mapping[str, Any] | None = None,
         settings: FleetSettings | None = None,
+        host: type[WorkerHost] = WorkerHost,
     ) -> None:
         self._build = build
+        self._host = host
         self._name = name
         self._actor_options = dict(actor_options or {})
         self._settings = settings or FleetSettings()
@@ -322,7 +330,7 @@ class Fleet:
         }
         owner = f"{slot.name}.{self._lives}"
         try:
-            slot.actor = ray.remote(WorkerHost).options(**options).remote(self._build, owner)
+            slot.actor = ray.remote(self._host).options(**options).remote(self._build, owner)
         except ValueError as error:
             # Ray frees a name a moment after death, and a draining actor still has its own.
             if "already" not in str(error):

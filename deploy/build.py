@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from actors.rollout import FewStepPolicy, ManyStepPolicy
     from actors.worker import SamplerWorker
     from learner.policy.components import PipelineFolder
+    from reward_servers.base import RewardModel
     from reward_servers.server import RewardServer
 
 
@@ -184,6 +185,7 @@ def reward_server(plan: Plan, owner: str) -> RewardServer:
     """A server of all configured rewards, with the VAE that decodes for them."""
     import torch
 
+    from deploy.fleet.reward_pools import pooled_rewards
     from deploy.metrics import RewardMetrics
     from learner.policy.components import PipelineFolder, decode_latents
     from reward_servers.noisy import NoisyReward
@@ -193,7 +195,13 @@ def reward_server(plan: Plan, owner: str) -> RewardServer:
     config = plan.config
     torch.set_num_threads(config.scoring.threads)
     vae = PipelineFolder.locate(config.model.path).vae(device_of(config.scoring.num_gpus))
-    rewards = {name: build_reward(r.kind, r.args) for name, r in config.rewards.items()}
+    pools = pooled_rewards(config)
+    for pool in pools.values():
+        pool.wait(config.limits.stall_s)
+    rewards: dict[str, RewardModel] = {
+        name: pools[name] if name in pools else build_reward(r.kind, r.args)
+        for name, r in config.rewards.items()
+    }
     rewards |= {
         name: NoisyReward(rewards[name], r.noise, seed=config.seed)
         for name, r in config.rewards.items()
@@ -374,8 +382,9 @@ class EvaluatorHost:
     def _get(self) -> Any:
         if self._evaluator is None:
             from deploy.evaluation.evaluator import Evaluator
+            from deploy.fleet.reward_pools import pooled_rewards
 
-            self._evaluator = Evaluator(self._config)
+            self._evaluator = Evaluator(self._config, pooled_rewards(self._config))
         return self._evaluator
 
 

@@ -295,6 +295,11 @@ def _fleet_problems(config: "RunConfig") -> Iterator[Problem]:
     fleets = {
         "actors": ("count", config.actors.count, config.actors.auto),
         "scoring": ("servers", config.scoring.servers, config.scoring.auto),
+        **{
+            f"rewards.{name}.fleet": ("servers", reward.fleet.servers, reward.fleet.auto)
+            for name, reward in config.rewards.items()
+            if reward.fleet
+        },
     }
     for section, (name, count, auto) in fleets.items():
         if auto is not None and not auto[0] <= count <= auto[1]:

@@ -72,6 +72,20 @@ class Actors(Section):
     """CPU threads of one sampler's torch."""
 
 
+class RewardFleet(Section):
+    """Servers of one reward alone; the reward servers decode for them."""
+
+    servers: Count = 1
+    """Actors at the start of the run that compute this reward and nothing else."""
+    auto: tuple[Count, Count] | None = None
+    """Least and most of them, between which their number follows what is measured; null: it stays
+    as it is told."""
+    num_cpus: NonNegative = 1.0
+    """Ray CPUs of one of them."""
+    num_gpus: NonNegative = 0.0
+    """Ray GPUs of one of them; a fraction shares one."""
+
+
 class Reward(Section):
     """One reward model."""
 
@@ -88,10 +102,14 @@ class Reward(Section):
     the reward itself."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the reward's class."""
+    fleet: RewardFleet | None = None
+    """A fleet of its own for this reward, scaled as `rewards.<name>`; null: every reward server
+    computes it."""
 
 
 class Scoring(Section):
-    """The reward servers; each of them holds every reward, and the VAE that decodes for them."""
+    """The reward servers; each of them holds the VAE that decodes, and every reward that has no
+    fleet of its own."""
 
     servers: Count = 1
     """Server actors at the start of the run."""

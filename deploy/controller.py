@@ -27,11 +27,19 @@ from buffer.redis_replay import RedisReplay
 from buffer.replay import Replay
 from buffer.sharded_replay import ShardedReplay, connect_replay
 from deploy.build import Plan, reward_server, sampler
+from deploy.config_sections import RewardFleet
 from deploy.curves import Curves
 from deploy.evaluation.monitor import PHASE, Monitor
 from deploy.fleet.autoscale import Bounds
 from deploy.fleet.desk import DESK, FleetDesk
 from deploy.fleet.fleets import Fleets
+from deploy.fleet.reward_pools import (
+    CONCURRENCY_GROUPS,
+    RewardHost,
+    fleet_name,
+    reward_worker,
+    role_of,
+)
 from deploy.job_log import set_up
 from deploy.metrics import RunMetrics
 from deploy.outcome import Outcome, RunFolder
@@ -210,16 +218,30 @@ class Controller:
             name="sampler",
             actor_options=_spread(num_cpus=actors.num_cpus, num_gpus=actors.num_gpus),
         )
+        pools = {
+            role_of(name): (reward_pool(plan, name, reward.fleet), reward.fleet)
+            for name, reward in self._config.rewards.items()
+            if reward.fleet
+        }
+        for pool, _ in pools.values():
+            stack.callback(pool.stop)
         stack.callback(rewards.stop)
         stack.callback(samplers.stop)
         auto = {"rewards": scoring.auto, "samplers": actors.auto}
+        auto |= {role: settings.auto for role, (_, settings) in pools.items()}
+        counts = {"rewards": scoring.servers, "samplers": actors.count}
+        counts |= {role: settings.servers for role, (_, settings) in pools.items()}
         fleets = Fleets(
-            {"rewards": rewards, "samplers": samplers},
+            {
+                "rewards": rewards,
+                "samplers": samplers,
+                **{role: pool for role, (pool, _) in pools.items()},
+            },
             desk=self._desk,
             folder=self._folder.path,
             bounds={role: Bounds(*limits) for role, limits in auto.items() if limits},
         )
-        fleets.start({"rewards": scoring.servers, "samplers": actors.count})
+        fleets.start(counts)
         return fleets
 
     def _replay(self, stack: contextlib.ExitStack) -> RedisReplay | ShardedReplay:
@@ -295,6 +317,19 @@ def beside_driver() -> NodeAffinitySchedulingStrategy:
 def _spread(**booked: float) -> dict[str, Any]:
     """Options of a fleet: over all nodes, so that a lost one takes as few as can be."""
     return {**booked, "scheduling_strategy": "SPREAD"}
+
+
+def reward_pool(plan: Plan, reward: str, settings: RewardFleet) -> Fleet:
+    """The fleet of a reward that has one of its own."""
+    return Fleet(
+        partial(reward_worker, plan, reward),
+        name=fleet_name(reward),
+        actor_options={
+            **_spread(num_cpus=settings.num_cpus, num_gpus=settings.num_gpus),
+            "concurrency_groups": CONCURRENCY_GROUPS,
+        },
+        host=RewardHost,
+    )
 
 
 def _end_ranks(ranks: Ranks, error: type[BaseException] | None, *_: object) -> None:

@@ -175,8 +175,9 @@ def describe(config: RunConfig) -> str:
         "run": f"{config.name}, seed {config.seed}, method {method.kind}",
         "model": f"{model.path}, {model.num_steps} steps, {weights}",
         "processes": (
-            f"samplers {actors.count}; reward servers {config.scoring.servers}; learner ranks "
-            f"{config.learner.ranks} (ZeRO {config.learner.zero_stage}); evaluator 1"
+            f"samplers {actors.count}; reward servers {config.scoring.servers}; "
+            f"{_own_fleets(config)}learner ranks {config.learner.ranks} "
+            f"(ZeRO {config.learner.zero_stage}); evaluator 1"
         ),
         "Ray": _resources(config),
         "redis": _redis_in_words(config),
@@ -231,10 +232,16 @@ def _evaluations(config: RunConfig) -> str:
     return f"before and after{beside}; kept is {kept}{stop}"
 
 
+def _own_fleets(config: RunConfig) -> str:
+    own = {name: r.fleet.servers for name, r in config.rewards.items() if r.fleet}
+    return "".join(f"of reward {name} {servers}; " for name, servers in own.items())
+
+
 def _resources(config: RunConfig) -> str:
     parts = [
         (config.actors.count, config.actors),
         (config.scoring.servers, config.scoring),
+        *((r.fleet.servers, r.fleet) for r in config.rewards.values() if r.fleet),
         (config.learner.ranks, config.learner),
         (1, config.evaluation),
     ]

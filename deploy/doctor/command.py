@@ -88,6 +88,7 @@ def _bookings(config: RunConfig) -> dict[str, float]:
     return {
         "actors": config.actors.num_gpus,
         "scoring": config.scoring.num_gpus,
+        **{f"rewards.{n}.fleet": r.fleet.num_gpus for n, r in config.rewards.items() if r.fleet},
         "learner": config.learner.num_gpus,
         "evaluation": config.evaluation.num_gpus,
     }

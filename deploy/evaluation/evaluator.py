@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from learner.policy.trainable import (
     trainable_arrays,
     trainable_unet,
 )
-from reward_servers.base import Failure
+from reward_servers.base import Failure, RewardModel
 from reward_servers.registry import build_reward
 from reward_servers.timed import TimedReward, score_all
 
@@ -38,9 +39,15 @@ NUM_PICTURES = 24
 
 
 class Evaluator:
-    """Holds a policy of its own; weights are handed in."""
+    """Holds a policy of its own; weights are handed in.
 
-    def __init__(self, config: RunConfig) -> None:
+    Args:
+        pooled: those of the trained rewards that are computed elsewhere; it builds the others.
+    """
+
+    def __init__(
+        self, config: RunConfig, pooled: Mapping[str, RewardModel] = MappingProxyType({})
+    ) -> None:
         self._config = config
         torch.set_num_threads(max(1, round(config.evaluation.threads)))
         pipeline = PipelineFolder.locate(config.model.path)
@@ -60,7 +67,11 @@ class Evaluator:
             for name, distance in config.evaluation.diversity.distances.items()
         }
         self._rewards = [
-            TimedReward(name, build_reward(reward.kind, reward.args), timeout_s=timeout_s)
+            TimedReward(
+                name,
+                pooled[name] if name in pooled else build_reward(reward.kind, reward.args),
+                timeout_s=timeout_s,
+            )
             for name, reward in config.rewards.items()
             if reward.weight != 0
         ]

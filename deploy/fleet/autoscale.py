@@ -2,16 +2,18 @@
 
 The learner is to be kept busy and the queue for rewards bounded, with as few actors as do that:
 
+    queue half full, a reward's own fleet busy   more of that fleet
     queue half full, reward servers busy         more reward servers
     learner waits, and samplers are what for     more samplers: n / (1 − its waiting share)
     learner does not wait, samplers mostly idle  fewer samplers: their work / 0.8
-    reward servers mostly idle, no queue         fewer of them likewise
+    reward servers mostly idle, no queue         fewer of them likewise; so of a reward's own fleet
 
-Shares are of wall time, in [0, 1].
+Reward servers that wait for a reward's own fleet count as busy. Shares are of wall time, in [0, 1].
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 _FULL = 0.5
 _BUSY = 0.8
@@ -54,12 +56,14 @@ class Measured:
         samplers_work: share that samplers sampled, on average.
         rewards_work: share that reward servers decoded and scored.
         queue: records that wait for a reward, of those that may.
+        pools_work: by role, share that members of a reward's own fleet scored.
     """
 
     learner_waits: float
     samplers_work: float
     rewards_work: float
     queue: float
+    pools_work: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,9 +90,10 @@ def measured_between(first: Reading, last: Reading) -> Measured | None:
     waited_s = last.learner_waited_s - first.learner_waited_s
     return Measured(
         learner_waits=min(max(waited_s / took_s, 0.0), 1.0),
-        samplers_work=works["samplers"],
-        rewards_work=works["rewards"],
+        samplers_work=works.pop("samplers"),
+        rewards_work=works.pop("rewards"),
         queue=(first.queue + last.queue) / 2,
+        pools_work=works,
     )
 
 
@@ -102,7 +107,7 @@ def advise(measured: Measured, counts: dict[str, int], bounds: dict[str, Bounds]
         _more_rewards(measured, counts),
         _more_samplers(measured, counts),
         _fewer_samplers(measured, counts),
-        _fewer_rewards(measured, counts),
+        *_fewer_rewards(measured, counts),
     ):
         if advice is None or advice.role not in bounds:
             continue
@@ -114,14 +119,21 @@ def advise(measured: Measured, counts: dict[str, int], bounds: dict[str, Bounds]
 
 
 def _more_rewards(measured: Measured, counts: dict[str, int]) -> Advice | None:
-    if measured.queue < _FULL or measured.rewards_work < _BUSY:
+    if measured.queue < _FULL:
         return None
-    count = counts["rewards"]
+    # Who is handed pictures by reward servers holds them up: more servers would not help.
+    works, role = max(
+        ((work, role) for role, work in measured.pools_work.items()), default=(0.0, "")
+    )
+    if works < _BUSY:
+        works, role = measured.rewards_work, "rewards"
+    if works < _BUSY:
+        return None
     return Advice(
-        "rewards",
-        count + max(1, count // 4),
-        f"the queue for rewards is {_percent(measured.queue)} full and reward servers work "
-        f"{_percent(measured.rewards_work)} of the time",
+        role,
+        counts[role] + max(1, counts[role] // 4),
+        f"the queue for rewards is {_percent(measured.queue)} full and {_named(role)} work "
+        f"{_percent(works)} of the time",
     )
 
 
@@ -151,16 +163,19 @@ def _fewer_samplers(measured: Measured, counts: dict[str, int]) -> Advice | None
     )
 
 
-def _fewer_rewards(measured: Measured, counts: dict[str, int]) -> Advice | None:
-    idle = 1 - measured.rewards_work
-    if measured.queue > 0.1 or idle <= _IDLE:
-        return None
-    return Advice(
-        "rewards",
-        max(1, math.ceil(counts["rewards"] * measured.rewards_work / _BUSY)),
-        f"reward servers are idle {_percent(idle)} of the time and the queue is "
-        f"{_percent(measured.queue)} full",
-    )
+def _fewer_rewards(measured: Measured, counts: dict[str, int]) -> Iterator[Advice]:
+    for role, works in {"rewards": measured.rewards_work, **measured.pools_work}.items():
+        if measured.queue <= 0.1 and 1 - works > _IDLE:
+            yield Advice(
+                role,
+                max(1, math.ceil(counts[role] * works / _BUSY)),
+                f"{_named(role)} are idle {_percent(1 - works)} of the time and the queue is "
+                f"{_percent(measured.queue)} full",
+            )
+
+
+def _named(role: str) -> str:
+    return "reward servers" if role == "rewards" else f"those of {role}"
 
 
 def _percent(share: float) -> str:

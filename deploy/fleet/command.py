@@ -2,6 +2,7 @@
 
     python -m deploy.fleet --run mine                              # how they are
     python -m deploy.fleet --run mine scale samplers=8 rewards=2   # have so many from now on
+    python -m deploy.fleet --run mine scale rewards.clip=4         # of a reward's own fleet
     python -m deploy.fleet --run mine auto samplers=1-16           # as many as the learner needs
     python -m deploy.fleet --run mine top                          # every second, until Ctrl-C
 
@@ -147,7 +148,14 @@ def _decisions_table(decisions: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _heeded(desk: Any, wishes: Mapping[str, Wish]) -> dict[str, Any]:
-    """The page once the run has heard it."""
+    """The page once the run has heard it.
+
+    Raises:
+        ValueError: it has no such fleet, or does not hear.
+    """
+    if strangers := set(wishes) - set(_page_of(desk).get("fleets", wishes)):
+        there = ", ".join(_page_of(desk)["fleets"])
+        raise ValueError(f"the run has no fleet {' '.join(sorted(strangers))}; it has {there}")
     _answer(desk.ask.remote(dict(wishes)))
     deadline = time.monotonic() + _HEEDED_S
     while time.monotonic() < deadline:

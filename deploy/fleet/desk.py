@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 DESK = "controller"
 ROLES = ("samplers", "rewards")
+"""Of every run; a reward with a fleet of its own has the role `rewards.<its name>` beside them."""
 MOST = 10_000
 """Largest fleet that can be asked for: a slip of the finger is no cluster."""
 
@@ -53,8 +54,11 @@ class FleetDesk:
 def check_wishes(wishes: Mapping[str, Wish]) -> None:
     """Raises ValueError for a role or a number that there cannot be."""
     for role, wish in wishes.items():
-        if role not in ROLES:
-            raise ValueError(f"there is no fleet {role!r}; a run has {' and '.join(ROLES)}")
+        if role not in ROLES and not role.startswith("rewards."):
+            raise ValueError(
+                f"there is no fleet {role!r}; a run has {' and '.join(ROLES)}, and rewards.NAME of "
+                "a reward with a fleet of its own"
+            )
         least, most = (wish, wish) if isinstance(wish, int) else wish
         if not 1 <= least <= most <= MOST:
             given = f"{wish}" if isinstance(wish, int) else f"{least}-{most}"

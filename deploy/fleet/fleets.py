@@ -78,7 +78,10 @@ class Fleets:
             for end in fleet.ends():
                 self._keep(role, len(fleet), len(fleet), f"{end.actor} {end.why}; it is replaced")
         for role, wish in self._wishes().items():
-            self._heed(role, wish)
+            if role in self._fleets:
+                self._heed(role, wish)
+            else:
+                log.warning("a wish for %s is left: the run has %s", role, ", ".join(self._fleets))
         now = time.monotonic()
         if now - self._shown_at < _SHOW_EVERY_S:
             return None

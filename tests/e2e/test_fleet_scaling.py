@@ -63,13 +63,15 @@ def test_a_fleet_grows_and_shrinks_under_way_and_loses_nothing(
 
     small = [f"method.cycles={CYCLES}", "actors.num_cpus=0.1", "scoring.num_cpus=0.1"]
     with ThreadPoolExecutor(1) as pool:
-        run = pool.submit(run_job, RUN, *small, "learner.num_cpus=0.1")
+        own = "rewards.binding.fleet={servers: 1, num_cpus: 0.1}"
+        run = pool.submit(run_job, RUN, *small, own, "learner.num_cpus=0.1")
         wait_for("samplers: 1 of 1 at work", page, run)
-        grown = fleet(environ, runs, "scale", "samplers=3", "rewards=2")
+        grown = fleet(environ, runs, "scale", "samplers=3", "rewards=2", "rewards.binding=2")
         assert grown.returncode == 0, grown.stderr
         assert "samplers 1 -> 3" in grown.stdout
         wait_for("samplers: 3 of 3 at work", page, run)
         wait_for("rewards: 2 of 2 at work", page, run)
+        wait_for("rewards.binding: 2 of 2 at work", page, run)
         wait_for("ray_fleetune_cycle", lambda: scraped(head), run)
         text = scraped(head)
         # A counter that never counted is not exported.
@@ -86,7 +88,8 @@ def test_a_fleet_grows_and_shrinks_under_way_and_loses_nothing(
     assert (records["failed"], records["pending"], records["open_tickets"]) == (0, 0, 0)
     decisions = (ended.folder / "fleet.jsonl").read_text().splitlines()
     made = [(d["role"], d["from"], d["to"]) for d in map(json.loads, decisions)]
-    assert made == [("samplers", 1, 3), ("rewards", 1, 2), ("samplers", 3, 1)]
+    grown_to = [("samplers", 1, 3), ("rewards", 1, 2), ("rewards.binding", 1, 2)]
+    assert made == [*grown_to, ("samplers", 3, 1)]
     gone = fleet(environ, runs)
     assert gone.returncode == 2
     assert "no run named 'scaled' is under way" in gone.stderr

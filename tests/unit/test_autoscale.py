@@ -33,6 +33,24 @@ def test_every_situation_has_its_answer_and_reason(
     assert why in advice.why
 
 
+def test_a_rewards_own_fleet_grows_before_the_servers_that_wait_for_it() -> None:
+    full = replace(QUIET, queue=0.9, rewards_work=1.0, pools_work={"rewards.clip": 0.95})
+    counts = COUNTS | {"rewards.clip": 8}
+    advice = advise(full, counts, BOTH | {"rewards.clip": Bounds(1, 16)})
+    assert advice is not None
+    assert (advice.role, advice.count) == ("rewards.clip", 10)
+    assert "those of rewards.clip work 95 %" in advice.why
+    assert advise(full, counts, BOTH) is None  # more reward servers would only wait for it too
+
+
+def test_a_rewards_own_fleet_shrinks_where_it_is_idle() -> None:
+    idle = replace(QUIET, queue=0.0, pools_work={"rewards.clip": 0.2})
+    counts = COUNTS | {"rewards.clip": 8}
+    advice = advise(idle, counts, BOTH | {"rewards.clip": Bounds(1, 16)})
+    assert advice is not None
+    assert (advice.role, advice.count) == ("rewards.clip", 2)
+
+
 def test_a_busy_run_whose_learner_works_is_left_alone() -> None:
     assert advise(QUIET, COUNTS, BOTH) is None
 

@@ -1,0 +1,226 @@
+"""A reward that has a fleet of its own: reward servers hand it their pictures.
+
+    PooledReward.score ── rows, cut among the members ──► RewardWorker.score in reward-clip-0, -1, …
+
+A reward that needs a GPU, or much time, then has as many processes as it needs, whatever the
+number of servers that decode. Members come and go: rows whose member is lost are scored by
+another, and nobody's loss becomes a number.
+
+Plain classes: how members are found and called is handed in. Shape suffixes: B images, H W pixels.
+"""
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+
+from reward_servers.base import Failure, Outcome, RewardModel, Scored, reason_of
+from reward_servers.timed import TimedReward
+
+log = logging.getLogger(__name__)
+_LOOK_AGAIN_S = 0.5
+_MOST_LOSSES = 2  # of one part: pictures that end every process that scores them must not end all
+_MOST_PARTS = 16
+_CHECK_EVERY_S = 1.0
+
+
+class UnavailableError(RuntimeError):
+    """A member takes no pictures now: it is being built, is ending, or is gone."""
+
+
+class MemberLostError(RuntimeError):
+    """A member ended with pictures in hand."""
+
+
+class Members(Protocol):
+    """The processes that score, by name."""
+
+    def names(self) -> Sequence[str]:
+        """Those that are there now, or are being built."""
+        ...
+
+    def score(
+        self, name: str, images_BHWC: np.ndarray, prompts: Sequence[str], timeout_s: float
+    ) -> list[Outcome]:
+        """One outcome a row.
+
+        Raises:
+            UnavailableError: another should be asked, or this one later.
+            MemberLostError: it ended meanwhile.
+            TimeoutError: it did not answer in time.
+        """
+        ...
+
+
+class RewardWorker:
+    """Inside a member: scores what it is handed, one batch after the other, until `stop`.
+
+    Args:
+        timeout_s: of one batch.
+    """
+
+    def __init__(self, model: RewardModel, *, name: str, owner: str, timeout_s: float) -> None:
+        self._reward = TimedReward(name, model, timeout_s=timeout_s)
+        self._owner = owner
+        self._stopping = threading.Event()
+        self._scoring = threading.Lock()
+        self._began = time.monotonic()
+        self._score_s = 0.0
+        self._images = 0
+        self._failures = 0
+
+    def run(self) -> None:
+        """Until `stop`, and the batch in hand is scored.
+
+        Raises:
+            StalledError: calls of the reward hang for good.
+        """
+        while not self._stopping.wait(_CHECK_EVERY_S):
+            self._reward.check()
+        with self._scoring:
+            self._reward.close()
+
+    def stop(self) -> None:
+        """Take no more pictures."""
+        self._stopping.set()
+
+    def score(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> list[Outcome]:
+        """One outcome a row.
+
+        Raises:
+            UnavailableError: it was asked to stop.
+        """
+        with self._scoring:
+            if self._stopping.is_set():
+                raise UnavailableError(f"{self._owner} is ending")
+            pending = self._reward.submit(images_BHWC, prompts)
+            outcomes = self._reward.collect(pending)
+            self._score_s += pending.took_s
+        self._images += len(outcomes)
+        self._failures += sum(isinstance(outcome, Failure) for outcome in outcomes)
+        return outcomes
+
+    def stats(self) -> dict[str, float | str]:
+        """Counters since the start: pictures, those without a score, seconds by stage."""
+        waited_s = max(time.monotonic() - self._began - self._score_s, 0.0)
+        return {
+            "owner": self._owner,
+            "images": self._images,
+            "failures": self._failures,
+            "score_s": round(self._score_s, 3),
+            "wait_s": round(waited_s, 3),
+        }
+
+
+class PooledReward:
+    """A `RewardModel` whose model is elsewhere.
+
+    A batch is cut evenly among the members that are there, and each part goes to the one that has
+    least in hand of this process. A part that finds nobody waits for one to come.
+
+    Args:
+        timeout_s: of one batch, with all that it waits and is tried again.
+    """
+
+    def __init__(self, name: str, members: Members, *, timeout_s: float) -> None:
+        self._name = name
+        self._members = members
+        self._timeout_s = timeout_s
+        self._in_hand: Counter[str] = Counter()
+        self._shut_until: dict[str, float] = {}
+        self._choosing = threading.Lock()
+        self._threads = ThreadPoolExecutor(_MOST_PARTS, thread_name_prefix=f"reward-{name}")
+
+    def wait(self, timeout_s: float, is_over: Callable[[], bool] = lambda: False) -> None:
+        """Until a member answers, so that no picture is failed for want of one at the start.
+
+        Raises:
+            TimeoutError: none has.
+        """
+        deadline = time.monotonic() + timeout_s
+        nothing = np.zeros((0, 1, 1, 3), np.uint8)
+        while not is_over():
+            if self._asked(nothing, [], deadline) is not None:
+                return
+
+    def score(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> Scored:
+        """A value or a failure a row; does not raise."""
+        deadline = time.monotonic() + self._timeout_s
+        num_parts = max(1, min(len(self._members.names()), len(prompts), _MOST_PARTS))
+        rows = np.array_split(np.arange(len(prompts)), num_parts)
+        parts = [
+            self._threads.submit(
+                self._part, images_BHWC[part], [prompts[row] for row in part], deadline
+            )
+            for part in rows
+        ]
+        outcomes = [outcome for part in parts for outcome in part.result()]
+        failures = {i: each.reason for i, each in enumerate(outcomes) if isinstance(each, Failure)}
+        values = [0.0 if isinstance(each, Failure) else each for each in outcomes]
+        return Scored(np.array(values, np.float32), failures)
+
+    def _part(
+        self, images_BHWC: np.ndarray, prompts: Sequence[str], deadline: float
+    ) -> list[Outcome]:
+        """Outcomes of one part, whatever happens to those who are asked for it."""
+        try:
+            losses = 0
+            while True:
+                try:
+                    if (outcomes := self._asked(images_BHWC, prompts, deadline)) is not None:
+                        return outcomes
+                except MemberLostError as error:
+                    losses += 1
+                    log.warning("reward %s: %s", self._name, error)
+                    if losses > _MOST_LOSSES:
+                        raise
+        except Exception as error:  # noqa: BLE001  whatever it was, these rows have no score
+            return [Failure(reason_of(error))] * len(prompts)
+
+    def _asked(
+        self, images_BHWC: np.ndarray, prompts: Sequence[str], deadline: float
+    ) -> list[Outcome] | None:
+        """What a member says; None if nobody takes it just now.
+
+        Raises:
+            TimeoutError: the deadline has passed.
+            MemberLostError: see there.
+        """
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError(
+                f"no server of reward {self._name!r} answered in time; see its fleet "
+                f"rewards.{self._name} by deploy.fleet"
+            )
+        if (member := self._chosen()) is None:
+            time.sleep(min(_LOOK_AGAIN_S, left_s))
+            return None
+        try:
+            outcomes = self._members.score(member, images_BHWC, prompts, left_s)
+        except (UnavailableError, MemberLostError) as error:
+            self._shut_until[member] = time.monotonic() + _LOOK_AGAIN_S
+            if isinstance(error, MemberLostError):
+                raise
+            return None
+        finally:
+            with self._choosing:
+                self._in_hand[member] -= 1
+        if len(outcomes) != len(prompts):
+            raise ValueError(f"{member} gave {len(outcomes)} outcomes of {len(prompts)} pictures")
+        return outcomes
+
+    def _chosen(self) -> str | None:
+        """The member with least in hand, which now has one part more."""
+        now = time.monotonic()
+        with self._choosing:
+            there = [n for n in self._members.names() if self._shut_until.get(n, 0.0) <= now]
+            if not there:
+                return None
+            member = min(there, key=lambda name: self._in_hand[name])
+            self._in_hand[member] += 1
+            return member

@@ -1,0 +1,169 @@
+"""A reward with a fleet of its own: rows keep their order and nobody's loss becomes a number."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from reward_servers.base import Failure, Outcome, checked_scores
+from reward_servers.pool import (
+    MemberLostError,
+    PooledReward,
+    RewardWorker,
+    UnavailableError,
+)
+from reward_servers.timed import StalledError
+
+PROMPTS = [f"prompt {i}" for i in range(7)]
+Answer = Callable[[np.ndarray], list[Outcome]]
+
+
+def pictures(count: int = len(PROMPTS)) -> np.ndarray:
+    """Each of one grey, which is its number."""
+    return np.arange(count, dtype=np.uint8).repeat(12).reshape(count, 2, 2, 3)
+
+
+def greys(images_BHWC: np.ndarray) -> list[Outcome]:
+    return [float(each) for each in images_BHWC[:, 0, 0, 0]]
+
+
+class Some:
+    """Members that answer as they are told to."""
+
+    def __init__(self, **answers: Answer) -> None:
+        self.answers = answers
+        self.asked: list[tuple[str, int]] = []
+
+    def names(self) -> Sequence[str]:
+        return sorted(self.answers)
+
+    def score(
+        self, name: str, images_BHWC: np.ndarray, prompts: Sequence[str], timeout_s: float
+    ) -> list[Outcome]:
+        self.asked.append((name, len(prompts)))
+        return self.answers[name](images_BHWC)
+
+
+def lost(images_BHWC: np.ndarray) -> list[Outcome]:
+    raise MemberLostError("it was lost")
+
+
+def shut(images_BHWC: np.ndarray) -> list[Outcome]:
+    raise UnavailableError("it is being built")
+
+
+def scored(members: Some, timeout_s: float = 20.0) -> list[Outcome]:
+    """As a reward server asks."""
+    return checked_scores(PooledReward("grey", members, timeout_s=timeout_s), pictures(), PROMPTS)
+
+
+def test_rows_are_cut_evenly_among_members_and_keep_their_order() -> None:
+    members = Some(a=greys, b=greys, c=greys)
+    assert scored(members) == greys(pictures())
+    assert sorted(rows for _, rows in members.asked) == [2, 2, 3]
+
+
+def test_one_part_goes_to_each_of_those_that_are_idle() -> None:
+    together = threading.Barrier(3, timeout=20)
+
+    def answer(images_BHWC: np.ndarray) -> list[Outcome]:
+        together.wait()  # which needs all three at the same time
+        return greys(images_BHWC)
+
+    members = Some(a=answer, b=answer, c=answer)
+    assert scored(members) == greys(pictures())
+    assert sorted(name for name, _ in members.asked) == ["a", "b", "c"]
+
+
+def test_a_lost_members_rows_are_scored_by_another() -> None:
+    members = Some(a=lost, b=greys)
+    assert scored(members) == greys(pictures())
+    assert ("a", 4) in members.asked
+
+
+def test_pictures_that_end_whoever_scores_them_are_given_up_with_the_reason() -> None:
+    members = Some(a=lost, b=lost)
+    outcomes = scored(members)
+    assert outcomes == [Failure("MemberLostError: it was lost")] * len(PROMPTS)
+    assert len(members.asked) <= 6  # three of either part, and no row by itself
+
+
+def test_a_failed_row_stays_failed_and_fails_no_other() -> None:
+    def one_bad(images_BHWC: np.ndarray) -> list[Outcome]:
+        return [Failure("too dark") if value == 0 else value for value in greys(images_BHWC)]
+
+    outcomes = scored(Some(a=one_bad, b=one_bad))
+    assert outcomes == [Failure("too dark"), *greys(pictures())[1:]]
+
+
+def test_where_nobody_is_there_in_time_every_row_fails_and_says_where_to_look() -> None:
+    outcomes = scored(Some(a=shut), timeout_s=0.2)
+    assert len(outcomes) == len(PROMPTS)
+    for outcome in outcomes:
+        assert isinstance(outcome, Failure)
+        assert "no server of reward 'grey' answered in time" in outcome.reason
+        assert "rewards.grey" in outcome.reason
+
+
+def test_a_member_that_is_being_built_is_waited_for() -> None:
+    built = time.monotonic() + 0.3
+
+    def answer(images_BHWC: np.ndarray) -> list[Outcome]:
+        return greys(images_BHWC) if time.monotonic() > built else shut(images_BHWC)
+
+    members = Some(a=answer)
+    PooledReward("grey", members, timeout_s=20).wait(20)
+    assert time.monotonic() > built
+    assert {rows for _, rows in members.asked} == {0}
+    with pytest.raises(TimeoutError, match="no server of reward 'grey'"):
+        PooledReward("grey", Some(), timeout_s=20).wait(0.1)
+
+
+def test_an_answer_of_another_length_fails_its_rows() -> None:
+    outcomes = scored(Some(a=lambda images_BHWC: [1.0]))
+    assert outcomes == [Failure("ValueError: a gave 1 outcomes of 7 pictures")] * len(PROMPTS)
+
+
+class Slow:
+    """Tells that it began, and ends when it may."""
+
+    def __init__(self) -> None:
+        self.began = threading.Event()
+        self.may_end = threading.Event()
+
+    def score(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        self.began.set()
+        self.may_end.wait(20)
+        return images_BHWC[:, 0, 0, 0].astype(np.float32)
+
+
+def test_a_worker_that_is_stopped_ends_its_batch_and_takes_no_other() -> None:
+    model = Slow()
+    worker = RewardWorker(model, name="grey", owner="reward-grey-0.0", timeout_s=20)
+    with ThreadPoolExecutor(2) as threads:
+        running = threads.submit(worker.run)
+        batch = threads.submit(worker.score, pictures(), PROMPTS)
+        assert model.began.wait(20)
+        worker.stop()
+        time.sleep(0.05)
+        assert not running.done()
+        model.may_end.set()
+        assert batch.result(20) == greys(pictures())
+        running.result(20)
+    with pytest.raises(UnavailableError, match=r"reward-grey-0\.0 is ending"):
+        worker.score(pictures(), PROMPTS)
+    stats = worker.stats()
+    assert (stats["images"], stats["failures"]) == (len(PROMPTS), 0)
+
+
+def test_a_worker_whose_calls_never_return_ends_itself() -> None:
+    model = Slow()
+    worker = RewardWorker(model, name="grey", owner="reward-grey-0.0", timeout_s=0.05)
+    outcomes = [worker.score(pictures(1), PROMPTS[:1]) for _ in range(3)]
+    assert outcomes == [[Failure("timed out after 0.05 s")]] * 3
+    with pytest.raises(StalledError, match="3 calls of reward 'grey' have not returned"):
+        worker.run()
+    model.may_end.set()
