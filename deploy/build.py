@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from buffer.replay import Replay
-from deploy.config_sections import FilePrompts, Prompts
+from deploy.prompt_sources import prompt_list, prompt_set
 from deploy.run_config import RunConfig
 from learner.draft_settings import Draft
 from learner.on_policy_settings import OnPolicy
@@ -47,22 +47,6 @@ class Plan:
     config: RunConfig
     replay: Replay
     folder: Path
-
-
-def prompt_list(source: Prompts, seed: int) -> list[str]:
-    """The prompts of a file, or drawn from the shapes grammar."""
-    if isinstance(source, FilePrompts):
-        from actors.prompts import load_prompts
-
-        return load_prompts(source.file)
-    from deploy.shapes.world import draw_scene
-
-    rng = np.random.default_rng(seed)
-    scenes = (
-        draw_scene(rng, held_out=source.held_out, three=source.three_share)
-        for _ in range(source.count)
-    )
-    return [scene.prompt for scene in scenes]
 
 
 def device_of(num_gpus: float) -> str:
@@ -188,6 +172,7 @@ def reward_server(plan: Plan, owner: str) -> RewardServer:
     from deploy.fleet.reward_pools import pooled_rewards
     from deploy.metrics import RewardMetrics
     from learner.policy.components import PipelineFolder, decode_latents
+    from reward_servers.metadata import informed
     from reward_servers.noisy import NoisyReward
     from reward_servers.registry import build_reward
     from reward_servers.server import RewardServer, ServerSettings
@@ -198,8 +183,9 @@ def reward_server(plan: Plan, owner: str) -> RewardServer:
     pools = pooled_rewards(config)
     for pool in pools.values():
         pool.wait(config.limits.stall_s)
+    table = prompt_set(config.prompts, config.seed).table
     rewards: dict[str, RewardModel] = {
-        name: pools[name] if name in pools else build_reward(r.kind, r.args)
+        name: pools[name] if name in pools else informed(build_reward(r.kind, r.args), table)
         for name, r in config.rewards.items()
     }
     rewards |= {

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from deploy.build import prompt_list
+from deploy.prompt_sources import prompt_list, prompt_set
 from deploy.run_config import RunConfig
 from learner.draft_settings import Draft
 from learner.groups import GroupSource
@@ -16,6 +16,7 @@ from learner.on_policy_settings import Ppo, Pso
 from learner.seat import Seat
 from learner.settings import Lasro
 from learner.trainer import Method
+from reward_servers.metadata_module import informed_module
 from reward_servers.registry import build_reward
 
 
@@ -38,7 +39,10 @@ def build_method(config: RunConfig, source: GroupSource, seat: Seat) -> Method:
     rewards: dict[str, Any] = {}
     if method.differentiates_rewards:
         trained = {name: r for name, r in config.rewards.items() if r.weight != 0}
-        rewards = {name: build_reward(r.kind, r.args) for name, r in trained.items()}
+        table = prompt_set(config.prompts, config.seed).table
+        for name, reward in trained.items():
+            model: Any = build_reward(reward.kind, reward.args)
+            rewards[name] = informed_module(model, table)
     if isinstance(method, Draft):
         return build_draft(method, *parts, source=source, rewards=rewards, seat=seat)
     return build_sqdf(method, *parts, source=source, rewards=rewards, seat=seat)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from deploy.config_problems import Problem
-from deploy.config_sections import FilePrompts, KlAbove, ShapesPrompts
+from deploy.config_sections import KlAbove, ShapesPrompts
 from learner.draft_settings import Draft
 from learner.likelihood_settings import Dpo, Gors, Likelihood
 from learner.on_policy_settings import OnPolicy, Ppo, Pso
@@ -330,7 +330,7 @@ def _wait_problems(config: "RunConfig") -> Iterator[Problem]:
 
 def _measure_problems(config: "RunConfig") -> Iterator[Problem]:
     training, held_out = config.prompts, config.evaluation.prompts
-    same_file = isinstance(training, FilePrompts) and training == held_out
+    same_file = not isinstance(training, ShapesPrompts) and training == held_out
     same_scenes = (
         isinstance(training, ShapesPrompts)
         and isinstance(held_out, ShapesPrompts)

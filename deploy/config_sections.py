@@ -17,7 +17,8 @@ class FilePrompts(Section):
     """Prompts of a text file, one a line."""
 
     kind: Literal["file"] = "file"
-    """Says which source this is; may be left out where `file` is given."""
+    """Says which source this is; may be left out where `file` is given: a file whose name ends in
+    .jsonl is of kind jsonl, any other of kind file."""
     file: str = Field(min_length=1)
     """UTF-8 text file."""
 
@@ -35,15 +36,48 @@ class ShapesPrompts(Section):
     """Only prompts with a held-out combination of colour and shape; false: none of them."""
 
 
-Prompts = Annotated[FilePrompts | ShapesPrompts, Field(discriminator="kind")]
+class JsonlPrompts(Section):
+    """Prompts of a file with one JSON object a line, which rewards see all of."""
+
+    kind: Literal["jsonl"]
+    """Says which source this is."""
+    file: str = Field(min_length=1)
+    """UTF-8 file."""
+    column: str = Field(default="prompt", min_length=1)
+    """Key of the prompt. All other keys are its metadata, which a reward may ask for."""
+
+
+class DatasetPrompts(Section):
+    """Prompts of a dataset that the `datasets` package reads (`pip install -e '.[hub]'`)."""
+
+    kind: Literal["dataset"]
+    """Says which source this is."""
+    path: str = Field(min_length=1)
+    """Id on the hub, a folder, or a file: .parquet, .arrow, .jsonl, .csv."""
+    name: str | None = None
+    """Which of several configurations of the dataset."""
+    split: str = Field(default="train", min_length=1)
+    """Which of its splits; a single file has only one."""
+    revision: str | None = None
+    """Commit or tag on the hub; null: its newest, which may be another for a resumed run."""
+    column: str = Field(default="prompt", min_length=1)
+    """Column of the prompts."""
+    metadata: tuple[str, ...] = ()
+    """Columns that a prompt comes with, which a reward may ask for."""
+
+
+Prompts = Annotated[
+    FilePrompts | ShapesPrompts | JsonlPrompts | DatasetPrompts, Field(discriminator="kind")
+]
 
 
 def named_prompts(value: object) -> object:
-    """`{file: x}` needs no kind, and a bare text is a file."""
+    """`{file: x}` needs no kind, and a bare text is a file, of the kind that its name says."""
     if isinstance(value, str):
-        return {"kind": "file", "file": value}
+        value = {"file": value}
     if isinstance(value, dict) and "file" in value and "kind" not in value:
-        return {"kind": "file", **value}
+        is_jsonl = str(value["file"]).lower().endswith(".jsonl")
+        return {"kind": "jsonl" if is_jsonl else "file", **value}
     return value
 
 

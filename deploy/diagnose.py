@@ -38,9 +38,10 @@ import torch
 from torch import Tensor
 
 from actors.prompts import seed_of
-from deploy.build import device_of, prompt_list
+from deploy.build import device_of
 from deploy.compare import half_interval
 from deploy.config_problems import ConfigError
+from deploy.prompt_sources import prompt_set
 from deploy.run_config import RunConfig, load_config
 from deploy.study.file import DIAGNOSIS_FILE, Diagnosed
 from deploy.study.tables import described, markdown
@@ -60,6 +61,7 @@ from learner.policy.components import PipelineFolder, decode_latents
 from learner.policy.denoiser import Denoiser, guidance_rows
 from learner.policy.trainable import trainable_unet
 from reward_servers.base import Failure
+from reward_servers.metadata import informed
 from reward_servers.registry import build_reward
 from reward_servers.timed import TimedReward, score_all
 
@@ -116,14 +118,14 @@ class Subject:
         self._vae = pipeline.vae(self.device)
         self.schedule = pipeline.schedule
         self.shape = pipeline.latent_shape
-        known = prompt_list(config.evaluation.prompts, config.evaluation.seed)
-        self.prompts = [known[i % len(known)] for i in range(prompts)]
+        known = prompt_set(config.evaluation.prompts, config.evaluation.seed)
+        self.prompts = [known.prompts[i % len(known.prompts)] for i in range(prompts)]
         self._rewards = [
             (
                 reward.weight,
                 TimedReward(
                     name,
-                    build_reward(reward.kind, reward.args),
+                    informed(build_reward(reward.kind, reward.args), known.table),
                     timeout_s=config.scoring.timeout_s,
                 ),
             )

@@ -5,24 +5,29 @@
 asked there, inside the function that needs it.
 """
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from deploy.config_problems import nested_models, without_password
-from deploy.config_sections import FilePrompts, Metric, Reward
+from deploy.config_sections import DatasetPrompts, Metric, Reward, ShapesPrompts
 from deploy.run_config import RunConfig
 from learner.likelihood_settings import Gors
 from learner.settings import Lasro
 from learner.sqdf_settings import Sqdf
 
+if TYPE_CHECKING:
+    from actors.prompt_sets import PromptSet
+
+log = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -30,11 +35,12 @@ def check_environment(
     config: RunConfig, environ: Mapping[str, str], *, resume: bool = False
 ) -> list[str]:
     """What is missing here for a run to begin; empty: nothing that can be seen without starting."""
+    prompts, unreadable = _prompt_sets(config)
     return [
         *_unusable_folder(config, environ, resume=resume),
         *_missing_models(config),
-        *_bad_prompts(config),
-        *_unknown_rewards(config),
+        *unreadable,
+        *_unknown_rewards(config, prompts),
         *_unknown_distances(config),
         *_unusable_redis(config, environ),
     ]
@@ -90,26 +96,37 @@ def _is_hub_id(path: str) -> bool:
     return bool(_HUB_ID.fullmatch(path)) and not Path(path).parent.is_dir()
 
 
-def _bad_prompts(config: RunConfig) -> Iterator[str]:
-    from actors.prompts import load_prompts
+def _prompt_sets(config: RunConfig) -> tuple[dict[str, "PromptSet"], list[str]]:
+    """Those of training and evaluation that can be read, by their setting; and why one cannot."""
+    from deploy.prompt_sources import prompt_set
 
-    for name, source in (
-        ("prompts", config.prompts),
-        ("evaluation.prompts", config.evaluation.prompts),
+    found, problems = {}, []
+    for name, source, seed in (
+        ("prompts", config.prompts, config.seed),
+        ("evaluation.prompts", config.evaluation.prompts, config.evaluation.seed),
     ):
-        if isinstance(source, FilePrompts):
-            try:
-                load_prompts(Path(source.file))
-            except (OSError, ValueError) as error:
-                yield f"{name}.file: {error}"
+        if isinstance(source, ShapesPrompts):  # one is as good as all, and quicker
+            source = source.model_copy(update={"count": 1})
+        try:
+            found[name] = prompts = prompt_set(source, seed)
+        except (OSError, ValueError) as error:
+            key = "path" if isinstance(source, DatasetPrompts) else "file"
+            problems.append(f"{name}.{key}: {error}")
+            continue
+        if prompts.repeated:
+            log.warning(
+                "%s: %d of %d prompts are there more than once, and are drawn as often",
+                name, prompts.repeated, len(prompts.prompts),
+            )  # fmt: skip
+    return found, problems
 
 
-def _unknown_rewards(config: RunConfig) -> Iterator[str]:
+def _unknown_rewards(config: RunConfig, prompts: Mapping[str, "PromptSet"]) -> Iterator[str]:
     """Kinds that nobody registered or that cannot be imported here, and wrong arguments.
 
     The reward servers run in the environment that this runs in, so what fails here fails there.
     """
-    from reward_servers.registry import check_differentiable, check_reward
+    from reward_servers.registry import check_differentiable, check_metadata, check_reward
 
     settings: dict[str, Reward | Metric] = {
         **{f"rewards.{name}": reward for name, reward in config.rewards.items()},
@@ -121,6 +138,10 @@ def _unknown_rewards(config: RunConfig) -> Iterator[str]:
             check_reward(setting.kind, setting.args)
             if climbed and config.method.differentiates_rewards:
                 check_differentiable(setting.kind)
+            # What is trained on is measured on the held-out prompts, too.
+            for source, each in prompts.items():
+                if isinstance(setting, Reward) or source != "prompts":
+                    check_metadata(setting.kind, setting.args, each.table)
         except ValueError as error:
             yield f"{name}: {error}"
 
@@ -338,7 +359,7 @@ def _is_literal(annotation: Any) -> bool:
 
 
 def _default(field: FieldInfo) -> str:
-    if field.default_factory is dict:
+    if field.default_factory is dict or field.default == ():
         return "none"
     if field.default_factory is not None:
         return "made at start"

@@ -57,6 +57,9 @@ class RewardModel(Protocol):
             images_BHWC: uint8 [B, H, W, 3], RGB.
             prompts: B texts.
 
+        A third parameter named `metadata` is handed a list of B mappings, to be read only: what
+        each prompt comes with in the run's prompt set (`reward_servers.metadata`).
+
         Returns:
             float32 [B], or a `Scored` when some rows cannot be scored. Raising fails the batch.
         """
@@ -75,6 +78,8 @@ class DifferentiableReward(RewardModel, Protocol):
         Args:
             images_BCHW: float32 [B, 3, H, W], RGB in [0, 1].
             prompts: B texts.
+
+        It may have a third parameter `metadata`, as `score` may.
         """
         ...
 

@@ -73,6 +73,33 @@ def check_reward(kind: str, args: Mapping[str, Any] | None = None) -> None:
         build_reward(kind, args)
 
 
+def check_metadata(
+    kind: str, args: Mapping[str, Any], table: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Looks whether a reward can do with what the prompts of a set come with; builds nothing.
+
+    A class that needs a look has a static method `check_metadata`, which takes what one prompt
+    comes with and then all arguments, and raises ValueError.
+
+    Args:
+        table: what a prompt comes with, by its text.
+
+    Raises:
+        ValueError: it refuses one of them, or cannot be imported.
+    """
+    look = getattr(_class_at(kind, path_of(kind)), "check_metadata", None)
+    if not callable(look):
+        return
+    for prompt, metadata in table.items():
+        try:
+            look(metadata, **args)
+        except ValueError as error:
+            raise ValueError(
+                f"reward {kind!r} cannot score the prompt {prompt[:80]!r} with metadata "
+                f"{dict(metadata)!r:.80}: {error}"
+            ) from error
+
+
 def check_differentiable(kind: str) -> None:
     """Looks whether a gradient can pass; builds nothing.
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from actors.sampling import sample_ddpm
 from buffer.embedded import EmbeddedServer
 from deploy.bench.sqdf_stores import CAPACITY, Files, Slices, Store
-from deploy.build import prompt_list
+from deploy.prompt_sources import prompt_list
 from deploy.run_config import RunConfig, load_config
 from learner.diffusion.chain import Chain
 from learner.diffusion.ddim import gaussian_kl

@@ -18,9 +18,11 @@ from diffusers import UNet2DConditionModel
 
 from actors.prompts import seed_of
 from actors.rollout import Group
-from deploy.build import device_of, policy_of, prompt_list
+from deploy.build import device_of, policy_of
+from deploy.config_sections import Metric, Reward
 from deploy.evaluation.distances import build_distance, mean_distance
 from deploy.evaluation.signals import colour_entropy, sharpness
+from deploy.prompt_sources import prompt_set
 from deploy.run_config import RunConfig
 from learner.policy.components import PipelineFolder, decode_latents
 from learner.policy.trainable import (
@@ -30,6 +32,7 @@ from learner.policy.trainable import (
     trainable_unet,
 )
 from reward_servers.base import Failure, RewardModel
+from reward_servers.metadata import informed
 from reward_servers.registry import build_reward
 from reward_servers.timed import TimedReward, score_all
 
@@ -56,22 +59,17 @@ class Evaluator:
         self._vae = pipeline.vae(device)
         self._singles = policy_of(config, pipeline, group_size=1, device=device, only_clean=True)
         self._is_untouched = True
-        self._prompts = prompt_list(config.evaluation.prompts, config.evaluation.seed)
-        timeout_s = config.scoring.timeout_s
+        held_out = prompt_set(config.evaluation.prompts, config.evaluation.seed)
+        self._prompts, self._table = held_out.prompts, held_out.table
         self._scores = [
-            TimedReward(name, build_reward(metric.kind, metric.args), timeout_s=timeout_s)
-            for name, metric in config.evaluation.rewards.items()
+            self._timed(name, metric) for name, metric in config.evaluation.rewards.items()
         ]
         self._distances = {
             name: build_distance(distance.kind, distance.args)
             for name, distance in config.evaluation.diversity.distances.items()
         }
         self._rewards = [
-            TimedReward(
-                name,
-                pooled[name] if name in pooled else build_reward(reward.kind, reward.args),
-                timeout_s=timeout_s,
-            )
+            self._timed(name, reward, pooled.get(name))
             for name, reward in config.rewards.items()
             if reward.weight != 0
         ]
@@ -121,6 +119,12 @@ class Evaluator:
         if weights is not None:
             load_arrays(unet, dict(weights))
         return str(save_for_diffusers(unet, self._config.model.trainable, folder))
+
+    def _timed(
+        self, name: str, setting: Reward | Metric, pooled: RewardModel | None = None
+    ) -> TimedReward:
+        model = pooled or informed(build_reward(setting.kind, setting.args), self._table)
+        return TimedReward(name, model, timeout_s=self._config.scoring.timeout_s)
 
     def _load(self, weights: Mapping[str, np.ndarray] | None) -> None:
         if weights is not None:

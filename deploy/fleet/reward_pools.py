@@ -84,15 +84,21 @@ class NamedMembers:
 
 
 def reward_worker(plan: Plan, reward: str, owner: str) -> RewardWorker:
-    """A member of a reward's fleet."""
+    """A member of a reward's fleet; it is asked about held-out prompts, too."""
     import torch
 
+    from deploy.prompt_sources import prompt_set
+    from reward_servers.metadata import informed
     from reward_servers.pool import RewardWorker
     from reward_servers.registry import build_reward
 
     config = plan.config
     torch.set_num_threads(config.scoring.threads)
-    model = build_reward(config.rewards[reward].kind, config.rewards[reward].args)
+    table = {
+        **prompt_set(config.evaluation.prompts, config.evaluation.seed).table,
+        **prompt_set(config.prompts, config.seed).table,
+    }
+    model = informed(build_reward(config.rewards[reward].kind, config.rewards[reward].args), table)
     return RewardWorker(model, name=reward, owner=owner, timeout_s=config.scoring.timeout_s)
 
 

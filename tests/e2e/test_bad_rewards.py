@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from actors.prompts import PromptSource
-from deploy.build import prompt_list
+from deploy.prompt_sources import prompt_list
 from deploy.run_config import config_from_json
 
 if TYPE_CHECKING:

@@ -168,7 +168,7 @@ def test_the_table_has_one_row_for_every_setting() -> None:
 
 
 def test_the_table_joins_the_kinds_of_a_section() -> None:
-    assert "| `prompts.kind` | file, shapes |" in schema_table()
+    assert "| `prompts.kind` | file, shapes, jsonl, dataset |" in schema_table()
 
 
 def test_every_row_of_the_table_has_four_cells() -> None:

@@ -1,0 +1,121 @@
+"""Prompt sets: what is read from JSONL, what is refused in which words, what cannot change."""
+
+import copy
+import json
+import pickle  # noqa: TID251 - Ray carries arguments this way
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.prompt_sets import Metadata, PromptSet, load_jsonl, plain_set
+from deploy.config_sections import FilePrompts, JsonlPrompts
+from deploy.prompt_sources import prompt_set
+
+LINES = [
+    {"prompt": " a red circle ", "counts": {"red": 1}, "tags": ["easy", ["one"]]},
+    {"prompt": "two blue squares", "counts": {"blue": 2}},
+]
+
+
+def written(folder: Path, *lines: object) -> Path:
+    path = folder / "prompts.jsonl"
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    path.write_text("\n".join(texts) + "\n", encoding="utf-8")
+    return path
+
+
+def refusal(folder: Path, *lines: object) -> str:
+    with pytest.raises(ValueError, match=r"prompts\.jsonl") as caught:
+        load_jsonl(written(folder, *lines))
+    return str(caught.value).partition("prompts.jsonl: ")[2]
+
+
+def test_a_line_is_a_prompt_and_the_rest_of_it_is_its_metadata(tmp_path: Path) -> None:
+    found = load_jsonl(written(tmp_path, *LINES, ""))
+    assert found.prompts == ("a red circle", "two blue squares")
+    assert found.table["a red circle"] == {"counts": {"red": 1}, "tags": ("easy", ("one",))}
+    assert found.table["two blue squares"] == {"counts": {"blue": 2}}
+
+
+def test_the_prompt_may_have_another_key(tmp_path: Path) -> None:
+    path = written(tmp_path, {"caption": "a cat", "prompt": 3})
+    assert load_jsonl(path, "caption") == PromptSet(("a cat",), (Metadata({"prompt": 3}),))
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("a cat", "line 2 is no JSON (Expecting value at column 1)"),
+        ('{"prompt": "a", "x": NaN}', "line 2 is no JSON (NaN is no number of JSON)"),
+        (["a cat"], "line 2 is no object but ['a cat']"),
+        ({"text": "a cat", "n": 1}, "line 2 has no key 'prompt'; it has text, n"),
+        ({"prompt": "  "}, "the prompt of line 2 is empty"),
+        ({"prompt": 7}, "the prompt of line 2 is no text but 7"),
+        ({"prompt": "a" * 9000}, "the prompt of line 2 has 9000 bytes; 8192 are allowed"),
+        ('{"prompt": "\\ud800"}', "line 2 holds what is no JSON or no Unicode"),
+        ('{"prompt": "a", "x": ["\\udfff"]}', "line 2 holds what is no JSON or no Unicode"),
+        (
+            {"prompt": "a red circle", "counts": {"red": 2}},
+            "line 2 has the prompt of line 1, 'a red circle', with other metadata",
+        ),
+    ],
+)
+def test_a_bad_line_is_told_with_its_number_and_its_fault(
+    tmp_path: Path, line: object, told: str
+) -> None:
+    assert refusal(tmp_path, LINES[0], line).startswith(told)
+
+
+def test_several_bad_lines_are_told_at_once(tmp_path: Path) -> None:
+    text = refusal(tmp_path, {"prompt": ""}, "[", "[", LINES[0], "[", "[")
+    assert text.count("line ") == 3
+    assert text.endswith("; and 2 more")
+
+
+def test_a_file_without_prompts_and_a_missing_one_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"prompts\.jsonl holds no prompt"):
+        load_jsonl(written(tmp_path, "", " "))
+    with pytest.raises(ValueError, match="name a text file with one JSON object a line"):
+        load_jsonl(tmp_path / "nowhere.jsonl")
+
+
+def test_a_prompt_may_come_again_with_the_same_metadata_and_is_counted(tmp_path: Path) -> None:
+    found = load_jsonl(written(tmp_path, LINES[1], LINES[0], LINES[1]))
+    assert found.prompts == ("two blue squares", "a red circle", "two blue squares")
+    assert found.repeated == 1
+    assert plain_set(["a", "b", "c"]).repeated == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.__setitem__("x", 1),
+        lambda m: m.update(x=1),
+        lambda m: m.pop("counts"),
+        lambda m: m.clear(),
+        lambda m: m["counts"].__setitem__("red", 5),
+        lambda m: m["tags"].append("x"),
+    ],
+)
+def test_metadata_cannot_be_changed_however_deep(change: Any) -> None:
+    metadata = Metadata({"counts": {"red": 1}, "tags": ["easy"]})
+    with pytest.raises((TypeError, AttributeError)):
+        change(metadata)
+    assert json.loads(json.dumps(metadata)) == {"counts": {"red": 1}, "tags": ["easy"]}
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])  # noqa: S301
+def test_metadata_travels_between_processes(copied: Any) -> None:
+    metadata = Metadata({"counts": {"red": 1}, "tags": ["easy"]})
+    assert copied(metadata) == metadata
+    assert type(copied(metadata)["counts"]) is Metadata
+
+
+def test_a_config_names_either_file(tmp_path: Path) -> None:
+    path = written(tmp_path, *LINES)
+    text = tmp_path / "prompts.txt"
+    text.write_text("a cat\na dog\n", encoding="utf-8")
+    found = prompt_set(JsonlPrompts(kind="jsonl", file=str(path)), 0)
+    assert found.metadata[1] == {"counts": {"blue": 2}}
+    assert prompt_set(FilePrompts(file=str(text)), 0).table == {"a cat": {}, "a dog": {}}
