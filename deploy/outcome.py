@@ -9,7 +9,7 @@ runs/<name>/
     checkpoints/     to resume from              redis/        the replay's append-only file
     samples/         where every sample came from, as `learner.sample_trace` has it
     evaluations.json, kept/   beside training, as `deploy.evaluation.kept` has it
-    adapter/ or unet/   the result, as diffusers loads it
+    adapter/ or unet/   the result, as diffusers loads it, with its card
 """
 
 import fcntl
@@ -173,17 +173,22 @@ class RunFolder:
         """Where commands find the run while it is under way."""
         (self.path / CLUSTER_FILE).write_text(json.dumps(cluster))
 
-    def close(self, outcome: Outcome) -> None:
-        """Writes the summary and the report."""
+    def close(self, outcome: Outcome) -> dict[str, Any]:
+        """Writes the summary, the result's card, and the report; returns the summary."""
+        from deploy.report.card import Form, write_card
         from deploy.report.write import write_report
 
         summary = outcome.summary()
         (self.path / SUMMARY_FILE).write_text(json.dumps(summary, indent=2))
+        if outcome.exported is not None:
+            form: Form = "adapter" if outcome.config.model.trainable == "lora" else "unet"
+            write_card(self.path, outcome.config, summary, form, Path(outcome.exported))
         report = write_report(self.path)
         log.info("%s after %.0f s; report: %s", outcome.status, summary["wall_s"], report)
         if outcome.after:
             for name, value in outcome.after.items():
                 log.info("%-14s %.3f -> %.3f", name, outcome.before.get(name, float("nan")), value)
+        return summary
 
 
 def resident_mb() -> float:

@@ -77,7 +77,7 @@ def _missing_models(config: RunConfig) -> Iterator[str]:
         )
     for name, path in paths.items():
         folder = Path(path)
-        if (folder / "model_index.json").is_file() or (_is_hub_id(path) and not folder.exists()):
+        if (folder / "model_index.json").is_file() or (is_hub_id(path) and not folder.exists()):
             continue
         reason = "holds no model_index.json" if folder.is_dir() else "does not exist"
         yield (
@@ -88,10 +88,10 @@ def _missing_models(config: RunConfig) -> Iterator[str]:
 
 def _may_hold_lora(path: str) -> bool:
     folder = Path(path)
-    return any(folder.glob("*.safetensors")) or (_is_hub_id(path) and not folder.exists())
+    return any(folder.glob("*.safetensors")) or (is_hub_id(path) and not folder.exists())
 
 
-def _is_hub_id(path: str) -> bool:
+def is_hub_id(path: str) -> bool:
     """Shaped like one, and not a path below a folder that is here."""
     return bool(_HUB_ID.fullmatch(path)) and not Path(path).parent.is_dir()
 

@@ -1,0 +1,207 @@
+"""The README.md beside a run's result: a model card in the format of the Hugging Face hub.
+
+Made from the run's config and summary alone, so that it can be made again. What tells of a machine
+or of a service, and not of the model, is left out of it: a card is there to be published. Its
+licence is the user's to choose, and the card says so.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from deploy.plan import is_hub_id
+from deploy.report.data import read_pictures
+from deploy.run_config import RunConfig
+from learner.draft_settings import Draft
+from learner.likelihood_settings import Gors
+from learner.on_policy_settings import Ppo, Pso
+from learner.settings import Lasro
+from learner.sqdf_settings import Sqdf
+
+CARD_FILE = "README.md"
+Form = Literal["adapter", "unet", "pipeline"]
+"""What lies beside the card: a LoRA, a UNet, or a whole pipeline."""
+_PRIVATE: Any = {"folder": True, "replay": {"redis"}, "logging": True, "callbacks": True}
+_DRAFTS = {
+    "last": ("DRaFT-K", "arXiv:2309.17400"),
+    "renoised": ("DRaFT-LV", "arXiv:2309.17400"),
+    "stopped": ("ReFL", "arXiv:2304.05977"),
+}
+
+
+def write_card(
+    folder: Path, config: RunConfig, summary: Mapping[str, Any], form: Form, target: Path
+) -> Path:
+    """Writes the card of a run.
+
+    Args:
+        folder: of the run; a prompt of its pictures is the card's example.
+        summary: its `summary.json`.
+        target: folder of the result.
+    """
+    pictures = read_pictures(folder, "after", [])
+    prompt = pictures.prompts[0] if pictures and pictures.prompts else "a photo of a cat"
+    path = target / CARD_FILE
+    path.write_text(card_text(config, summary, form, prompt), encoding="utf-8")
+    return path
+
+
+def card_text(config: RunConfig, summary: Mapping[str, Any], form: Form, prompt: str) -> str:
+    """The card: front matter, and what a person reads."""
+    from huggingface_hub import ModelCardData
+
+    method, _ = method_of(config)
+    few_step = config.model.is_few_step
+    data = ModelCardData(
+        base_model=config.model.path if is_hub_id(config.model.path) else None,
+        base_model_relation="adapter" if form == "adapter" else "finetune",
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=[
+            "text-to-image",
+            "diffusers",
+            "lora" if form == "adapter" else "fine-tuned",
+            "reinforcement-learning",
+            method.lower().replace(" ", "-"),
+            *(["few-step"] if few_step else []),
+            "fleetune",
+        ],
+        inference={"parameters": _sampling(config)},
+    )
+    parts = {
+        "": _opening(config, form),
+        "Use": _use(config, form, prompt),
+        "Training": _training(config),
+        "Scores": _scores(config, summary),
+        "Cost": _cost(summary),
+        "Versions": _table(("library", "version"), dict(summary.get("versions") or {}).items()),
+        "Settings": _settings(config),
+    }
+    body = "\n\n".join(f"## {name}\n\n{text}" if name else text for name, text in parts.items())
+    return f"---\n{data.to_yaml()}\n---\n\n# {config.name}\n\n{body}\n"
+
+
+def method_of(config: RunConfig) -> tuple[str, str]:
+    """Name and paper of a run's method."""
+    method = config.method
+    if isinstance(method, Lasro):
+        return "LaSRO", "arXiv:2411.15247"
+    if isinstance(method, Sqdf):
+        return "SQDF", (
+            "Diffusion Fine-Tuning via Reparameterized Policy Gradient of the Soft Q-Function, "
+            "ICLR 2026"
+        )
+    if isinstance(method, Draft):
+        seiko = method.reward == "surrogate" and method.path == "last"
+        return ("SEIKO", "arXiv:2402.16359") if seiko else _DRAFTS[method.path]
+    if isinstance(method, Pso):
+        return "PSO", "arXiv:2410.03190"
+    if isinstance(method, Ppo) and config.model.is_few_step:
+        return "RLCM", "arXiv:2404.03673"
+    if isinstance(method, Ppo):
+        return ("PPO with a KL" if method.alpha else "DDPO"), "arXiv:2305.13301"
+    if isinstance(method, Gors):
+        return "GORS", "arXiv:2307.06350"
+    return "Diffusion-DPO", "arXiv:2311.12908"
+
+
+def _sampling(config: RunConfig) -> dict[str, float]:
+    return {
+        "num_inference_steps": config.model.num_steps,
+        "guidance_scale": config.model.guidance_scale,
+    }
+
+
+def _opening(config: RunConfig, form: Form) -> str:
+    method, paper = method_of(config)
+    what = {
+        "adapter": f"A LoRA adapter of rank {config.model.lora_rank} for",
+        "unet": "A UNet that takes the place of that of",
+        "pipeline": "A whole pipeline, made from",
+    }[form]
+    return (
+        f"{what} `{config.model.path}`, fine-tuned by reinforcement learning: {method} ({paper}), "
+        "run by fleetune.\n\nNo licence has been chosen yet: add `license:` to the lines at the "
+        "top. The base model's licence binds this one, too."
+    )
+
+
+def _use(config: RunConfig, form: Form, prompt: str) -> str:
+    base = repr(config.model.path)
+    given = ", ".join(f"{name}={value:g}" for name, value in _sampling(config).items())
+    load = {
+        "adapter": [
+            "from diffusers import DiffusionPipeline\n",
+            f"pipe = DiffusionPipeline.from_pretrained({base})",
+            'pipe.load_lora_weights("this folder, or its id on the hub")',
+        ],
+        "unet": [
+            "from diffusers import DiffusionPipeline, UNet2DConditionModel\n",
+            'unet = UNet2DConditionModel.from_pretrained("this folder, or its id on the hub")',
+            f"pipe = DiffusionPipeline.from_pretrained({base}, unet=unet)",
+        ],
+        "pipeline": [
+            "from diffusers import DiffusionPipeline\n",
+            'pipe = DiffusionPipeline.from_pretrained("this folder, or its id on the hub")',
+        ],
+    }[form]
+    lines = [*load, f"image = pipe({prompt!r}, {given}).images[0]"]
+    text = "\n".join(lines)
+    return f"```python\n{text}\n```"
+
+
+def _training(config: RunConfig) -> str:
+    rewards = [
+        (name, f"`{each.kind}`", f"{each.weight:g}", f"`{json.dumps(each.args)}`")
+        for name, each in config.rewards.items()
+    ]
+    prompts = json.dumps(config.prompts.model_dump(mode="json", exclude_none=True))
+    return (
+        f"Prompts: `{prompts}`, seed {config.seed}, {config.model.num_steps} sampling steps.\n\n"
+        + _table(("reward", "kind", "weight", "arguments"), rewards)
+    )
+
+
+def _scores(config: RunConfig, summary: Mapping[str, Any]) -> str:
+    before, after = summary.get("before") or {}, summary.get("after") or {}
+    rows = [
+        (f"`{name}`", _number(before.get(name)), _number(after.get(name)))
+        for name in [*before, *(name for name in after if name not in before)]
+    ]
+    if not rows:
+        return "None were measured."
+    version = summary.get("exported_version")
+    which = f" The version is `{version}`." if version else ""
+    return (
+        f"Of {config.evaluation.samples} pictures of held-out prompts, with the same noise before "
+        f"and after.{which}\n\n" + _table(("score", "before", "after"), rows)
+    )
+
+
+def _cost(summary: Mapping[str, Any]) -> str:
+    flops = sum((summary.get("flops") or {}).values())
+    rows = [
+        ("reward queries", f"{summary.get('reward_queries', 0):,}"),
+        ("wall time", f"{summary.get('wall_s', 0):,.0f} s"),
+        ("floating-point operations of sampling and learning", f"{flops:.3g}"),
+    ]
+    return _table(("what", "how much"), rows)
+
+
+def _settings(config: RunConfig) -> str:
+    told = json.dumps(config.model_dump(mode="json", exclude=_PRIVATE), indent=1)
+    return f"<details>\n<summary>All settings</summary>\n\n```json\n{told}\n```\n\n</details>"
+
+
+def _table(head: Sequence[str], rows: Any) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(_cell(each) for each in line)} |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def _number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else "–"
