@@ -35,7 +35,8 @@ def load_dataset_prompts(
         ValueError: the package is missing, the dataset cannot be read, a column is missing, or
             `set_of` refuses what is in it.
     """
-    if find_spec("datasets") is None:
+    found = find_spec("datasets")
+    if found is None or found.origin is None:  # a folder of that name is no package
         raise ValueError(
             "prompts of kind dataset need the package datasets, which is not installed here: "
             "pip install -e '.[hub]'"

@@ -99,6 +99,8 @@ def _descend(
         return Any, isinstance(part, int), parent
     if get_origin(annotation) is dict:
         return get_args(annotation)[1], True, None
+    if get_origin(annotation) is tuple and isinstance(part, int):
+        return get_args(annotation)[0], True, None
     return Any, isinstance(part, int), parent
 
 
@@ -132,9 +134,14 @@ def dotted_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         nested = list(nested_models(field.annotation))
         if not nested:
             yield f"{prefix}{name}"
-        between = ".<name>." if get_origin(_plain(field.annotation)) is dict else "."
+        between = between_of(field.annotation)
         for option in nested:
             yield from dotted_names(option, f"{prefix}{name}{between}")
+
+
+def between_of(annotation: Any) -> str:
+    """What stands between the name of a section, or of several, and that of a setting in it."""
+    return {dict: ".<name>.", tuple: "[]."}.get(get_origin(_plain(annotation)), ".")  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def nested_models(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -142,7 +149,7 @@ def nested_models(annotation: Any) -> Iterator[type[BaseModel]]:
     annotation = _plain(annotation)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
-    elif get_origin(annotation) in (Union, UnionType, dict):
+    elif get_origin(annotation) in (Union, UnionType, dict, tuple):
         for option in get_args(annotation):
             yield from nested_models(option)
 

@@ -338,3 +338,33 @@ class Limits(Section):
     """Wall time after which the run checkpoints and ends; null: no limit."""
     stall_s: Seconds = 600.0
     """Deadline of every wait: a run without progress for so long ends with an error."""
+
+
+class Callback(Section):
+    """Code that the run's driver tells how the run goes (`deploy.callbacks.Callback`)."""
+
+    kind: str = Field(min_length=1)
+    """`module:Class`, with some of the methods on_start, on_points, on_evaluation and on_end."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of its class."""
+
+
+class Wandb(Section):
+    """Weights & Biases beside TensorBoard (`pip install -e '.[wandb]'`)."""
+
+    project: str = Field(default="fleetune", min_length=1)
+    """Project that the run is shown in."""
+    entity: str | None = None
+    """User or team that it belongs to; null: that of the key, which is WANDB_API_KEY in the
+    environment."""
+    mode: Literal["online", "offline"] = "online"
+    """`offline` writes into the run's folder alone, to be sent later by `wandb sync`."""
+    tags: tuple[str, ...] = ()
+    """Tags of the run."""
+
+
+class Logging(Section):
+    """Where else curves go; `metrics.jsonl` and TensorBoard's files are always written."""
+
+    wandb: Wandb | None = None
+    """Weights & Biases; null: not."""

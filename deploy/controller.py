@@ -28,6 +28,7 @@ from buffer.replay import Replay
 from buffer.sharded_replay import ShardedReplay, connect_replay
 from deploy.build import Plan, reward_server, sampler
 from deploy.config_sections import RewardFleet
+from deploy.callbacks import Callbacks, callbacks_of
 from deploy.curves import Curves
 from deploy.evaluation.monitor import PHASE, Monitor
 from deploy.fleet.autoscale import Bounds
@@ -88,19 +89,22 @@ class Controller:
             log.error("%s", error)
             return 2
         outcome = Outcome(self._config, setup_s=float(self._environ.get("FLEETUNE_SETUP_S") or 0))
+        callbacks = callbacks_of(self._config, self._folder.path)
+        callbacks.start(self._config, resumed=self._resume)
         try:
             with contextlib.ExitStack() as stack:
-                self._run(stack, outcome)
+                self._run(stack, outcome, callbacks)
         except (RunFailedError, FleetGaveUpError, ReplayError) as error:
             outcome.reason = str(error)
             log.error("the run failed: %s", error)
         except Exception as error:  # the outermost: a summary is written in any case
             outcome.reason = f"{type(error).__name__}: {error}"
             log.exception("the run failed")
-        self._folder.close(outcome)
+        outcome.callbacks = callbacks.stats()
+        callbacks.end(self._folder.close(outcome))
         return {"finished": 0, "stopped": 130}.get(outcome.status, 1)
 
-    def _run(self, stack: contextlib.ExitStack, outcome: Outcome) -> None:
+    def _run(self, stack: contextlib.ExitStack, outcome: Outcome, callbacks: Callbacks) -> None:
         """Everything between two states of the folder; `stack` ends what was started."""
         config = self._config
         stack.callback(ray.shutdown)
@@ -144,6 +148,7 @@ class Controller:
             stopping=self._stopping,
             metrics=RunMetrics(config.name),
             profile=profile,
+            callbacks=callbacks,
         )
         with self._curves() as curves:
             try:

@@ -82,14 +82,18 @@ class Curves:
         self._file.close()
         self._events.close()
 
-    def write(self, step: int, phase: str, values: Mapping[str, float]) -> None:
-        """Appends one point. Values that are no finite number are left out: JSON has no NaN."""
+    def write(self, step: int, phase: str, values: Mapping[str, float]) -> Point:
+        """Appends one point, and returns it.
+
+        Values that are no finite number are left out: JSON has no NaN.
+        """
         wall_s = self._clock() - self._started_s
         numbers = {name: float(value) for name, value in values.items() if _is_number(value)}
         point = Point(step, round(wall_s, 3), phase, numbers)
         self._file.write(_line(point))
         self._file.flush()
         self._add_events(point)
+        return point
 
     def _keep(self) -> list[Point]:
         """Rewrites the file with the points that count, which also drops a torn last line."""

@@ -54,6 +54,7 @@ class Outcome:
     flops: dict[str, float] = field(default_factory=dict)
     workers: dict[str, dict[str, Any]] = field(default_factory=dict)
     peak_rss_mb: float = 0.0
+    callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """`summary.json`.
@@ -64,7 +65,8 @@ class Outcome:
         `stopped_early` why `evaluation.stop` ended its training; `exported_version` is `last` or
         `best, of cycle 8`, which `after` are the scores of. `flops` are the floating-point
         operations of sampling and of the learner's policy and surrogate steps, on all ranks. Looks
-        at a surrogate's accuracy, decoding and rewards are not in them.
+        at a surrogate's accuracy, decoding and rewards are not in them. `callbacks` are how often
+        each failed and missed a call before the run's end.
         """
         rewards = self.config.queries_per_record
         counters = vars(self.counters) if self.counters else {}
@@ -86,6 +88,7 @@ class Outcome:
             "learner_seconds": {name: round(s, 1) for name, s in self.seconds.items()},
             "flops": self._all_flops(),
             "workers": self.workers,
+            "callbacks": self.callbacks,
             "exported": self.exported,
             "exported_version": self.exported_version,
             "versions": versions(),

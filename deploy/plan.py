@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from deploy.config_problems import nested_models, without_password
+from deploy.config_problems import between_of, nested_models, without_password
 from deploy.config_sections import DatasetPrompts, Metric, Reward, ShapesPrompts
 from deploy.run_config import RunConfig
 from learner.likelihood_settings import Gors
@@ -42,6 +42,7 @@ def check_environment(
         *unreadable,
         *_unknown_rewards(config, prompts),
         *_unknown_distances(config),
+        *_unusable_listeners(config, environ),
         *_unusable_redis(config, environ),
     ]
 
@@ -157,6 +158,23 @@ def _unknown_distances(config: RunConfig) -> Iterator[str]:
             check_distance(distance.kind, distance.args)
         except ValueError as error:
             yield f"evaluation.diversity.distances.{name}: {error}"
+
+
+def _unusable_listeners(config: RunConfig, environ: Mapping[str, str]) -> Iterator[str]:
+    if config.logging.wandb is not None:
+        from deploy.wandb_logger import missing_for
+
+        if (missing := missing_for(config.logging.wandb, environ)) is not None:
+            yield f"logging.wandb: {missing}"
+    if not config.callbacks:
+        return
+    from deploy.callbacks import check_callback
+
+    for number, each in enumerate(config.callbacks):
+        try:
+            check_callback(each.kind, each.args)
+        except ValueError as error:
+            yield f"callbacks.{number}: {error}"
 
 
 def _unusable_redis(config: RunConfig, environ: Mapping[str, str]) -> Iterator[str]:
@@ -324,7 +342,7 @@ def _settings(model: type[BaseModel], prefix: str = "", kind: str = "") -> dict[
         sections = list(nested_models(field.annotation))
         if not sections:
             found[f"{prefix}{name}"] = [_Use(kind, _type_name(field.annotation), field)]
-        between = ".<name>." if get_origin(field.annotation) is dict else "."
+        between = between_of(field.annotation)
         for section in sections:
             own = section.model_fields.get("kind")
             names = get_args(own.annotation) if own is not None else ()

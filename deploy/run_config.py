@@ -19,8 +19,10 @@ from deploy.config_checks import cross_problems
 from deploy.config_problems import ConfigError, Problem, problems_of
 from deploy.config_sections import (
     Actors,
+    Callback,
     Evaluation,
     Limits,
+    Logging,
     Prompts,
     Replay,
     Reward,
@@ -74,6 +76,10 @@ class RunConfig(Section):
     """Held-out measurements."""
     limits: Limits = Limits()
     """What ends a run early."""
+    logging: Logging = Logging()
+    """Where else the curves go."""
+    callbacks: tuple[Callback, ...] = ()
+    """Code that is told how the run goes."""
 
     _prompts = field_validator("prompts", mode="before")(named_prompts)
 

@@ -14,6 +14,7 @@ from typing import Any
 from buffer.errors import ReplayUnavailable
 from buffer.records import Counters
 from buffer.replay import Replay
+from deploy.callbacks import Callbacks
 from deploy.curves import Curves
 from deploy.evaluation.monitor import Monitor
 from deploy.fleet.fleets import Fleets
@@ -51,10 +52,12 @@ class Supervisor:
         stopping: threading.Event,
         metrics: RunMetrics,
         profile: Profile,
+        callbacks: Callbacks,
     ) -> None:
         self._config = config
         self._metrics = metrics
         self._profile = profile
+        self._callbacks = callbacks
         self._ranks = ranks
         self._fleets = fleets
         self._replay = replay
@@ -166,9 +169,11 @@ class Supervisor:
 
     def write_rows(self, curves: Curves) -> None:
         """Points that have come since the last call, of the learner and of the evaluations."""
+        points = []
         for row in (*self._ranks.rows(), *self._monitor.rows()):
-            curves.write(row["step"], row["phase"], row["values"])
+            points.append(curves.write(row["step"], row["phase"], row["values"]))
             self._metrics.show_curve(row["phase"], row["values"])
+        self._callbacks.points(points)
 
 
 def check_failures(config: RunConfig, replay: Replay, before: Counters, now: Counters) -> None:

@@ -34,8 +34,9 @@ def path_of(kind: str, shipped: Mapping[str, str] = SHIPPED, what: str = "reward
     path = shipped.get(kind, kind)
     if not _PATH.fullmatch(path):
         raise ValueError(
-            f"unknown {what} {kind!r}; shipped are {', '.join(sorted(shipped))}; "
-            "for your own write 'module:Class'"
+            f"unknown {what} {kind!r}; "
+            + (f"shipped are {', '.join(sorted(shipped))}; " if shipped else "")
+            + "for your own write 'module:Class'"
         )
     return path
 

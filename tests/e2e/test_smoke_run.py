@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ METRICS = {"exact_1step", "exact_2step", "reward_1step", "reward_2step", *SIGNS}
 
 @pytest.fixture(scope="module")
 def smoke(run_job: Callable[..., Ended]) -> Ended:
-    ended = run_job("smoke", "seed=5")
+    ended = run_job("smoke", "seed=5", "callbacks=[{kind: 'e2e_callbacks:Notes'}]")
     assert ended.status == 0, ended.output
     return ended
 
@@ -68,6 +69,23 @@ def test_the_life_of_every_sample_can_be_read(smoke: Ended) -> None:
 
 def test_every_cycle_stands_once_in_the_curves(smoke: Ended) -> None:
     assert [p["step"] for p in smoke.points if p["phase"] == "policy"] == [0, 1]
+
+
+def test_a_callback_is_told_every_point_and_how_the_run_ended(smoke: Ended) -> None:
+    lines = (smoke.folder / "called.jsonl").read_text().splitlines()
+    called = [tuple(json.loads(line)) for line in lines]
+    assert (called[0], called[-1]) == (("start", "smoke"), ("end", "finished"))
+    assert [told for what, told in called if what == "point"] == smoke.points
+    evaluations = [told for what, told in called if what == "evaluation"]
+    assert evaluations == [[0, "before.npz"], [2, "after.npz"]]
+    (stats,) = smoke.summary["callbacks"].values()
+    assert stats == {"failures": 0, "dropped": 0, "out": False}
+
+
+def test_the_adapter_has_its_card(smoke: Ended) -> None:
+    card = (smoke.folder / "adapter" / "README.md").read_text()
+    assert "library_name: diffusers" in card
+    assert f"{smoke.summary['after']['exact_2step']:.4g}" in card
 
 
 def test_tensorboard_files_are_written(smoke: Ended) -> None:
