@@ -16,6 +16,8 @@ from reward_servers.base import RewardModel
 SHIPPED: dict[str, str] = {
     "clip-aesthetic": "reward_servers.clip:ClipAesthetic",
     "clip-score": "reward_servers.clip:ClipScore",
+    "http": "reward_servers.remote:HttpReward",
+    "isolated": "reward_servers.isolated:Isolated",
     "jpeg-size": "reward_servers.jpeg:JpegSize",
     "shapes-aesthetic": "reward_servers.aesthetic:ShapesAesthetic",
     "shapes-binding": "reward_servers.binding:ShapesBinding",

@@ -1,11 +1,18 @@
 """One suite over every shipped reward: what a server may rely on."""
 
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
+from deploy.examples.reward_service import RewardService
 from deploy.shapes.verify import drawn
 from reward_servers.base import RewardModel, checked_scores
+from reward_servers.jpeg import JpegSize
 from reward_servers.registry import SHIPPED, build_reward
 from tests.tiny_clip import WIDTH, head_layers, save_tiny_clip
 
@@ -16,16 +23,34 @@ PROMPTS = [SCENES[i - i % 2].prompt for i in range(len(SCENES))]
 
 
 @pytest.fixture(scope="module")
-def arguments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+def service() -> Iterator[RewardService]:
+    """What the `http` reward asks."""
+    with RewardService(("127.0.0.1", 0), JpegSize()) as served:
+        thread = threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield served
+        served.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def arguments(
+    tmp_path_factory: pytest.TempPathFactory, service: RewardService
+) -> dict[str, dict[str, Any]]:
     """Of the rewards that need some."""
     folder = tmp_path_factory.mktemp("clip")
     clip, head = save_tiny_clip(folder), folder / "head.pth"
     torch.save(head_layers(WIDTH, 4, 1), head)
-    return {"clip-score": {"clip": clip}, "clip-aesthetic": {"clip": clip, "head": str(head)}}
+    return {
+        "clip-score": {"clip": clip},
+        "clip-aesthetic": {"clip": clip, "head": str(head)},
+        "http": {"url": f"http://127.0.0.1:{service.server_address[1]}/score"},
+        "isolated": {"python": sys.executable, "kind": "jpeg-size"},
+    }
 
 
-@pytest.fixture(params=sorted(SHIPPED))
-def model(request: pytest.FixtureRequest, arguments: dict[str, dict[str, str]]) -> RewardModel:
+@pytest.fixture(params=sorted(SHIPPED), scope="module")
+def model(request: pytest.FixtureRequest, arguments: dict[str, dict[str, Any]]) -> RewardModel:
     return build_reward(request.param, arguments.get(request.param))
 
 
