@@ -1,14 +1,14 @@
 """Rewards on a CLIP model's features: how a picture fits its prompt, and a head that judges it.
 
 A gradient passes both. Weights are not shipped: `clip` is a folder that transformers'
-`save_pretrained` wrote, or a hub id. OpenAI's ViT-L/14, and models trained on human choices that
-have its structure, such as PickScore or HPSv2 in transformers' format, load alike.
+`save_pretrained` wrote, or a hub id, as OpenAI's ViT-L/14. `reward_servers.preferences` has models
+of its structure that were trained on people's choices.
 Shape suffixes: B images, H W pixels, E embedding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,27 +20,49 @@ class ClipFeatures(nn.Module):
 
     Args:
         clip: folder or hub id of a `CLIPModel` with its tokenizer and image processor.
+        processor: another folder or hub id, of tokenizer and image processor.
+        state: weights to take instead of those of `clip`, of which only the configuration is read.
+        fit: what becomes of a picture that is not square: its middle is cut out, or it is made
+            square with black.
 
     Raises:
-        ValueError: nothing there that loads as one.
+        ValueError: nothing there that loads as one, or weights that are not of its shape.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, clip: str) -> None:
+    def __init__(
+        self,
+        clip: str,
+        *,
+        processor: str | None = None,
+        state: Mapping[str, Tensor] | None = None,
+        fit: Literal["crop", "pad"] = "crop",
+    ) -> None:
         super().__init__()
-        from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
+        from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
         try:
-            self.model: Any = CLIPModel.from_pretrained(clip, dtype=torch.float32)
-            self._tokenizer = AutoTokenizer.from_pretrained(clip)
-            pixels: Any = CLIPImageProcessorPil.from_pretrained(clip)
+            if state is None:
+                self.model: Any = CLIPModel.from_pretrained(clip, dtype=torch.float32)
+            else:
+                self.model = CLIPModel(CLIPConfig.from_pretrained(clip)).float()
+            self._tokenizer = AutoTokenizer.from_pretrained(processor or clip)
+            pixels: Any = CLIPImageProcessorPil.from_pretrained(processor or clip)
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(
                 f"no CLIP model at {clip!r}: {error}. Give a folder that save_pretrained of "
                 "transformers' CLIPModel, tokenizer and image processor wrote, or a hub id"
             ) from error
+        if state is not None:
+            try:
+                self.model.load_state_dict(state)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"the weights do not fit the model at {clip!r}: {error}"
+                ) from error
+        self._fitted = self._cropped if fit == "crop" else self._padded
         self._shortest = int(pixels.size["shortest_edge"])
         self._crop = int(pixels.crop_size["height"]), int(pixels.crop_size["width"])
         self.register_buffer("mean", torch.tensor(pixels.image_mean).view(1, 3, 1, 1))
@@ -54,7 +76,7 @@ class ClipFeatures(nn.Module):
 
     def images(self, images_BCHW: Tensor) -> Tensor:
         """Embeddings of unit length [B, E] of images in [0, 1]."""
-        pixels_BCHW = (self._resized(images_BCHW) - self.mean) / self.std
+        pixels_BCHW = (self._fitted(images_BCHW) - self.mean) / self.std
         states = self.model.vision_model(pixel_values=pixels_BCHW).pooler_output
         return nn.functional.normalize(self.model.visual_projection(states), dim=-1)
 
@@ -66,23 +88,35 @@ class ClipFeatures(nn.Module):
         states = self.model.text_model(**tokens).pooler_output
         return nn.functional.normalize(self.model.text_projection(states), dim=-1)
 
-    def _resized(self, images_BCHW: Tensor) -> Tensor:
+    def _cropped(self, images_BCHW: Tensor) -> Tensor:
         """The shortest side to the model's size, bicubic with antialiasing, and its middle."""
         height, width = images_BCHW.shape[2:]
         size = [self._shortest * side // min(height, width) for side in (height, width)]
-        resized_BCHW = nn.functional.interpolate(
-            images_BCHW, size=size, mode="bicubic", antialias=True
-        )
+        resized_BCHW = _resized(images_BCHW, size)
         top, left = ((side - crop) // 2 for side, crop in zip(size, self._crop, strict=True))
         return resized_BCHW[:, :, top : top + self._crop[0], left : left + self._crop[1]]
 
+    def _padded(self, images_BCHW: Tensor) -> Tensor:
+        """The longest side to the model's size, bicubic with antialiasing, and black around."""
+        height, width = images_BCHW.shape[2:]
+        size = [round(self._crop[0] * side / max(height, width)) for side in (height, width)]
+        below, right = (self._crop[0] - side for side in size)
+        return nn.functional.pad(
+            _resized(images_BCHW, size),
+            (right // 2, right - right // 2, below // 2, below - below // 2),
+        )
 
-class _ClipReward(nn.Module):
-    """What both rewards share: the features, and `score` of pictures by `forward`."""
 
-    def __init__(self, clip: str) -> None:
+def _resized(images_BCHW: Tensor, size: list[int]) -> Tensor:
+    return nn.functional.interpolate(images_BCHW, size=size, mode="bicubic", antialias=True)
+
+
+class ClipReward(nn.Module):
+    """What rewards on these features share: the features, and `score` of pictures by `forward`."""
+
+    def __init__(self, features: ClipFeatures) -> None:
         super().__init__()
-        self.clip = ClipFeatures(clip)
+        self.clip = features
         # Ray hides GPUs that are not booked.
         self.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -93,19 +127,25 @@ class _ClipReward(nn.Module):
         images_BCHW = torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).to(self.clip.mean) / 255
         return self(images_BCHW, prompts).float().cpu().numpy()
 
+    def cosines(self, images_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Cosines [B] of pictures and prompts, with the gradient to the pictures."""
+        with torch.no_grad():
+            texts_BE = self.clip.texts(prompts)
+        return (self.clip.images(images_BCHW) * texts_BE).sum(dim=-1)
 
-class ClipScore(_ClipReward):
+
+class ClipScore(ClipReward):
     """Cosine of picture and prompt, in [-1, 1]; about 0.2 to 0.3 for pictures that fit.
 
     With OpenAI's CLIP this is CLIPScore without its factor (Hessel et al. 2021,
-    arXiv:2104.08718); with a model trained on human choices, PickScore or HPSv2 without theirs.
+    arXiv:2104.08718).
 
     Args:
         clip: folder or hub id.
     """
 
     def __init__(self, clip: str) -> None:
-        super().__init__(clip)
+        super().__init__(ClipFeatures(clip))
 
     @staticmethod
     def check(clip: str) -> None:
@@ -114,16 +154,14 @@ class ClipScore(_ClipReward):
         Raises:
             ValueError: it is not.
         """
-        _check_folder(clip)
+        check_folder(clip)
 
     def forward(self, images_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores [B] of images in [0, 1], with the gradient to them."""
-        with torch.no_grad():
-            texts_BE = self.clip.texts(prompts)
-        return (self.clip.images(images_BCHW) * texts_BE).sum(dim=-1)
+        return self.cosines(images_BCHW, prompts)
 
 
-class ClipAesthetic(_ClipReward):
+class ClipAesthetic(ClipReward):
     """A head on the picture's embedding, such as LAION's aesthetic predictor; no prompt is asked.
 
     LAION's is five linear layers without anything between them, an affine function of the
@@ -139,7 +177,7 @@ class ClipAesthetic(_ClipReward):
     """
 
     def __init__(self, clip: str, head: str) -> None:
-        super().__init__(clip)
+        super().__init__(ClipFeatures(clip))
         self.head = _linear_layers(Path(head), self.clip.width).to(self.clip.mean.device)
 
     @staticmethod
@@ -149,7 +187,7 @@ class ClipAesthetic(_ClipReward):
         Raises:
             ValueError: one is not.
         """
-        _check_folder(clip)
+        check_folder(clip)
         if not Path(head).is_file():
             raise ValueError(
                 f"no head's weights at {head}: give a .safetensors or .pth file of linear layers"
@@ -160,19 +198,29 @@ class ClipAesthetic(_ClipReward):
         return self.head(self.clip.images(images_BCHW))[:, 0]
 
 
-def _check_folder(clip: str) -> None:
-    is_path = clip.startswith((".", "/")) or clip.count("/") != 1
-    if (is_path or Path(clip).exists()) and not (Path(clip) / "config.json").is_file():
+def check_folder(
+    folder: str,
+    file: str = "config.json",
+    what: str = "CLIP model",
+    example: str = "openai/clip-vit-large-patch14",
+) -> None:
+    """Looks for a file in a folder; what reads as a hub id is left to the hub.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    is_path = folder.startswith((".", "/")) or folder.count("/") != 1
+    if (is_path or Path(folder).exists()) and not (Path(folder) / file).is_file():
         raise ValueError(
-            f"no CLIP model at {clip!r}: give a folder that transformers' save_pretrained wrote, "
-            "or a hub id such as openai/clip-vit-large-patch14"
+            f"no {what} at {folder!r}: give a folder that transformers' save_pretrained wrote, "
+            f"or a hub id such as {example}"
         )
 
 
 def _linear_layers(path: Path, width: int) -> nn.Sequential:
     """The layers of a state dict, in the order of their numbers."""
     try:
-        state = _tensors(path)
+        state = tensors(path)
     except Exception as error:
         raise ValueError(f"no weights of a head can be read from {path}: {error}") from error
     names = [name.removesuffix(".weight") for name in state if name.endswith(".weight")]
@@ -193,7 +241,8 @@ def _linear_layers(path: Path, width: int) -> nn.Sequential:
     return nn.Sequential(*layers).eval().requires_grad_(False)
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def tensors(path: Path) -> dict[str, Any]:
+    """What a file of weights holds; no code in it is run."""
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 

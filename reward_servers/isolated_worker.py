@@ -41,7 +41,7 @@ def write_frame(stream: BinaryIO, message: Dict[str, Any], max_bytes: int) -> No
     Raises:
         FrameError: it is larger than the other end takes.
     """
-    body = msgpack.packb(message)
+    body: Any = msgpack.packb(message)
     if len(body) > max_bytes:
         raise FrameError(f"a message of {len(body)} bytes; at most {max_bytes} are sent")
     stream.write(_HEADER.pack(_MAGIC, len(body)))

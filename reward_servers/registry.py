@@ -16,9 +16,12 @@ from reward_servers.base import RewardModel
 SHIPPED: dict[str, str] = {
     "clip-aesthetic": "reward_servers.clip:ClipAesthetic",
     "clip-score": "reward_servers.clip:ClipScore",
+    "hpsv2": "reward_servers.preferences:Hpsv2",
     "http": "reward_servers.remote:HttpReward",
+    "image-reward": "reward_servers.image_reward:ImageReward",
     "isolated": "reward_servers.isolated:Isolated",
     "jpeg-size": "reward_servers.jpeg:JpegSize",
+    "pickscore": "reward_servers.preferences:PickScore",
     "shapes-aesthetic": "reward_servers.aesthetic:ShapesAesthetic",
     "shapes-binding": "reward_servers.binding:ShapesBinding",
     "shapes-exact": "reward_servers.binding:ShapesExact",

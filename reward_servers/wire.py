@@ -44,7 +44,8 @@ def encode(message: Mapping[str, Any], format: str) -> bytes:
     """A message without bytes in it, as `format`."""
     if format == "json":
         return json.dumps(message).encode()
-    return msgpack.packb(message)
+    body: Any = msgpack.packb(message)
+    return body
 
 
 def decode(body: bytes, format: str) -> dict[str, Any]:

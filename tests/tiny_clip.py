@@ -12,10 +12,11 @@ from deploy.shapes.models import new_tokenizer
 WIDTH, SIDE = 12, 32
 
 
-def save_tiny_clip(folder: Path) -> str:
+def save_tiny_clip(folder: Path, hidden_act: str = "quick_gelu") -> str:
     """Model, tokenizer and image processor in one folder, as a hub has them; its path."""
     tokenizer: CLIPTokenizer = new_tokenizer(folder)
     common = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    common |= {"hidden_act": hidden_act}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = CLIPConfig(
