@@ -230,10 +230,12 @@ class _Child:
         """Kills it, and waits for it and its threads; may be called again."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
-        self._process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # within a driver, perhaps
+            self._process.wait(timeout=10)
         self._requests.put(None)
         for thread in (self._talks, self._hears):
-            thread.join(timeout=5)
+            if thread is not threading.current_thread():
+                thread.join(timeout=5)
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
             assert stream is not None
             with contextlib.suppress(OSError):  # what was buffered has nobody to read it

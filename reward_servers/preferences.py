@@ -18,7 +18,7 @@ class PickScore(ClipReward):
     """PickScore (Kirstain et al. 2023, arXiv:2305.01569): 100 times the cosine, about 18 to 24.
 
     The factor is the model's own logit scale, 100 in the released weights. The shortest side is
-    resized to 224 and the middle square looked at, as CLIP does. Licence of the weights: MIT.
+    resized to 224 and the middle square looked at, as CLIP does. Licence of its repository: MIT.
 
     Args:
         clip: folder or hub id of the weights in transformers' format.

@@ -14,6 +14,7 @@ from typing import Any
 from reward_servers.base import RewardModel
 
 SHIPPED: dict[str, str] = {
+    "blip-vqa": "reward_servers.blip_vqa:BlipVqa",
     "clip-aesthetic": "reward_servers.clip:ClipAesthetic",
     "clip-score": "reward_servers.clip:ClipScore",
     "hpsv2": "reward_servers.preferences:Hpsv2",
@@ -26,6 +27,7 @@ SHIPPED: dict[str, str] = {
     "shapes-binding": "reward_servers.binding:ShapesBinding",
     "shapes-exact": "reward_servers.binding:ShapesExact",
     "shapes-taste": "reward_servers.aesthetic:ShapesTaste",
+    "text-alignment": "reward_servers.text_alignment:TextAlignment",
 }
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 

@@ -14,6 +14,7 @@ from deploy.shapes.verify import drawn
 from reward_servers.base import RewardModel, checked_scores
 from reward_servers.jpeg import JpegSize
 from reward_servers.registry import SHIPPED, build_reward
+from tests.tiny_blip import save_tiny_blip, save_tiny_encoder
 from tests.tiny_clip import WIDTH, head_layers, save_tiny_clip
 
 SCENES, IMAGES = next(drawn(12, np.random.default_rng(5)))
@@ -42,9 +43,14 @@ def arguments(
     clip, head = save_tiny_clip(folder), folder / "head.pth"
     torch.save(head_layers(WIDTH, 4, 1), head)
     return {
+        "blip-vqa": {"blip": save_tiny_blip(tmp_path_factory.mktemp("vqa"), "vqa")},
         "clip-score": {"clip": clip},
         "hpsv2": {"clip": clip},
         "pickscore": {"clip": clip},
+        "text-alignment": {
+            "captioner": save_tiny_blip(tmp_path_factory.mktemp("captioner"), "caption"),
+            "encoder": save_tiny_encoder(tmp_path_factory.mktemp("encoder")),
+        },
         "clip-aesthetic": {"clip": clip, "head": str(head)},
         "http": {"url": f"http://127.0.0.1:{service.server_address[1]}/score"},
         "isolated": {"python": sys.executable, "kind": "jpeg-size"},
