@@ -14,14 +14,9 @@ import torch
 from torch import Tensor
 
 from actors.sampling import Network, guided_noise, sample_few_steps
-from learner.diffusion.consistency import consistency_prediction
 from learner.diffusion.ddim import ddim_moments, gaussian_kl
-from learner.diffusion.schedule import (
-    NoiseSchedule,
-    add_noise,
-    consistency_timesteps,
-    ddim_timesteps,
-)
+from learner.diffusion.few_steps import FewStepChain
+from learner.diffusion.schedule import NoiseSchedule, ddim_timesteps
 
 
 def many_step_kl(
@@ -67,13 +62,13 @@ def many_step_kl(
 def few_step_drift(
     network: Network,
     base: Network,
-    schedule: NoiseSchedule,
+    chain: FewStepChain,
     prompts: Any,
-    initial_BCHW: Tensor,
+    noise_BCHW: Tensor,
     injected: Sequence[Tensor],
     guidance_BE: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """KL in nats of a consistency sampler's steps, [B, S], and its clean distance, [B].
+    """KL in nats of a few-step sampler's steps, [B, S], and its clean distance, [B].
 
     All of its N calls but the last are followed by noise: S = N − 1. The last one's output is the
     sample itself and has no density, so its KL would be 0 or infinite. What it changed is told by
@@ -81,19 +76,22 @@ def few_step_drift(
     of policy and base, from the same state.
 
     Args:
-        prompts, injected, guidance_BE: as in `actors.sampling.sample_few_steps`.
+        prompts, noise_BCHW, injected, guidance_BE: as in `actors.sampling.sample_few_steps`.
     """
-    clean = sample_few_steps(network, schedule, prompts, initial_BCHW, injected, guidance_BE)
-    timesteps = consistency_timesteps(len(clean), schedule.num_train_timesteps)
-    times = [torch.full((len(initial_BCHW),), t, device=initial_BCHW.device) for t in timesteps]
-    x_BCHW, steps, difference = initial_BCHW, [], torch.zeros_like(initial_BCHW)
-    for k, t_B in enumerate(times):
+    clean = sample_few_steps(network, chain, prompts, noise_BCHW, injected, guidance_BE)
+    x_BCHW, steps, difference = chain.initial(noise_BCHW), [], torch.zeros_like(noise_BCHW)
+    for k, timestep in enumerate(chain.timesteps):
         if k > 0:
-            x_BCHW = add_noise(clean[k - 1], injected[k - 1], t_B, schedule)
+            x_BCHW = chain.noised(x_BCHW, clean[k - 1], k - 1, injected[k - 1])
+        t_B = torch.full((len(x_BCHW),), timestep, device=x_BCHW.device)
         eps_BCHW = base(x_BCHW, t_B, prompts, guidance_BE).to(x_BCHW.dtype)
-        difference = clean[k] - consistency_prediction(x_BCHW, eps_BCHW, t_B, schedule)
-        if k + 1 < len(times):
-            alpha, sigma = schedule.alpha_sigma(times[k + 1], x_BCHW)
-            steps.append(gaussian_kl(alpha * difference, torch.zeros_like(x_BCHW), sigma))
-    kl_BS = torch.stack(steps, dim=1) if steps else initial_BCHW.new_zeros(len(initial_BCHW), 0)
+        base_clean = chain.clean(x_BCHW, eps_BCHW, t_B)
+        difference = clean[k] - base_clean
+        if k + 1 < chain.num_steps:
+            step_B = torch.full((len(x_BCHW),), k)
+            (mean, std), (base_mean, _) = (
+                chain.after(x_BCHW, each, step_B) for each in (clean[k], base_clean)
+            )
+            steps.append(gaussian_kl(mean, base_mean, std))
+    kl_BS = torch.stack(steps, dim=1) if steps else noise_BCHW.new_zeros(len(noise_BCHW), 0)
     return kl_BS, difference.flatten(1).square().mean(dim=1).sqrt()

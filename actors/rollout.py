@@ -19,6 +19,7 @@ from actors.drift import few_step_drift, many_step_kl
 from actors.sampling import Network, guided_noise, sample_ddpm, sample_few_steps
 from buffer.records import Record, record_id
 from learner.diffusion.chain import Chain
+from learner.diffusion.few_steps import FewStepChain, FewSteps, few_step_chain
 from learner.diffusion.noise import INITIAL_NOISE, group_noise
 from learner.diffusion.schedule import NoiseSchedule
 from learner.policy.board import Weights
@@ -125,14 +126,16 @@ class _GroupPolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class FewStepPolicy(_GroupPolicy):
-    """A consistency model: keeps the clean prediction of every call, labelled 1 … num_steps.
+    """A model of few steps: keeps the clean prediction of every call, labelled 1 … num_steps.
 
     Args:
+        kind: of its sampler.
         guidance_dim: `time_cond_proj_dim` of a model that takes the guidance scale as an input;
             None for one that has its guidance distilled in.
         num_scored: how many of these predictions rewards score, the last ones; None: all.
     """
 
+    kind: FewSteps = "consistency"
     guidance_dim: int | None = None
     num_scored: int | None = None
 
@@ -145,7 +148,7 @@ class FewStepPolicy(_GroupPolicy):
     def _drawn(self, groups: Sequence[Group]) -> list[Rollout]:
         clean = sample_few_steps(
             self.network,
-            self.schedule,
+            self._chain,
             self.encode(self._prompts(groups)),
             self._initial(groups),
             [self._injected(groups, step) for step in range(self.num_steps - 1)],
@@ -166,7 +169,7 @@ class FewStepPolicy(_GroupPolicy):
         kl_BS, distance_B = few_step_drift(
             self.network,
             self.base,
-            self.schedule,
+            self._chain,
             self.encode(self._prompts(groups)),
             self._initial(groups),
             [self._injected(groups, step) for step in range(self.num_steps - 1)],
@@ -176,6 +179,10 @@ class FewStepPolicy(_GroupPolicy):
         if kl_BS.shape[1]:
             told["kl_nats"] = kl_BS.mean(dim=1)
         return {name: values_B.cpu().numpy() for name, values_B in told.items()}
+
+    @property
+    def _chain(self) -> FewStepChain:
+        return few_step_chain(self.kind, self.schedule, self.num_steps)
 
     def _guidance(self, rows: int) -> Tensor | None:
         return guidance_rows(self.guidance_scale, self.guidance_dim, rows, self.device)

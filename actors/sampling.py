@@ -13,14 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learner.diffusion.consistency import consistency_prediction
 from learner.diffusion.ddim import ddim_moments, guided
-from learner.diffusion.schedule import (
-    NoiseSchedule,
-    add_noise,
-    consistency_timesteps,
-    ddim_timesteps,
-)
+from learner.diffusion.few_steps import FewStepChain
+from learner.diffusion.schedule import NoiseSchedule, ddim_timesteps
 from learner.diffusion.strata import Strata
 
 # x_BCHW, t_B, prompts of B rows (whatever the network takes), guidance embedding [B, E] or None
@@ -40,30 +35,30 @@ def kept_states(seed: int, strata: Strata) -> tuple[int, ...]:
 
 def sample_few_steps(
     network: Network,
-    schedule: NoiseSchedule,
+    chain: FewStepChain,
     prompts: Any,
-    initial_BCHW: Tensor,
+    noise_BCHW: Tensor,
     injected: Sequence[Tensor],
     guidance_BE: Tensor | None = None,
 ) -> list[Tensor]:
-    """Every clean prediction z_1 … z_N of an N-step consistency sampler, N = len(injected) + 1.
+    """Every clean prediction z_1 … z_N of an N-step sampler.
 
-    z_k is also the sample of the sampler that stops after k calls of this grid. The last call
-    injects no noise.
+    Of a consistency model, z_k is also the sample of the sampler that stops after k calls of this
+    grid. The last call injects no noise.
 
     Args:
-        injected: [B, C, H, W] each; the k-th is added to z_k on the way to call k + 1.
+        noise_BCHW: standard normal; what the first call starts from.
+        injected: N − 1 of [B, C, H, W]; the k-th is added after call k.
         guidance_BE: for models that take the guidance scale as an input.
     """
-    timesteps = consistency_timesteps(len(injected) + 1, schedule.num_train_timesteps)
-    x_BCHW = initial_BCHW
+    x_BCHW = chain.initial(noise_BCHW)
     clean: list[Tensor] = []
-    for position, timestep in enumerate(timesteps):
-        t_B = _rows(timestep, initial_BCHW)
+    for step, timestep in enumerate(chain.timesteps):
         if clean:
-            x_BCHW = add_noise(clean[-1], injected[position - 1], t_B, schedule)
+            x_BCHW = chain.noised(x_BCHW, clean[-1], step - 1, injected[step - 1])
+        t_B = _rows(timestep, x_BCHW)
         eps_BCHW = network(x_BCHW, t_B, prompts, guidance_BE).to(x_BCHW.dtype)
-        clean.append(consistency_prediction(x_BCHW, eps_BCHW, t_B, schedule))
+        clean.append(chain.clean(x_BCHW, eps_BCHW, t_B))
     return clean
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -66,6 +67,7 @@ def policy_of(
     device: str = "cpu",
     *,
     only_clean: bool = False,
+    prompts: Sequence[str] = (),
 ) -> FewStepPolicy | ManyStepPolicy:
     """The policy as it is before training, ready to sample and to take new weights.
 
@@ -73,6 +75,10 @@ def policy_of(
 
     Args:
         only_clean: keep none of the states of a many-step chain but its last.
+        prompts: all that it will draw, for text encoders that retire.
+
+    Raises:
+        ValueError: text encoders are to retire, and the states of these prompts are not kept.
     """
     from actors.rollout import FewStepPolicy, ManyStepPolicy
     from actors.sampling import kept_states
@@ -86,11 +92,14 @@ def policy_of(
     base.to(device)  # before others share its tensors
     policy = SamplingPolicy(base, config.model, seed=config.seed)
     num_steps, method, meter = config.model.num_steps, config.method, FlopMeter()
-    denoiser = partial(Denoiser, precision=config.model.precision)
+    denoiser = partial(Denoiser.of, model=config.model)
+    encode = pipeline.prompt_encoder(device)
+    if config.model.text_encoders == "retire":
+        encode.retire(["", *prompts])
     parts: dict[str, Any] = {
         "network": Metered(denoiser(policy.unet), meter),
         "meter": meter,
-        "encode": pipeline.prompt_encoder(device),
+        "encode": encode,
         "take": policy.load,
         "schedule": pipeline.schedule,
         "latent_shape": pipeline.latent_shape,
@@ -104,6 +113,7 @@ def policy_of(
     if config.model.is_few_step:
         return FewStepPolicy(
             **parts,
+            kind=pipeline.few_steps(),
             guidance_dim=base.config["time_cond_proj_dim"],
             num_scored=config.rewarded_steps,
         )
@@ -142,15 +152,17 @@ def sampler(plan: Plan, board: Any, owner: str) -> SamplerWorker:
 
     config = plan.config
     torch.set_num_threads(config.actors.threads)
+    prompts = prompt_list(config.prompts, config.seed)
     policy = policy_of(
         config,
-        PipelineFolder.locate(config.model.path),
+        PipelineFolder.of(config.model),
         config.actors.group_size,
         device_of(config.actors.num_gpus),
+        prompts=prompts,
     )
     return SamplerWorker(
         plan.replay,
-        PromptSource(prompt_list(config.prompts, config.seed), run_seed=config.seed),
+        PromptSource(prompts, run_seed=config.seed),
         BoardWeights(board),
         policy,
         owner=owner,
@@ -179,7 +191,7 @@ def reward_server(plan: Plan, owner: str) -> RewardServer:
 
     config = plan.config
     torch.set_num_threads(config.scoring.threads)
-    vae = PipelineFolder.locate(config.model.path).vae(device_of(config.scoring.num_gpus))
+    vae = PipelineFolder.of(config.model).vae(device_of(config.scoring.num_gpus))
     pools = pooled_rewards(config)
     for pool in pools.values():
         pool.wait(config.limits.stall_s)

@@ -190,7 +190,7 @@ def _lasro_problems(config: "RunConfig", method: Lasro) -> Iterator[Problem]:
     if not model.is_few_step:
         yield Problem(
             "model.num_steps",
-            f"lasro trains models of 1, 2, 4 or 8 steps, given {model.num_steps}",
+            f"lasro trains models of 1, 2, 3, 4 or 8 steps, given {model.num_steps}",
         )
     weights = method.step_weights
     if weights is not None and len(weights) != config.rewarded_steps:
@@ -277,6 +277,11 @@ def _buffer_problems(config: "RunConfig") -> Iterator[Problem]:
 
 def _rank_problems(config: "RunConfig") -> Iterator[Problem]:
     ranks, method = config.learner.ranks, config.method
+    if config.learner.offload == "cpu" and config.learner.zero_stage == 0:
+        yield Problem(
+            "learner.offload",
+            "cpu is done by ZeRO, and learner.zero_stage is 0: set it to 1 or 2",
+        )
     batches = {"method.policy_batch": method.policy_batch}
     if (learning := config.alternation) is not None:
         batches["method.surrogate.batch_groups"] = learning.surrogate.batch_groups

@@ -105,7 +105,11 @@ class Subject:
     """A config's untouched policy, its rewards, and the prompts that it is measured on."""
 
     def __init__(self, config: RunConfig, *, prompts: int, draws: int, batch: int) -> None:
-        pipeline = PipelineFolder.locate(config.model.path)
+        pipeline = PipelineFolder.of(config.model)
+        if pipeline.few_steps() != "consistency":
+            raise ValueError(
+                f"{config.model.path} is drawn by ancestral steps; this tells of consistency models"
+            )
         self.config, self.draws, self.batch = config, draws, batch
         self.device = device_of(config.evaluation.num_gpus)
         unet: Any = trainable_unet(pipeline, config.model, seed=config.seed)

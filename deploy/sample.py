@@ -23,6 +23,7 @@ from deploy.config_problems import ConfigError
 from deploy.job_log import set_up
 from deploy.report.data import CONFIG_FILE
 from deploy.run_config import config_from_json
+from learner.settings import Model
 
 _USAGE_ERROR = 2
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -37,14 +38,14 @@ class Source:
 
     Args:
         pipeline: folder or hub id.
-        steps: None: the pipeline's own default; likewise `guidance`.
+        model: of a run's config, which says of what parts and how it is sampled; None: the
+            pipeline's own defaults.
         adapter: LoRA weights to load.
         unet: UNet that replaces the pipeline's.
     """
 
     pipeline: str
-    steps: int | None = None
-    guidance: float | None = None
+    model: Model | None = None
     adapter: Path | None = None
     unet: Path | None = None
 
@@ -101,7 +102,7 @@ def _source_of_run(folder: Path, *, before: bool) -> Source:
         model = config_from_json((folder / CONFIG_FILE).read_text(encoding="utf-8")).model
     except ConfigError as error:
         raise ValueError(f"{folder / CONFIG_FILE} is not a run's config: {error}") from None
-    start = Source(model.path, model.num_steps, model.guidance_scale)
+    start = Source(model.path, model)
     if before:
         return start
     if (folder / "adapter").is_dir():
@@ -133,12 +134,12 @@ def draw(
     """
     import torch
 
+    from learner.policy.whole import sampling_arguments
+
     pipeline = load(source)
-    given = {
-        "num_inference_steps": source.steps if steps is None else steps,
-        "guidance_scale": source.guidance if guidance is None else guidance,
-    }
-    given = {name: value for name, value in given.items() if value is not None}
+    asked = {"num_inference_steps": steps, "guidance_scale": guidance}
+    given = {} if source.model is None else sampling_arguments(source.model, pipeline)
+    given |= {name: value for name, value in asked.items() if value is not None}
     _check_steps(pipeline, given.get("num_inference_steps"))
     rows = []
     for prompt in prompts:
@@ -158,12 +159,16 @@ def load(source: Source) -> Any:
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
+    from learner.policy.whole import whole_pipeline
+
     # The error, if there is one, is the first line that is shown.
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     try:
-        pipeline: Any = DiffusionPipeline.from_pretrained(
-            source.pipeline, torch_dtype=torch.float32
+        pipeline: Any = (
+            DiffusionPipeline.from_pretrained(source.pipeline, torch_dtype=torch.float32)
+            if source.model is None
+            else whole_pipeline(source.model)
         )
         if source.adapter is not None:
             pipeline.load_lora_weights(source.adapter)

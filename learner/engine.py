@@ -64,6 +64,7 @@ class Engine:
 
     Args:
         parameters: those that are trained; the rest is frozen.
+        offload: keep the optimizer's state in the host's memory and update there; needs ZeRO.
         rows_per_rank: of a whole update; informs DeepSpeed's throughput figures only.
         micro_batches: losses that one update accumulates.
     """
@@ -79,18 +80,30 @@ class Engine:
         grad_clip: float,
         rows_per_rank: int,
         micro_batches: int = 1,
+        offload: bool = False,
     ) -> None:
         self._parameters = list(parameters)
         self._micro_batches = micro_batches
         # Without ZeRO, DeepSpeed clips by the gradient norm and does not tell it.
         self._measures_norm = zero_stage == 0
-        optimizer = torch.optim.AdamW(self._parameters, lr=learning_rate, weight_decay=weight_decay)
+        # DeepSpeed's own AdamW for hosts is compiled at first use; torch's fused one is at hand.
+        optimizer = torch.optim.AdamW(
+            self._parameters,
+            lr=learning_rate,
+            weight_decay=weight_decay,
+            fused=True if offload else None,
+        )
+        zero: dict[str, Any] = {"stage": zero_stage}
+        if offload:
+            pinned = torch.cuda.is_available()
+            zero["offload_optimizer"] = {"device": "cpu", "pin_memory": pinned}
         config = {
             "train_micro_batch_size_per_gpu": max(1, rows_per_rank // micro_batches),
             "gradient_accumulation_steps": micro_batches,
             "gradient_clipping": grad_clip,
-            "zero_optimization": {"stage": zero_stage},
+            "zero_optimization": zero,
             "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": 10**9,
         }
         # DeepSpeed broadcasts weights as the bytes of their rows.

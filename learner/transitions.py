@@ -16,9 +16,8 @@ from torch import Tensor
 
 from buffer.records import IndexEntry
 from buffer.replay import Replay
-from learner.diffusion.chain import ConsistencyChain
+from learner.diffusion.few_steps import FewStepChain
 from learner.diffusion.noise import INITIAL_NOISE, member_noise
-from learner.diffusion.schedule import add_noise
 from learner.diffusion.strata import Strata
 from learner.on_policy_settings import OnPolicy
 
@@ -115,7 +114,7 @@ class Renoised:
 
     def __init__(
         self,
-        chain: ConsistencyChain,
+        chain: FewStepChain,
         latent_shape: tuple[int, int, int],
         num_calls: int,
         *,
@@ -132,26 +131,32 @@ class Renoised:
     def states(
         self, replay: Replay, wanted: Sequence[tuple[IndexEntry, int]]
     ) -> list[Tensor | None]:
-        """Noise at first; later the clean latent of the call before, noised as it was."""
-        read = replay.read_latents(
-            [(entry.record_id, slot - 1) for entry, slot in wanted if slot > 0]
+        """Noise at first; later what the clean latents of the calls before were noised to."""
+        read = iter(
+            replay.read_latents(
+                [(entry.record_id, k) for entry, slot in wanted for k in self._needed(slot)]
+            )
         )
-        clean = iter(read)
         return [
-            self._initial(entry) if slot == 0 else self._noised(next(clean), entry, slot)
+            self._state(entry, slot, [next(read) for _ in self._needed(slot)])
             for entry, slot in wanted
         ]
 
-    def _initial(self, entry: IndexEntry) -> Tensor:
-        member = 0 if self._shared else entry.member
-        return member_noise(entry.seed, member, self._shape, INITIAL_NOISE)
+    def _needed(self, slot: int) -> range:
+        """Calls whose clean latents a state depends on, beside the noise."""
+        return range(0 if self._chain.keeps_noise else max(0, slot - 1), slot)
 
-    def _noised(self, clean: np.ndarray | None, entry: IndexEntry, slot: int) -> Tensor | None:
-        if clean is None:
-            return None
-        t_B, _ = self._chain.times(torch.tensor([slot]))
-        noise = step_noise(entry, slot - 1, self._shape)
-        return add_noise(_float32(clean)[None], noise[None], t_B, self._chain.schedule)[0]
+    def _state(
+        self, entry: IndexEntry, slot: int, clean: Sequence[np.ndarray | None]
+    ) -> Tensor | None:
+        member = 0 if self._shared else entry.member
+        x = self._chain.initial(member_noise(entry.seed, member, self._shape, INITIAL_NOISE)[None])
+        for k, latent in zip(self._needed(slot), clean, strict=True):
+            if latent is None:
+                return None
+            noise = step_noise(entry, k, self._shape)[None]
+            x = self._chain.noised(x, _float32(latent)[None], k, noise)
+        return x[0]
 
 
 def step_noise(entry: IndexEntry, step: int, shape: Sequence[int]) -> Tensor:

@@ -120,7 +120,7 @@ def _fill(replay: RedisReplay, config: RunConfig) -> None:
     """Every group that the run will ask for, scored."""
     method = config.method
     count = method.round_ends[-1]
-    shape = PipelineFolder.locate(config.model.path).latent_shape
+    shape = PipelineFolder.of(config.model).latent_shape
     rng = np.random.default_rng(0)
     replay.admit(limit=count, policy_version=0)
     for _ in range(count):

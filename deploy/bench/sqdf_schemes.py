@@ -37,7 +37,7 @@ from learner.diffusion.strata import Strata
 from learner.methods.sqdf import clean_by_consistency, kl_std, soft_q_loss, take_step
 from learner.policy.components import PipelineFolder, decode_images
 from learner.policy.denoiser import Denoiser
-from learner.policy.text import PromptEncoder, Text
+from learner.policy.text import Text
 from learner.policy.trainable import make_policy_trainable, trainable_arrays
 from learner.policy.views import SamplingPolicy, policy_over, with_lora
 from learner.sqdf_settings import Sqdf
@@ -115,7 +115,7 @@ class Trainer:
         assert config.method.clean.lora is not None
         self._config, self._method, self._scheme = config, config.method, scheme
         self._store = store
-        self._pipeline = PipelineFolder.locate(config.model.path)
+        self._pipeline = PipelineFolder.of(config.model)
         self._chain = Chain(self._pipeline.schedule, config.model.num_steps)
         base = self._pipeline.unet(config.model.attention).requires_grad_(False)
         consistency = with_lora(base, config.method.clean.lora)
@@ -128,7 +128,7 @@ class Trainer:
         self._reference, self._consistency = Denoiser(base), Denoiser(consistency)
         self._sampling = SamplingPolicy(base, config.model, seed=config.seed)
         kept_bytes = _TEXT_BYTES if scheme.keeps_text else 0
-        self._encode = PromptEncoder.load(self._pipeline.path, kept_bytes=kept_bytes)
+        self._encode = replace(self._pipeline, text_cache_bytes=kept_bytes).prompt_encoder()
         self._vae = self._pipeline.vae().requires_grad_(False)
         (reward,) = config.rewards.values()
         self._reward: Any = build_reward(reward.kind, reward.args)

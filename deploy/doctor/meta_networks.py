@@ -6,7 +6,7 @@ Shape suffixes: B rows, C H W latent, L tokens, E width of a token's state, P po
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +50,50 @@ def architecture(path: str, *, setting: str = "model.path") -> Architecture:
         unet, vae = (_config(folder / part / "config.json", setting) for part in ("unet", "vae"))
         texts = tuple(_config(folder / name / "config.json", setting) for name in present)
         return Architecture(unet, vae, texts)
-    models = _shipped("models")
+    parts = _known(path, "unet", setting)
+    return Architecture(_unet(parts), _shipped(parts["vae"]), _text_encoders(parts))
+
+
+def architecture_of(model: Model) -> Architecture:
+    """Of the policy's pipeline, with the parts that a `model` section puts into it.
+
+    Raises:
+        ValueError: as `architecture`.
+    """
+    parts = architecture(model.path)
+    if model.unet is not None:
+        parts = replace(parts, unet=_part(model.unet, "unet"))
+    if model.vae is not None:
+        parts = replace(parts, vae=_part(model.vae, "vae"))
+    return parts
+
+
+def _part(path: str, part: str) -> dict[str, Any]:
+    """The config of one network: of a folder, of a pipeline's, or of a hub id."""
+    folder, setting = Path(path), f"model.{part}"
+    if folder.is_dir():
+        own = folder / "config.json"
+        return _config(own if own.is_file() else folder / part / "config.json", setting)
+    known = _known(path, part, setting)
+    return _unet(known) if part == "unet" else _shipped(known[part])
+
+
+def _known(path: str, part: str, setting: str) -> dict[str, Any]:
+    models = {name: parts for name, parts in _shipped("models").items() if part in parts}
     if path not in models:
         raise ValueError(
             f"{setting}: {path!r} is no folder here, and its sizes are not known; give a folder "
             f"that diffusers' save_pretrained wrote, or one of {', '.join(models)}"
         )
-    parts = models[path]
-    unet = {**_shipped(parts["unet"]), **parts.get("changes", {})}
-    return Architecture(unet, _shipped(parts["vae"]), tuple(map(_shipped, parts["text_encoders"])))
+    return models[path]
+
+
+def _unet(parts: dict[str, Any]) -> dict[str, Any]:
+    return {**_shipped(parts["unet"]), **parts.get("changes", {})}
+
+
+def _text_encoders(parts: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    return tuple(map(_shipped, parts["text_encoders"]))
 
 
 def _shipped(name: str) -> dict[str, Any]:
@@ -111,24 +146,26 @@ class Networks:
     def __init__(self, config: RunConfig) -> None:
         model = config.model
         self._guidance_scale = model.guidance_scale
-        parts = architecture(model.path)
+        parts = architecture_of(model)
         self.base = unet_on_meta(parts, model)
         self.policy = policy_on_meta(config, self.base)
         with torch.device("meta"):
             vae: Any = AutoencoderKL.from_config(parts.vae)
         self.vae: AutoencoderKL = vae.eval().requires_grad_(False)
+        if model.vae_slicing:
+            self.vae.enable_slicing()
+        self._latent_size = _latent_size(model, parts)
         self._encoders: list[Any] = [CLIPTextConfig(**told) for told in parts.text_encoders]
         self.teacher: UNet2DConditionModel | None = None
         distils = isinstance(config.method, Gors) and model.is_few_step
         if isinstance(config.method, Lasro) or distils:
-            told = architecture(model.teacher or model.path, setting="model.teacher")
+            told = architecture(model.teacher, setting="model.teacher") if model.teacher else parts
             self.teacher = unet_on_meta(told, model)
         self.surrogate = _surrogate(config, self.teacher or self.base)
 
     def latents(self, rows: int, *, with_gradient: bool = False) -> Tensor:
         """[B, C, H, W]."""
-        told = self.base.config
-        shape = (rows, told["in_channels"], told["sample_size"], told["sample_size"])
+        shape = (rows, self.base.config["in_channels"], *self._latent_size)
         return torch.empty(shape, device="meta", requires_grad=with_gradient)
 
     def text(self, rows: int) -> Text:
@@ -168,6 +205,16 @@ class Networks:
         with torch.device("meta"):
             encoders = [kind(told) for kind, told in zip(kinds, self._encoders, strict=False)]
         return sum(parameters_of(encoder) for encoder in encoders)
+
+
+def _latent_size(model: Model, parts: Architecture) -> tuple[int, int]:
+    """Height and width."""
+    sides = parts.unet["sample_size"]
+    if model.size is None:
+        return (sides, sides) if isinstance(sides, int) else tuple(sides)
+    factor = 2 ** (len(parts.vae["block_out_channels"]) - 1)
+    height, width = model.size
+    return height // factor, width // factor
 
 
 def _surrogate(config: RunConfig, unet: UNet2DConditionModel) -> nn.Module | None:

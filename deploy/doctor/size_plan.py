@@ -18,7 +18,7 @@ import torch
 from deploy.doctor.meta_counts import Kept, computed_again, flops_of, kept_by, peak_of
 from deploy.doctor.meta_networks import (
     Networks,
-    architecture,
+    architecture_of,
     parameters_of,
     policy_on_meta,
     unet_on_meta,
@@ -42,7 +42,7 @@ def trained_bytes(config: RunConfig) -> int:
     Raises:
         ValueError: the sizes of the model are not known.
     """
-    base = unet_on_meta(architecture(config.model.path), config.model)
+    base = unet_on_meta(architecture_of(config.model), config.model)
     return _FLOAT * parameters_of(policy_on_meta(config, base), trained=True)
 
 
@@ -102,7 +102,8 @@ def _policy_call(config: RunConfig, networks: Networks) -> int:
 def _sampler(config: RunConfig, networks: Networks, rows: int) -> dict[str, int]:
     """The untouched UNet, the one that samples, and an adapter apart from it."""
     adapter = config.model.trainable == "lora"
-    params = 2 * parameters_of(networks.base) + networks.text_encoder_params
+    params = 2 * parameters_of(networks.base)
+    params += networks.text_encoder_params if config.model.text_encoders == "stay" else 0
     params += parameters_of(networks.policy, trained=True) if adapter else 0
     activations = peak_of(lambda: networks.ask(networks.base, networks.latents(rows)))
     return _with_total(
@@ -120,14 +121,22 @@ def _reward_server(networks: Networks, rows: int) -> dict[str, int]:
 
 def _learner(config: RunConfig, networks: Networks, rows: GraphRows) -> dict[str, int]:
     ranks, stage = config.learner.ranks, config.learner.zero_stage
+    optimized = [parameters_of(networks.policy, trained=True)]
+    policy = optimizer_bytes(optimized[0], ranks, stage)
+    surrogate_state: dict[str, int] = {}
+    if networks.surrogate is not None:
+        optimized.append(parameters_of(networks.surrogate))
+        surrogate_state = optimizer_bytes(optimized[1], ranks, stage)
+    on_host = 0
+    if config.learner.offload == "cpu":
+        on_host = sum(state.pop("optimizer", 0) for state in (policy, surrogate_state))
     held = {
         "weights": _FLOAT * parameters_of(networks.policy),
-        **optimizer_bytes(parameters_of(networks.policy, trained=True), ranks, stage),
+        **policy,
         "frozen": _FLOAT * _frozen_params(config, networks),
     }
     if networks.surrogate is not None:
-        params = parameters_of(networks.surrogate)
-        held["surrogate"] = _FLOAT * params + sum(optimizer_bytes(params, ranks, stage).values())
+        held["surrogate"] = _FLOAT * optimized[1] + sum(surrogate_state.values())
     plain = _policy_graph(config, networks, rows, checkpointing=False)
     checkpointed = _policy_graph(config, networks, rows, checkpointing=True)
     surrogate = _surrogate_graph(config, networks)
@@ -140,6 +149,7 @@ def _learner(config: RunConfig, networks: Networks, rows: GraphRows) -> dict[str
         "cast_weights_checkpointed": checkpointed.casts,
         "surrogate_activations": surrogate.activations,
         "surrogate_cast_weights": surrogate.casts,
+        "optimizer_on_host": on_host,
         # Policy and surrogate take turns.
         "total": sum(held.values()) + max(used.total, surrogate.total),
     }

@@ -53,14 +53,21 @@ class Evaluator:
     ) -> None:
         self._config = config
         torch.set_num_threads(max(1, round(config.evaluation.threads)))
-        pipeline = PipelineFolder.locate(config.model.path)
+        pipeline = PipelineFolder.of(config.model)
         self._pipeline = pipeline
         device = device_of(config.evaluation.num_gpus)
         self._vae = pipeline.vae(device)
-        self._singles = policy_of(config, pipeline, group_size=1, device=device, only_clean=True)
-        self._is_untouched = True
         held_out = prompt_set(config.evaluation.prompts, config.evaluation.seed)
         self._prompts, self._table = held_out.prompts, held_out.table
+        self._singles = policy_of(
+            config,
+            pipeline,
+            group_size=1,
+            device=device,
+            only_clean=True,
+            prompts=self._prompts,
+        )
+        self._is_untouched = True
         self._scores = [
             self._timed(name, metric) for name, metric in config.evaluation.rewards.items()
         ]

@@ -32,7 +32,7 @@ _BATCH = 64
 def base_pictures(count: int, seed: int) -> np.ndarray:
     """Pictures of the untouched policy, uint8 [count, 32, 32, 3]."""
     config = load_config(_PRESET)
-    pipeline = PipelineFolder.locate(config.model.path)
+    pipeline = PipelineFolder.of(config.model)
     policy, vae = policy_of(config, pipeline, group_size=1, only_clean=True), pipeline.vae()
     prompts = prompt_list(config.prompts, seed)
     parts = []

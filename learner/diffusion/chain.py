@@ -1,6 +1,6 @@
-"""A sampler's chain: its steps, their times, and what a record calls its latents.
+"""A chain of many small steps: their times, and what a record calls its latents.
 
-In a many-step chain, state i is the latent before step i, from state 0 (pure noise) to state T,
+State i is the latent before step i, from state 0 (pure noise) to state T,
 the clean latent; step i goes from state i to state i + 1.
 Shape suffixes: B rows; x is [B, C, H, W].
 """
@@ -63,30 +63,3 @@ class Chain:
     def noise_label(self, state: int) -> int:
         """Of the reference's noise at a state."""
         return 2 * self.num_steps + 2 + state
-
-
-@dataclass(frozen=True)
-class ConsistencyChain:
-    """A few-step sampler's calls: call i takes the latent at its time to a clean one, and all but
-    the last add noise to that, for the next call.
-
-    `x_i → z_i → x_{i+1} = α z_i + σ ξ_i`, at the next call's time: a Gaussian step.
-    """
-
-    schedule: NoiseSchedule
-    num_steps: int
-
-    def times(self, step_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Timesteps of a call and of the noise that is added after it, int64 [B].
-
-        After the last call none is added to the picture; what is said to be is at its own time.
-        """
-        grid = consistency_timesteps(self.num_steps, self.schedule.num_train_timesteps)
-        times = torch.tensor([*grid, grid[-1]])
-        return times[step_B.cpu()], times[step_B.cpu() + 1]
-
-    def moments(self, x: Tensor, eps: Tensor, step_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean [B, C, H, W] and standard deviation [B, 1, 1, 1] of the latent after the step."""
-        t_B, next_t_B = self.times(step_B)
-        alpha, sigma = self.schedule.alpha_sigma(next_t_B, x)
-        return alpha * consistency_prediction(x, eps, t_B, self.schedule), sigma

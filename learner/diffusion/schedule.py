@@ -96,3 +96,16 @@ def consistency_timesteps(
     stride = num_train_timesteps // original_steps
     reversed_grid = [(i + 1) * stride - 1 for i in reversed(range(original_steps))]
     return [reversed_grid[i * original_steps // num_steps] for i in range(num_steps)]
+
+
+def trailing_timesteps(num_steps: int, num_train_timesteps: int = 1000) -> list[int]:
+    """The 'trailing' grid, which begins at the noisiest level: 1 step is 999; 4 are 999, 749, 499
+    and 249 (Lin et al. 2024, table 2).
+
+    Raises:
+        ValueError: steps that do not fit the training grid.
+    """
+    if not 1 <= num_steps <= num_train_timesteps:
+        raise ValueError(f"num_steps is {num_steps}; it must be 1 to {num_train_timesteps}")
+    stride = num_train_timesteps / num_steps
+    return [round(num_train_timesteps - i * stride) - 1 for i in range(num_steps)]

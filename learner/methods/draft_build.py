@@ -37,13 +37,13 @@ def build_draft(
         rewards: by the names of `source.rewards`; none where a surrogate is climbed.
     """
     torch.set_num_threads(learner.threads)
-    pipeline = PipelineFolder.locate(model.path)
+    pipeline = PipelineFolder.of(model)
     base = pipeline.unet(model.attention).requires_grad_(False)
     encode = pipeline.prompt_encoder()
     engine = policy_engine(
         settings,
         learner,
-        Denoiser(policy_over(base, model, seed=seat.seed), model.precision),
+        Denoiser.of(policy_over(base, model, seed=seat.seed), model),
         micro_batches=settings.micro_batches,
     )
     labels = [f"{model.num_steps}step"]
@@ -68,7 +68,7 @@ def build_draft(
         engine,
         Chain(pipeline.schedule, model.num_steps),
         encode,
-        Denoiser(base, model.precision),
+        Denoiser.of(base, model),
         reward,
         guidance_scale=model.guidance_scale,
         seat=seat,

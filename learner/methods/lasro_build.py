@@ -28,12 +28,12 @@ def build_lasro(
 ) -> Alternating:
     """The method, ready for the trainer."""
     torch.set_num_threads(learner.threads)
-    pipeline = PipelineFolder.locate(model.path)
-    teacher = PipelineFolder.locate(model.teacher or model.path).unet(model.attention)
+    pipeline = PipelineFolder.of(model)
+    teacher = PipelineFolder.teacher_of(model).unet(model.attention)
     teacher.requires_grad_(False)
     encode = pipeline.prompt_encoder()
     steps = rewarded_steps(settings, model)
-    denoiser = Denoiser(trainable_unet(pipeline, model, seed=seat.seed), model.precision)
+    denoiser = Denoiser.of(trainable_unet(pipeline, model, seed=seat.seed), model)
     policy = policy_engine(settings, learner, denoiser)
     # Only what is rewarded is scored.
     groups = scored_groups(settings, source, steps=range(len(steps)), seat=seat)
@@ -55,10 +55,10 @@ def build_lasro(
         settings,
         model,
         policy,
-        pipeline.schedule,
+        pipeline.few_step_chain(model.num_steps),
         pipeline.latent_shape,
         encode,
-        None if settings.anchor.data == "none" else Denoiser(teacher, model.precision),
+        None if settings.anchor.data == "none" else Denoiser.of(teacher, model),
         surrogate.climb,
         seat,
     )

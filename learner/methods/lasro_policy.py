@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learner.diffusion.consistency import consistency_prediction
-from learner.diffusion.schedule import NoiseSchedule, add_noise, consistency_timesteps
+from learner.diffusion.few_steps import FewStepChain
 from learner.engine import Engine, all_rows, mean_over_ranks, rank_mean
 from learner.exploration import Climb
 from learner.methods.distillation import NUM_TIMES, Distilled, distillation_error, distilled
@@ -79,7 +78,7 @@ class LasroPolicy:
         settings: Lasro,
         model: Model,
         engine: Engine,
-        schedule: NoiseSchedule,
+        chain: FewStepChain,
         latent_shape: tuple[int, int, int],
         encode: Encode,
         teacher: Denoiser | None,
@@ -91,12 +90,12 @@ class LasroPolicy:
         self._seat = seat
         self._rewarded = rewarded_steps(settings, model)
         self._engine = engine
-        self._schedule = schedule
+        self._chain = chain
+        self._schedule = chain.schedule
         self._latent_shape = latent_shape
         self._encode = encode
         self._teacher = teacher
         self._climb = climb
-        self._timesteps = consistency_timesteps(model.num_steps, schedule.num_train_timesteps)
         self.state = PolicyState(scales=(RewardScale(),) * len(self._rewarded))
 
     @property
@@ -157,12 +156,12 @@ class LasroPolicy:
         guidance = self._guidance(len(text))
         clean: list[Tensor] = []
         anchor_loss = torch.zeros(())
-        x = noise[0]
-        for k, timestep in enumerate(self._timesteps):
+        x = self._chain.initial(noise[0])
+        for k, timestep in enumerate(self._chain.timesteps):
             t_B = torch.full((len(text),), timestep, device=noise.device)
             if k > 0:
                 before = clean[-1] if self._settings.cross_term else clean[-1].detach()
-                x = add_noise(before, noise[k], t_B, self._schedule)
+                x = self._chain.noised(x, before, k - 1, noise[k])
             if k == 0 and anchoring is not None:
                 eps, anchor_eps = network(
                     torch.cat([x, anchoring.x_start]),
@@ -173,7 +172,7 @@ class LasroPolicy:
                 anchor_loss = self._anchor_loss(anchor_eps, anchoring)
             else:
                 eps = network(x, t_B, text, guidance)
-            clean.append(consistency_prediction(x, eps, t_B, self._schedule))
+            clean.append(self._chain.clean(x, eps, t_B))
         return clean, anchor_loss
 
     def _draw_anchor(self, anchor: AnchorData, generator: torch.Generator) -> Distilled:

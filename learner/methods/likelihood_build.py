@@ -22,12 +22,12 @@ def build_likelihood(
 ) -> Alternating:
     """The method, ready for the trainer. Of a few-step model GORS distils from `model.teacher`."""
     torch.set_num_threads(learner.threads)
-    pipeline = PipelineFolder.locate(model.path)
+    pipeline = PipelineFolder.of(model)
     base = pipeline.unet(model.attention).requires_grad_(False)
     engine = policy_engine(
         settings,
         learner,
-        Denoiser(policy_over(base, model, seed=seat.seed), model.precision),
+        Denoiser.of(policy_over(base, model, seed=seat.seed), model),
         micro_batches=settings.micro_batches,
     )
     groups, journal = scored_groups(settings, source, steps=[0], seat=seat), Journal()
@@ -36,15 +36,15 @@ def build_likelihood(
     parts = engine, pipeline.schedule, pipeline.prompt_encoder()
     if isinstance(settings, Dpo):
         torch.nn.Module.to(base, engine.device)
-        policy = DpoPolicy(settings, *parts, Denoiser(base, model.precision), seat=seat)
+        policy = DpoPolicy(settings, *parts, Denoiser.of(base, model), seat=seat)
         steps = DrawnSteps(policy, lambda rng: latents.pairs(batch, rng, share), seat)
     else:
         teacher, dim = None, base.config["time_cond_proj_dim"]
         if model.is_few_step:
             assert model.teacher is not None
-            unet = PipelineFolder.locate(model.teacher).unet(model.attention)
+            unet = PipelineFolder.teacher_of(model).unet(model.attention)
             torch.nn.Module.to(unet.requires_grad_(False), engine.device)
-            teacher = Denoiser(unet, model.precision)
+            teacher = Denoiser.of(unet, model)
         policy = GorsPolicy(
             settings,
             *parts,

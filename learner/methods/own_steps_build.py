@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from learner.diffusion.chain import Chain, ConsistencyChain
+from learner.diffusion.chain import Chain
 from learner.groups import GroupSource
 from learner.methods.alternation import Alternating
 from learner.methods.own_steps import OwnSteps, every_step, steps_of_pairs
@@ -37,12 +37,12 @@ def build_own_steps(
         shared_initial_noise: whether samplers start all members of a group from one noise.
     """
     torch.set_num_threads(learner.threads)
-    pipeline = PipelineFolder.locate(model.path)
+    pipeline = PipelineFolder.of(model)
     base = pipeline.unet(model.attention).requires_grad_(False)
     engine = policy_engine(
         settings,
         learner,
-        Denoiser(policy_over(base, model, seed=seat.seed), model.precision),
+        Denoiser.of(policy_over(base, model, seed=seat.seed), model),
         micro_batches=settings.micro_batches,
     )
     torch.nn.Module.to(base, engine.device)
@@ -51,7 +51,7 @@ def build_own_steps(
         steps = KeptSteps(trained_strata(settings, model.num_steps))
         ask = _classifier_free(model.guidance_scale)
     else:
-        chain = ConsistencyChain(pipeline.schedule, model.num_steps)
+        chain = pipeline.few_step_chain(model.num_steps)
         steps = Renoised(
             chain,
             pipeline.latent_shape,
@@ -61,7 +61,7 @@ def build_own_steps(
         ask = _embedded(model.guidance_scale, base.config["time_cond_proj_dim"])
     journal = Journal()
     parts = engine, chain, pipeline.prompt_encoder(), ask
-    untouched = Denoiser(base, model.precision)
+    untouched = Denoiser.of(base, model)
     if isinstance(settings, Pso):
         policy, plan = PsoPolicy(settings, *parts, untouched), steps_of_pairs(settings)
     else:

@@ -32,6 +32,7 @@ def policy_engine(
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         zero_stage=learner.zero_stage,
+        offload=learner.offload == "cpu",
         grad_clip=learner.grad_clip,
         rows_per_rank=settings.policy_batch // learner.ranks,
         micro_batches=micro_batches,
@@ -87,6 +88,7 @@ class Surrogacy:
             learning_rate=options.learning_rate,
             weight_decay=options.weight_decay,
             zero_stage=learner.zero_stage,
+            offload=learner.offload == "cpu",
             grad_clip=learner.grad_clip,
             rows_per_rank=options.batch_groups // learner.ranks,
         )

@@ -36,14 +36,14 @@ def build_sqdf(
         rewards: by the names of `source.rewards`; none where a surrogate is climbed.
     """
     torch.set_num_threads(learner.threads)
-    pipeline = PipelineFolder.locate(model.path)
+    pipeline = PipelineFolder.of(model)
     base = pipeline.unet(model.attention).requires_grad_(False)
     consistency = with_lora(base, settings.clean.lora) if settings.clean.lora else None
     encode = pipeline.prompt_encoder()
     engine = policy_engine(
         settings,
         learner,
-        Denoiser(policy_over(base, model, seed=seat.seed), model.precision),
+        Denoiser.of(policy_over(base, model, seed=seat.seed), model),
         micro_batches=settings.micro_batches,
     )
     # The end of a trajectory is scored first, and what is told of its states after it.
@@ -75,8 +75,8 @@ def build_sqdf(
         engine,
         Chain(pipeline.schedule, model.num_steps),
         encode,
-        Denoiser(base, model.precision),
-        Denoiser(consistency, model.precision) if consistency else None,
+        Denoiser.of(base, model),
+        Denoiser.of(consistency, model) if consistency else None,
         reward,
         guidance_scale=model.guidance_scale,
         seat=seat,

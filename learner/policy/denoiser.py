@@ -10,7 +10,7 @@ from learner.diffusion.consistency import guidance_embedding
 from learner.diffusion.ddim import guided
 from learner.policy.precision import computing_in
 from learner.policy.text import Text
-from learner.settings import Precision
+from learner.settings import Model, Precision
 
 
 class Denoiser(nn.Module):
@@ -18,12 +18,22 @@ class Denoiser(nn.Module):
 
     Args:
         precision: what it computes in; ε has the type of x.
+        compiled: by torch.compile, for each shape when it first comes.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, precision: Precision = "fp32") -> None:
+    def __init__(
+        self, unet: UNet2DConditionModel, precision: Precision = "fp32", *, compiled: bool = False
+    ) -> None:
         super().__init__()
         self.unet = unet
         self.precision: Precision = precision
+        if compiled:
+            compile_in_place(unet)
+
+    @classmethod
+    def of(cls, unet: UNet2DConditionModel, model: Model) -> "Denoiser":
+        """As the run config's `model` section asks."""
+        return cls(unet, model.precision, compiled=model.compile)
 
     def forward(
         self, x: Tensor, t_B: Tensor, text: Text, guidance_BE: Tensor | None = None
@@ -37,6 +47,13 @@ class Denoiser(nn.Module):
                 added_cond_kwargs=text.added,
             ).sample
         return predicted.to(x.dtype)
+
+
+def compile_in_place(unet: UNet2DConditionModel) -> None:
+    """Has its calls compiled; names of parameters stay as they are."""
+    # A graph is differentiated twice where a loss's gradient is measured before the step.
+    torch._functorch.config.donated_buffer = False
+    unet.compile()
 
 
 def guided_call(

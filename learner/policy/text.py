@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from learner.policy.sources import variant_of
+
 
 @dataclass(frozen=True)
 class Text:
@@ -66,13 +68,13 @@ class Text:
 
 
 class PromptEncoder:
-    """Prompts to text states; those of the last few thousand prompts are kept.
+    """Prompts to text states; those of the prompts that it was asked for last are kept.
 
     Args:
         towers: tokenizer and encoder, once (Stable Diffusion) or twice (SDXL).
         image_size: height and width in pixels that SDXL is told; None for models without.
         zeros_when_empty: the unconditional states are zeros, not those of an empty prompt.
-        kept_bytes: of states that are kept, on the encoders' device.
+        kept_bytes: of states that are kept, on the device that the encoders were on at first.
     """
 
     def __init__(
@@ -87,45 +89,84 @@ class PromptEncoder:
         self._image_size = image_size
         self._zeros_when_empty = zeros_when_empty
         self._kept_bytes = kept_bytes
+        self._device = self._towers[0][1].device
+        self._bytes_each = 0  # of one prompt's states
+        # The one that was asked for longest ago comes first.
         self._kept: dict[str, tuple[Tensor, ...]] = {}
 
     @classmethod
-    def load(cls, path: Path, device: str = "cpu", *, kept_bytes: int = 2**29) -> "PromptEncoder":
-        """Of a pipeline's folder, in float32."""
+    def load(
+        cls,
+        path: Path,
+        device: str = "cpu",
+        *,
+        image_size: tuple[int, int] | None = None,
+        kept_bytes: int = 2**29,
+    ) -> "PromptEncoder":
+        """Of a pipeline's folder, in float32.
+
+        Args:
+            image_size: what SDXL is told; models with one encoder are not.
+        """
         towers = []
         for suffix, kind in (("", CLIPTextModel), ("_2", CLIPTextModelWithProjection)):
-            if (path / f"text_encoder{suffix}").is_dir():
+            folder = path / f"text_encoder{suffix}"
+            if folder.is_dir():
                 tokenizer = CLIPTokenizer.from_pretrained(path, subfolder=f"tokenizer{suffix}")
                 encoder: Any = kind.from_pretrained(
-                    path, subfolder=f"text_encoder{suffix}", torch_dtype=torch.float32
+                    folder, torch_dtype=torch.float32, variant=variant_of(folder)
                 )
                 towers.append((tokenizer, encoder.eval().requires_grad_(False).to(device)))
         if len(towers) == 1:
             return cls(towers, kept_bytes=kept_bytes)
-        unet, vae = (
-            json.loads((path / part / "config.json").read_text()) for part in ("unet", "vae")
-        )
-        side = unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
         index = json.loads((path / "model_index.json").read_text())
         zeros = bool(index.get("force_zeros_for_empty_prompt", True))
-        return cls(towers, image_size=(side, side), zeros_when_empty=zeros, kept_bytes=kept_bytes)
+        return cls(towers, image_size=image_size, zeros_when_empty=zeros, kept_bytes=kept_bytes)
 
     @torch.no_grad()
     def __call__(self, prompts: list[str]) -> Text:
         """Conditions, float32; the empty prompt is the unconditional one."""
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._kept]
+        asked = dict.fromkeys(prompts)
+        new = [prompt for prompt in asked if prompt not in self._kept]
         if new:
             # Clones, else one kept row would keep its whole batch.
-            columns = [[row.clone() for row in tensor] for tensor in self._encode(new)]
+            columns = [
+                [row.to(self._device, copy=True) for row in tensor] for tensor in self._encode(new)
+            ]
             self._kept.update(zip(new, zip(*columns, strict=True), strict=True))
+        for prompt in asked:
+            self._kept[prompt] = self._kept.pop(prompt)
         rows = [self._kept[prompt] for prompt in prompts]
         states_BLE, *pooled = (torch.stack(column) for column in zip(*rows, strict=True))
-        bytes_each = sum(tensor.nbytes for tensor in rows[0])
-        while len(self._kept) * bytes_each > self._kept_bytes:
-            del self._kept[next(iter(self._kept))]  # the oldest
+        self._bytes_each = sum(tensor.nbytes for tensor in rows[0])
+        while len(self._kept) * self._bytes_each > self._kept_bytes:
+            del self._kept[next(iter(self._kept))]
         if not pooled:
             return Text(states_BLE)
         return Text(states_BLE, pooled[0], self._time_ids(len(prompts)))
+
+    def retire(self, prompts: Sequence[str], *, batch: int = 64) -> None:
+        """Encodes all that will be asked for, and leaves the device's memory to others.
+
+        A prompt that is asked for nevertheless is encoded on the CPU, slowly.
+
+        Raises:
+            ValueError: their states are more than are kept; the encoders stay where they are.
+        """
+        known = list(dict.fromkeys(prompts))
+        for start in range(0, len(known), batch):
+            self(known[start : start + batch])
+            needed = len(known) * self._bytes_each
+            if needed > self._kept_bytes:
+                raise ValueError(
+                    f"model.text_cache_mb keeps {self._kept_bytes / 2**20:,.0f} MB of text states, "
+                    f"and those of {len(known):,} prompts take {needed / 2**20:,.0f} MB: raise it, "
+                    "or set model.text_encoders: stay"
+                )
+        for _, encoder in self._towers:
+            encoder.to("cpu")
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _encode(self, prompts: list[str]) -> tuple[Tensor, ...]:
         """States [N, L, E], and pooled ones [N, P] where there are two encoders."""
@@ -155,6 +196,5 @@ class PromptEncoder:
     def _time_ids(self, rows: int) -> Tensor:
         assert self._image_size is not None
         height, width = self._image_size
-        device = self._towers[0][1].device
-        ids = torch.tensor([height, width, 0, 0, height, width], device=device, dtype=torch.float32)
-        return ids.expand(rows, -1)
+        ids = [height, width, 0, 0, height, width]
+        return torch.tensor(ids, device=self._device, dtype=torch.float32).expand(rows, -1)

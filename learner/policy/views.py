@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from learner.policy.components import local_folder
+from learner.policy.lora import add_lora
 from learner.policy.trainable import load_arrays, make_policy_trainable
 from learner.settings import Model
 
@@ -89,19 +89,6 @@ def with_lora(unet: UNet2DConditionModel, path_or_id: str) -> UNet2DConditionMod
     Raises:
         ValueError: it holds no LoRA that fits.
     """
-    folder = local_folder(path_or_id, holds="a LoRA in safetensors")
     view = shared_view(unet)
-    try:
-        state, alphas = StableDiffusionPipeline.lora_state_dict(  # pyright: ignore
-            str(folder), unet_config=view.config
-        )
-        StableDiffusionPipeline.load_lora_into_unet(state, alphas, view)  # pyright: ignore
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{folder} holds no LoRA for this UNet: {error}") from error
-    adapters = [name for name, _ in view.named_parameters() if "lora_" in name]
-    if not adapters:
-        raise ValueError(f"{folder} holds no LoRA for this UNet: none of its names fits")
-    for name, parameter in view.named_parameters():
-        if "lora_" in name:
-            parameter.requires_grad_(False)
+    add_lora(view, path_or_id)
     return view.eval()

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from deploy.shapes.models import new_unet
+from learner.diffusion.few_steps import ConsistencyChain
 from learner.diffusion.schedule import NoiseSchedule
 from learner.engine import Engine, join_ranks, leave_ranks
 from learner.exploration import Climb
@@ -92,7 +93,7 @@ class TinyLearner:
             SETTINGS,
             MODEL,
             self.engines["policy"],
-            SCHEDULE,
+            ConsistencyChain(SCHEDULE, MODEL.num_steps),
             (4, 8, 8),
             encode,
             Denoiser(teacher),

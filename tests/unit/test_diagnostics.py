@@ -18,6 +18,7 @@ from learner.diagnostics import (
     shares,
 )
 from learner.diffusion.consistency import consistency_prediction
+from learner.diffusion.few_steps import ConsistencyChain
 from learner.diffusion.schedule import NoiseSchedule, consistency_timesteps
 
 SCHEDULE = NoiseSchedule.from_config(
@@ -97,7 +98,9 @@ def test_a_mean_vector_is_told_from_its_estimates_by_hand() -> None:
 def test_a_chain_is_the_sampler_s(net: Net, steps: int) -> None:
     initial, *injected = noises(steps)
     chain = calls(net, SCHEDULE, initial, injected)
-    drawn = sample_few_steps(lambda x, t_B, *_: net(x, t_B), SCHEDULE, None, initial, injected)
+    drawn = sample_few_steps(
+        lambda x, t_B, *_: net(x, t_B), ConsistencyChain(SCHEDULE, steps), None, initial, injected
+    )
     for call, clean in zip(chain, drawn, strict=True):
         torch.testing.assert_close(call.clean, clean)
     assert chain[-1].noise is None
@@ -113,7 +116,9 @@ def test_gradients_through_each_call_add_up_to_the_one_through_the_chain(
     with torch.no_grad():
         chain = calls(net, SCHEDULE, initial, injected)
     parts = pathwise_gradients(net, SCHEDULE, chain, direction, weights)
-    drawn = sample_few_steps(lambda x, t_B, *_: net(x, t_B), SCHEDULE, None, initial, injected)
+    drawn = sample_few_steps(
+        lambda x, t_B, *_: net(x, t_B), ConsistencyChain(SCHEDULE, steps), None, initial, injected
+    )
     whole = (drawn[-1] * direction).flatten(1).sum(dim=1).mean()
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(whole, weights)])
     torch.testing.assert_close(torch.stack(parts).sum(dim=0), expected)

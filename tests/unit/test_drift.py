@@ -10,6 +10,7 @@ from torch import Tensor
 
 from actors.drift import few_step_drift, many_step_kl
 from actors.rollout import FewStepPolicy, Group, ManyStepPolicy
+from learner.diffusion.few_steps import ConsistencyChain
 from learner.diffusion.noise import group_noise
 from learner.diffusion.schedule import NoiseSchedule
 
@@ -45,7 +46,8 @@ def many_steps(shift: float) -> Tensor:
 
 def few_steps(shift: float, steps: int) -> tuple[Tensor, Tensor]:
     initial, *injected = noises(steps)
-    return few_step_drift(off_by(shift), off_by(0.0), SCHEDULE, None, initial, injected)
+    chain = ConsistencyChain(SCHEDULE, steps)
+    return few_step_drift(off_by(shift), off_by(0.0), chain, None, initial, injected)
 
 
 def levels(timestep: int) -> tuple[float, float]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deploy.shapes.models import new_unet
+from learner.diffusion.few_steps import ConsistencyChain
 from learner.diffusion.schedule import NoiseSchedule
 from learner.exploration import Climb
 from learner.methods.lasro import RewardScale, anchor_weight, gradient, reward_loss, squash
@@ -95,7 +96,7 @@ def policy_of(
         chosen,
         MODEL,
         engine,  # pyright: ignore[reportArgumentType]
-        SCHEDULE,
+        ConsistencyChain(SCHEDULE, MODEL.num_steps),
         (4, 8, 8),
         encode,
         teacher() if "anchor" in settings else None,

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.diffusion.chain import Chain, ConsistencyChain
+from learner.diffusion.chain import Chain
+from learner.diffusion.few_steps import ConsistencyChain
 from learner.diffusion.schedule import NoiseSchedule
 from learner.methods.ddpo import clipped_loss, log_ratio
 from learner.methods.ppo_policy import PpoPolicy

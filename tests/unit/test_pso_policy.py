@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learner.diffusion.chain import ConsistencyChain
+from learner.diffusion.few_steps import ConsistencyChain
 from learner.diffusion.schedule import NoiseSchedule
 from learner.methods.pso_policy import PsoPolicy
 from learner.on_policy_settings import Pso

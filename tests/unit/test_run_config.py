@@ -277,7 +277,7 @@ def test_an_override_does_not_leak_through_a_yaml_alias(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "path", "reason"),
     [
-        (["model.num_steps=50"], "model.num_steps", "1, 2, 4 or 8 steps"),
+        (["model.num_steps=50"], "model.num_steps", "1, 2, 3, 4 or 8 steps"),
         (["actors.group_size=1"], "actors.group_size", "wait for pairs without end"),
         (
             ["actors.fixed_initial_noise=true", "model.num_steps=1"],

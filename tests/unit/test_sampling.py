@@ -22,6 +22,7 @@ from actors.rollout import FewStepPolicy, Group, ManyStepPolicy, to_records
 from actors.sampling import guided_noise, sample_ddpm, sample_few_steps
 from learner.diffusion.chain import Chain
 from learner.diffusion.consistency import guidance_embedding
+from learner.diffusion.few_steps import ConsistencyChain
 from learner.diffusion.noise import INITIAL_NOISE, group_noise, member_noise
 from learner.diffusion.schedule import NoiseSchedule
 from learner.policy.flops import FlopMeter, Metered
@@ -143,6 +144,10 @@ def test_shared_noise_is_one_for_all_members() -> None:
 # ---- few steps
 
 
+def chain(num_steps: int) -> ConsistencyChain:
+    return ConsistencyChain(SCHEDULE, num_steps)
+
+
 @pytest.mark.parametrize("num_steps", [1, 2, 4, 8])
 def test_few_steps_give_every_clean_prediction_of_diffusers_loop(num_steps: int) -> None:
     initial, noise, source = noises(1)[0], drawn(num_steps - 1), generator()
@@ -155,7 +160,7 @@ def test_few_steps_give_every_clean_prediction_of_diffusers_loop(num_steps: int)
             eps = tiny_unet(16)(x, t, prompts, timestep_cond=guidance).sample
             x, clean = scheduler.step(eps, int(t), x, source, return_dict=False)
             expected.append(clean)
-        ours = sample_few_steps(network(16), SCHEDULE, prompts, initial, noise, guidance)
+        ours = sample_few_steps(network(16), chain(num_steps), prompts, initial, noise, guidance)
     torch.testing.assert_close(torch.stack(ours), torch.stack(expected), rtol=1e-5, atol=1e-5)
 
 
@@ -176,15 +181,15 @@ def test_few_steps_end_where_diffusers_consistency_pipeline_ends(num_steps: int)
     ).images
     guidance = guidance_embedding(torch.full((2,), 7.0), 16)
     with torch.no_grad():
-        ours = sample_few_steps(network(16), SCHEDULE, prompts, initial, noise, guidance)
+        ours = sample_few_steps(network(16), chain(num_steps), prompts, initial, noise, guidance)
     torch.testing.assert_close(ours[-1], expected, rtol=1e-5, atol=1e-4)
 
 
 def test_first_prediction_is_the_one_step_sample() -> None:
     initial, noise = noises(2)
     with torch.no_grad():
-        one = sample_few_steps(network(), SCHEDULE, text_states(2), initial, [])
-        two = sample_few_steps(network(), SCHEDULE, text_states(2), initial, [noise])
+        one = sample_few_steps(network(), chain(1), text_states(2), initial, [])
+        two = sample_few_steps(network(), chain(2), text_states(2), initial, [noise])
     assert torch.equal(one[0], two[0])
 
 

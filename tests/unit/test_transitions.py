@@ -12,7 +12,8 @@ from actors.rollout import FewStepPolicy, Group, ManyStepPolicy, to_records
 from actors.sampling import kept_states
 from buffer.records import IndexEntry, Record
 from buffer.replay import Replay
-from learner.diffusion.chain import Chain, ConsistencyChain
+from learner.diffusion.chain import Chain
+from learner.diffusion.few_steps import ConsistencyChain
 from learner.diffusion.noise import INITIAL_NOISE, member_noise
 from learner.diffusion.schedule import NoiseSchedule
 from learner.diffusion.strata import Strata
