@@ -6,7 +6,6 @@ asked there, inside the function that needs it.
 """
 
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,16 +18,14 @@ from pydantic_core import PydanticUndefined
 
 from deploy.config_problems import between_of, nested_models, without_password
 from deploy.config_sections import DatasetPrompts, Metric, Reward, ShapesPrompts
+from deploy.model_checks import model_problems
 from deploy.run_config import RunConfig
-from learner.likelihood_settings import Gors
-from learner.settings import Lasro
-from learner.sqdf_settings import Sqdf
+from learner.settings import Model
 
 if TYPE_CHECKING:
     from actors.prompt_sets import PromptSet
 
 log = logging.getLogger(__name__)
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def check_environment(
@@ -38,7 +35,7 @@ def check_environment(
     prompts, unreadable = _prompt_sets(config)
     return [
         *_unusable_folder(config, environ, resume=resume),
-        *_missing_models(config),
+        *model_problems(config),
         *unreadable,
         *_unknown_rewards(config, prompts),
         *_unknown_distances(config),
@@ -62,39 +59,6 @@ def _unusable_folder(
     problem = RunFolder(config.run_folder(environ)).problem(resume=resume)
     if problem is not None:
         yield f"name: {problem}"
-
-
-def _missing_models(config: RunConfig) -> Iterator[str]:
-    paths = {"model.path": config.model.path}
-    method = config.method
-    distils = isinstance(method, Lasro) and method.anchor.data != "none"
-    distils = distils or (isinstance(method, Gors) and config.model.is_few_step)
-    if distils and config.model.teacher is not None:
-        paths["model.teacher"] = config.model.teacher
-    if isinstance(method, Sqdf) and (lora := method.clean.lora) and not _may_hold_lora(lora):
-        yield (
-            f"method.clean.lora: the folder {lora} holds no LoRA in safetensors; give one that "
-            "diffusers' save_lora_weights wrote, or a hub id such as owner/name"
-        )
-    for name, path in paths.items():
-        folder = Path(path)
-        if (folder / "model_index.json").is_file() or (is_hub_id(path) and not folder.exists()):
-            continue
-        reason = "holds no model_index.json" if folder.is_dir() else "does not exist"
-        yield (
-            f"{name}: the folder {path} {reason}; give a folder that diffusers' save_pretrained "
-            "wrote, or a hub id such as owner/name"
-        )
-
-
-def _may_hold_lora(path: str) -> bool:
-    folder = Path(path)
-    return any(folder.glob("*.safetensors")) or (is_hub_id(path) and not folder.exists())
-
-
-def is_hub_id(path: str) -> bool:
-    """Shaped like one, and not a path below a folder that is here."""
-    return bool(_HUB_ID.fullmatch(path)) and not Path(path).parent.is_dir()
 
 
 def _prompt_sets(config: RunConfig) -> tuple[dict[str, "PromptSet"], list[str]]:
@@ -212,7 +176,7 @@ def describe(config: RunConfig) -> str:
     sizes = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     lines = {
         "run": f"{config.name}, seed {config.seed}, method {method.kind}",
-        "model": f"{model.path}, {model.num_steps} steps, {weights}",
+        "model": f"{_parts_in_words(model)}, {model.num_steps} steps, {weights}",
         "processes": (
             f"samplers {actors.count}; reward servers {config.scoring.servers}; "
             f"{_own_fleets(config)}learner ranks {config.learner.ranks} "
@@ -250,6 +214,13 @@ def describe(config: RunConfig) -> str:
     lines["evaluations"] = _evaluations(config)
     width = max(map(len, lines))
     return "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
+
+
+def _parts_in_words(model: Model) -> str:
+    others = {"UNet of": model.unet, "VAE of": model.vae, "with LCM-LoRA": model.lcm_lora}
+    told = [f"{words} {path}" for words, path in others.items() if path is not None]
+    told += [f"{model.height} × {model.width} pixels"] if model.size is not None else []
+    return ", ".join([model.path, *told])
 
 
 def _queries(config: RunConfig, records: int) -> str:

@@ -135,13 +135,14 @@ class World:
     settings: Lasro | Ppo = LASRO
     max_records: int | None = None
     precision: Precision = "fp32"
+    other_model: Model | None = None
 
     def replay(self) -> RedisReplay | ShardedReplay:
         return connect_replay(ReplaySettings(url=self.url, run=self.run, capacity_records=1000))
 
     @property
     def model(self) -> Model:
-        return Model(
+        return self.other_model or Model(
             path=str(self.pipelines / "lcm"),
             teacher=str(self.pipelines / "base"),
             lora_rank=2,
@@ -225,7 +226,7 @@ class World:
                 thread.join()
 
     def _sampler(self, shelf: Shelf, number: int) -> SamplerWorker:
-        pipeline = PipelineFolder.locate(self.model.path)
+        pipeline = PipelineFolder.of(self.model)
         unet = trainable_unet(pipeline, self.model, seed=SEED)
         policy = FewStepPolicy(
             network=Denoiser(unet, self.precision),
@@ -236,6 +237,7 @@ class World:
             group_size=MEMBERS,
             num_steps=STEPS,
             guidance_scale=self.model.guidance_scale,
+            kind=pipeline.few_steps(),
             guidance_dim=unet.config.time_cond_proj_dim,  # pyright: ignore
             num_scored=1 if isinstance(self.settings, Ppo) else None,
         )
@@ -249,7 +251,7 @@ class World:
         )
 
     def _reward_server(self, number: int) -> RewardServer:
-        vae = PipelineFolder.locate(self.model.path).vae()
+        vae = PipelineFolder.of(self.model).vae()
         return RewardServer(
             self.replay(),
             lambda latents: decode_latents(vae, torch.from_numpy(latents)),
