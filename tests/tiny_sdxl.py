@@ -28,22 +28,22 @@ WIDTH_1, WIDTH_2, POOLED = 64, 32, 24
 
 def new_unet_xl(**overrides: Any) -> UNet2DConditionModel:
     """A plain block without attention first, then cross-attention, as SDXL has it."""
-    return UNet2DConditionModel(
-        sample_size=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        transformer_layers_per_block=(1, 2),
-        cross_attention_dim=WIDTH_1 + WIDTH_2,
-        attention_head_dim=(2, 4),
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=6 * 8 + POOLED,
-        norm_num_groups=8,
-        **overrides,
-    )
+    structure: dict[str, Any] = {
+        "sample_size": 8,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "block_out_channels": (16, 32),
+        "layers_per_block": 1,
+        "transformer_layers_per_block": (1, 2),
+        "cross_attention_dim": WIDTH_1 + WIDTH_2,
+        "attention_head_dim": (2, 4),
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 6 * 8 + POOLED,
+        "norm_num_groups": 8,
+    }
+    return UNet2DConditionModel(**(structure | overrides))
 
 
 def new_second_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:

@@ -4,8 +4,9 @@ By torch's own formulas for matrix products, convolutions and attention, forward
 is done element by element counts nothing, nor does a kernel that has no formula.
 """
 
+import sys
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ class FlopMeter:
     @contextmanager
     def looking(self, kind: Hashable) -> Iterator[None]:
         """Learns from the block what work of a kind costs."""
-        with _Counting() as counting:
+        with _uncompiled(), _Counting() as counting:
             yield
         self._known[kind] = counting.flops
 
@@ -74,6 +75,13 @@ class Metered:
                 self._network(x, *others)
         self._meter.add(kind)
         return self._network(x, *others)
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    """Within it nothing is compiled: what is has no operations to look at."""
+    if "torch._dynamo" not in sys.modules:  # slow to import, and not there before it is needed
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 class _Counting(TorchDispatchMode):

@@ -30,6 +30,37 @@ def test_kept_states_stay_within_their_bytes_and_are_made_again(encoder: PromptE
         assert len(small._kept) == 2
 
 
+def test_the_prompt_that_was_asked_for_longest_ago_makes_room(encoder: PromptEncoder) -> None:
+    one = encoder(PROMPTS[:1]).states_BLE.nbytes
+    small = PromptEncoder(encoder._towers, kept_bytes=2 * one)
+    for prompt in (PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[2]):
+        small([prompt])
+    assert list(small._kept) == [PROMPTS[0], PROMPTS[2]]
+
+
+def test_text_encoders_that_retired_are_not_asked_again(encoder: PromptEncoder) -> None:
+    retiring, calls = PromptEncoder(encoder._towers), []
+    retiring.retire(PROMPTS, batch=2)
+    tower = encoder._towers[0][1]
+    hook = tower.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        again = retiring(PROMPTS).states_BLE
+        assert not calls
+        assert torch.allclose(again, encoder(PROMPTS).states_BLE, atol=1e-6)
+        retiring(["a prompt that nobody had announced"])
+        assert len(calls) == 1
+    finally:
+        hook.remove()
+
+
+def test_text_encoders_do_not_retire_from_prompts_that_are_not_kept(encoder: PromptEncoder) -> None:
+    one = encoder(PROMPTS[:1]).states_BLE.nbytes
+    with pytest.raises(
+        ValueError, match=r"keeps 0 MB .* those of 3 prompts .* text_encoders: stay"
+    ):
+        PromptEncoder(encoder._towers, kept_bytes=2 * one).retire(PROMPTS)
+
+
 def test_a_folder_without_a_pipeline_is_refused(tmp_path: object) -> None:
     with pytest.raises(ValueError, match=r"has no model_index\.json"):
         PipelineFolder.locate(str(tmp_path))

@@ -1,0 +1,86 @@
+"""LaSRO on every model family: trained, stopped, resumed, exported, and loaded by diffusers."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from actors.sampling import sample_few_steps
+from buffer.embedded import EmbeddedServer
+from deploy.build import policy_of
+from deploy.run_config import load_config
+from learner.policy.components import PipelineFolder
+from learner.policy.trainable import load_arrays, save_for_diffusers, trainable_unet
+from tests.services.training_world import PROMPTS, SEED, World
+from tests.tiny_families import FAMILIES, Family, save_families
+
+pytestmark = [
+    pytest.mark.redis,
+    pytest.mark.slow,
+    # What diffusers, transformers and peft say of each other's loaders is not ours to mend.
+    pytest.mark.filterwarnings("default"),
+]
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Family]:
+    return save_families(tmp_path_factory.mktemp("families"))
+
+
+def _stop_at_2(version: int, stopping: threading.Event) -> None:
+    if version == 2:
+        stopping.set()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_familys_life(
+    server: EmbeddedServer,
+    one_rank: None,
+    families: dict[str, Family],
+    name: str,
+    tmp_path: Path,
+) -> None:
+    family = families[name]
+    world = World(server.url, f"life-{name}", tmp_path, tmp_path, other_model=family.model)
+    first = world.live(at_version=_stop_at_2)
+    assert not first.finished
+    second = world.live(resume=True)
+    assert second.finished
+    (resumed,) = (second.published[version] for version in [min(second.published)])
+    for array, before in zip(resumed.values(), first.published[2].values(), strict=True):
+        np.testing.assert_array_equal(array, before)
+    weights = second.final_weights
+    assert max(float(np.abs(weights[n] - resumed[n]).max()) for n in weights) > 1e-4
+
+    pipeline = PipelineFolder.of(family.model)
+    unet = trainable_unet(pipeline, family.model, seed=SEED)
+    load_arrays(unet, weights)
+    by_diffusers = family.pipeline()
+    by_diffusers.load_lora_weights(str(save_for_diffusers(unet, "lora", tmp_path)))
+    generator = torch.Generator().manual_seed(3)
+    noise = [torch.randn(1, *pipeline.latent_shape, generator=generator) for _ in range(2)]
+    generator.manual_seed(3)
+    theirs = by_diffusers(
+        PROMPTS[0],
+        latents=torch.randn(1, *pipeline.latent_shape, generator=generator),
+        generator=generator,
+        num_inference_steps=2,
+        guidance_scale=8.0 if family.model.unet is not None else 0.0,
+        output_type="latent",
+    ).images
+    config = load_config("deploy/configs/smoke.yaml", ["name=n"])
+    config = config.model_copy(update={"model": family.model, "seed": SEED})
+    policy = policy_of(config, pipeline, group_size=1)
+    policy.load(weights)
+    with torch.no_grad():
+        ours = sample_few_steps(
+            policy.network,
+            pipeline.few_step_chain(2),
+            policy.encode([PROMPTS[0]]),
+            noise[0],
+            noise[1:],
+            policy._guidance(1),  # pyright: ignore
+        )[-1]
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=2e-5)
