@@ -75,10 +75,7 @@ def policy_of(
 
     Args:
         only_clean: keep none of the states of a many-step chain but its last.
-        prompts: all that it will draw, for text encoders that retire.
-
-    Raises:
-        ValueError: text encoders are to retire, and the states of these prompts are not kept.
+        prompts: all that it will draw, for text encoders that retire (`PromptEncoder.retire`).
     """
     from actors.rollout import FewStepPolicy, ManyStepPolicy
     from actors.sampling import kept_states

@@ -368,7 +368,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not config.model.is_few_step:
         parser.error(f"{options.config} has a model of many steps; give one of few")
     torch.set_num_threads(config.evaluation.threads)
-    subject = Subject(config, prompts=options.prompts, draws=options.draws, batch=options.batch)
+    try:
+        subject = Subject(config, prompts=options.prompts, draws=options.draws, batch=options.batch)
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
     found = [diagnose(subject, steps) for steps in options.steps]
     rows = rows_of(found)
     sys.stdout.write(markdown(rows))

@@ -20,7 +20,7 @@ from deploy.config_problems import between_of, nested_models, without_password
 from deploy.config_sections import DatasetPrompts, Metric, Reward, ShapesPrompts
 from deploy.model_checks import model_problems
 from deploy.run_config import RunConfig
-from learner.settings import Model
+from learner.model_settings import Model
 
 if TYPE_CHECKING:
     from actors.prompt_sets import PromptSet

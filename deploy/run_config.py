@@ -32,8 +32,9 @@ from deploy.config_sections import (
 from deploy.config_yaml import YamlError, read_preset, with_overrides
 from learner.draft_settings import Draft
 from learner.likelihood_settings import Dpo, Gors, Likelihood
+from learner.model_settings import Model
 from learner.on_policy_settings import OnPolicy, Ppo, Pso
-from learner.settings import Alternation, Lasro, Learner, Model, Section
+from learner.settings import Alternation, Lasro, Learner, Section
 from learner.sqdf_settings import Sqdf
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

@@ -23,7 +23,7 @@ from deploy.config_problems import ConfigError
 from deploy.job_log import set_up
 from deploy.report.data import CONFIG_FILE
 from deploy.run_config import config_from_json
-from learner.settings import Model
+from learner.model_settings import Model
 
 _USAGE_ERROR = 2
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp")

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from learner.settings import FEW_STEPS, Count, Cycles, NonNegative, Positive
+from learner.model_settings import FEW_STEPS
+from learner.settings import Count, Cycles, NonNegative, Positive
 
 
 class OnPolicy(Cycles):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import (
+    DiffusionPipeline,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     LCMScheduler,
@@ -16,10 +17,11 @@ from diffusers import (
 
 from deploy.drills.tiny import save_tiny_pipelines
 from deploy.shapes.models import new_scheduler
+from learner.model_settings import Model
 from learner.policy.trainable import make_trainable, save_for_diffusers
-from learner.settings import Model
 from tests.tiny_sdxl import new_unet_xl, save_sdxl
 
+FLOAT = torch.float32
 FAMILIES = ("sd15-lcm", "sdxl-lcm", "ssd1b", "turbo")
 
 
@@ -49,13 +51,8 @@ class Family:
         model = self.model
         parts: dict[str, Any] = {}
         if model.unet is not None:
-            parts["unet"] = UNet2DConditionModel.from_pretrained(model.unet)
-        kind: Any = StableDiffusionXLPipeline
-        if not (Path(model.path) / "text_encoder_2").is_dir():
-            from diffusers import StableDiffusionPipeline
-
-            kind = StableDiffusionPipeline
-        pipeline = kind.from_pretrained(model.path, **parts)
+            parts["unet"] = UNet2DConditionModel.from_pretrained(model.unet, torch_dtype=FLOAT)
+        pipeline: Any = DiffusionPipeline.from_pretrained(model.path, torch_dtype=FLOAT, **parts)
         pipeline.set_progress_bar_config(disable=True)
         if model.lcm_lora is not None:
             pipeline.load_lora_weights(model.lcm_lora)
@@ -91,7 +88,10 @@ def save_families(folder: Path) -> dict[str, Family]:
     new_ssd_unet(time_cond_proj_dim=8).save_pretrained(folder / "lcm-ssd")
     sd15 = str(folder / "sd15" / "base")
     loras = {
-        name: _lora(UNet2DConditionModel.from_pretrained(path, subfolder="unet"), folder / name)
+        name: _lora(
+            UNet2DConditionModel.from_pretrained(path, subfolder="unet", torch_dtype=FLOAT),
+            folder / name,
+        )
         for name, path in (("sd15-lora", sd15), ("sdxl-lora", sdxl))
     }
     small: dict[str, Any] = {"num_steps": 2, "lora_rank": 2, "lora_alpha": 3.0}

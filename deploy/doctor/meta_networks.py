@@ -18,11 +18,12 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from deploy.run_config import RunConfig
 from learner.likelihood_settings import Gors
+from learner.model_settings import Model
 from learner.policy.components import decode_images
 from learner.policy.denoiser import Denoiser, guidance_rows
 from learner.policy.text import Text
 from learner.policy.views import policy_over
-from learner.settings import Lasro, Model
+from learner.settings import Lasro
 from learner.surrogate import new_surrogate
 
 _SHIPPED = Path(__file__).parent / "architectures"

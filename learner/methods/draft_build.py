@@ -11,11 +11,12 @@ from learner.methods.alternation import Alternating
 from learner.methods.draft_policy import DraftPolicy
 from learner.methods.drawn_steps import DrawnSteps
 from learner.methods.parts import climbed_reward, policy_engine, scored_groups
+from learner.model_settings import Model
 from learner.policy.components import PipelineFolder
 from learner.policy.denoiser import Denoiser
 from learner.policy.views import policy_over
 from learner.seat import Seat
-from learner.settings import Learner, Model
+from learner.settings import Learner
 from learner.sqdf_settings import StateDraw
 from learner.states import StateReplay, starting_part
 from learner.trainer import Journal

@@ -9,11 +9,12 @@ from learner.methods.alternation import Alternating
 from learner.methods.lasro_policy import LasroPolicy, rewarded_steps
 from learner.methods.lasro_steps import LasroSteps
 from learner.methods.parts import Surrogacy, policy_engine, scored_groups
+from learner.model_settings import Model
 from learner.policy.components import PipelineFolder
 from learner.policy.denoiser import Denoiser
 from learner.policy.trainable import trainable_unet
 from learner.seat import Seat
-from learner.settings import Lasro, Learner, Model
+from learner.settings import Lasro, Learner
 from learner.trainer import Journal
 
 

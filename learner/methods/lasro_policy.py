@@ -26,10 +26,11 @@ from learner.methods.lasro import (
     reward_loss,
     squash,
 )
+from learner.model_settings import Model
 from learner.policy.denoiser import Denoiser, guidance_rows
 from learner.policy.text import Text
 from learner.seat import Seat
-from learner.settings import Lasro, Model
+from learner.settings import Lasro
 
 log = logging.getLogger(__name__)
 Encode = Callable[[list[str]], Text]

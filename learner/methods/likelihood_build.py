@@ -9,11 +9,12 @@ from learner.methods.alternation import Alternating
 from learner.methods.drawn_steps import DrawnSteps
 from learner.methods.likelihood_policy import DpoPolicy, GorsPolicy
 from learner.methods.parts import policy_engine, scored_groups
+from learner.model_settings import Model
 from learner.policy.components import PipelineFolder
 from learner.policy.denoiser import Denoiser, guidance_rows
 from learner.policy.views import policy_over
 from learner.seat import Seat
-from learner.settings import Learner, Model
+from learner.settings import Learner
 from learner.trainer import Journal
 
 

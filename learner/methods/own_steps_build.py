@@ -11,13 +11,14 @@ from learner.methods.own_steps_policy import AskEps, Network
 from learner.methods.parts import policy_engine, scored_groups
 from learner.methods.ppo_policy import PpoPolicy
 from learner.methods.pso_policy import PsoPolicy
+from learner.model_settings import Model
 from learner.on_policy_settings import Ppo, Pso
 from learner.policy.components import PipelineFolder
 from learner.policy.denoiser import Denoiser, guidance_rows, guided_call
 from learner.policy.text import Text
 from learner.policy.views import policy_over
 from learner.seat import Seat
-from learner.settings import Learner, Model
+from learner.settings import Learner
 from learner.trainer import Journal
 from learner.transitions import KeptSteps, Renoised, trained_strata
 

@@ -10,11 +10,12 @@ from learner.methods.alternation import Alternating
 from learner.methods.drawn_steps import DrawnSteps
 from learner.methods.parts import climbed_reward, policy_engine, scored_groups
 from learner.methods.sqdf_policy import SqdfPolicy
+from learner.model_settings import Model
 from learner.policy.components import PipelineFolder
 from learner.policy.denoiser import Denoiser
 from learner.policy.views import policy_over, with_lora
 from learner.seat import Seat
-from learner.settings import Learner, Model
+from learner.settings import Learner
 from learner.sqdf_settings import Sqdf
 from learner.states import StateReplay, strata_of
 from learner.trainer import Journal

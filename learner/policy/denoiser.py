@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from learner.diffusion.consistency import guidance_embedding
 from learner.diffusion.ddim import guided
+from learner.model_settings import Model
 from learner.policy.precision import computing_in
 from learner.policy.text import Text
-from learner.settings import Model, Precision
+from learner.settings import Precision
 
 
 class Denoiser(nn.Module):
@@ -51,8 +52,10 @@ class Denoiser(nn.Module):
 
 def compile_in_place(unet: UNet2DConditionModel) -> None:
     """Has its calls compiled; names of parameters stay as they are."""
+    from torch._functorch import config
+
     # A graph is differentiated twice where a loss's gradient is measured before the step.
-    torch._functorch.config.donated_buffer = False
+    config.donated_buffer = False
     unet.compile()
 
 

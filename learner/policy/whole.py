@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, EulerAncestralDiscreteScheduler, LCMScheduler
 
+from learner.model_settings import Model
 from learner.policy.components import PipelineFolder
-from learner.settings import Model
 
 
 def whole_pipeline(model: Model) -> Any:

@@ -11,11 +11,11 @@ from actors.rollout import FewStepPolicy
 from actors.sampling import sample_few_steps
 from deploy.build import policy_of
 from deploy.run_config import load_config
+from learner.model_settings import Model
 from learner.policy.components import PipelineFolder, decode_images
 from learner.policy.trainable import load_arrays, save_for_diffusers, trainable_arrays
 from learner.policy.trainable import trainable_unet as new_trained
 from learner.policy.whole import sampling_arguments, whole_pipeline
-from learner.settings import Model
 from tests.tiny_families import FAMILIES, Family, save_families, with_steps
 
 SMOKE = Path("deploy/configs/smoke.yaml")

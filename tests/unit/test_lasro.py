@@ -17,10 +17,11 @@ from learner.diffusion.schedule import NoiseSchedule
 from learner.exploration import Climb
 from learner.methods.lasro import RewardScale, anchor_weight, gradient, reward_loss, squash
 from learner.methods.lasro_policy import AnchorData, LasroPolicy, PolicyState
+from learner.model_settings import Model
 from learner.policy.denoiser import Denoiser
 from learner.policy.trainable import make_trainable
 from learner.seat import Seat
-from learner.settings import Lasro, Model
+from learner.settings import Lasro
 from learner.surrogate import new_surrogate
 from learner.surrogate_training import GroupBatch, RewardMoments, SurrogateTrainer
 from tests.unit.learner_fakes import HandEngine, encode

@@ -13,9 +13,9 @@ from PIL import Image
 
 from deploy import sample
 from deploy.run_config import config_from_json, load_config
+from learner.model_settings import Model
 from learner.policy.components import PipelineFolder
 from learner.policy.trainable import save_for_diffusers, trainable_unet
-from learner.settings import Model
 
 SMOKE = Path(__file__).resolve().parents[2] / "deploy" / "configs" / "smoke.yaml"
 PROMPT = "a red circle left of a blue square"
