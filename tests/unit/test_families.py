@@ -25,6 +25,10 @@ PROMPT = "a red circle left of a blue square"
 pytestmark = pytest.mark.filterwarnings("default")
 
 
+def _also_slow(*names: str) -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 @pytest.fixture(scope="module")
 def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Family]:
     return save_families(tmp_path_factory.mktemp("families"))
@@ -85,7 +89,7 @@ def test_two_steps_end_where_diffusers_pipeline_ends(
     torch.testing.assert_close(images, seen, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("num_steps", [1, 3, 4])
+@pytest.mark.parametrize("num_steps", [1, 4])
 def test_turbo_ends_where_diffusers_ends_in_other_numbers_of_steps(
     families: dict[str, Family], num_steps: int
 ) -> None:
@@ -104,7 +108,7 @@ def test_a_picture_may_have_another_size_which_sdxl_is_told(families: dict[str, 
     torch.testing.assert_close(drawn(found), theirs, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["sd15-lcm", "ssd1b", "turbo"])
+@pytest.mark.parametrize("name", [*_also_slow("sdxl-lcm", "ssd1b", "turbo"), "sd15-lcm"])
 def test_a_trained_adapter_is_drawn_by_diffusers_as_by_a_sampler(
     families: dict[str, Family], name: str, tmp_path: Path
 ) -> None:
@@ -125,7 +129,7 @@ def test_a_trained_adapter_is_drawn_by_diffusers_as_by_a_sampler(
     assert (ours - before).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*_also_slow("sdxl-lcm", "ssd1b"), "sd15-lcm", "turbo"])
 def test_the_whole_pipeline_of_a_section_draws_the_same(
     families: dict[str, Family], name: str
 ) -> None:
@@ -153,7 +157,9 @@ def test_another_vae_decodes(families: dict[str, Family], tmp_path: Path) -> Non
     changed = Model.model_validate(model.model_dump() | {"vae": str(tmp_path / "alone")})
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2)) * 0.1
     images = [decode_images(PipelineFolder.of(m).vae(), latents) for m in (model, changed)]
-    torch.testing.assert_close(images[1], (images[0] + 0.125).clamp(0, 1))
+    uncut = (images[0] > 0) & (images[0] < 0.875)
+    assert uncut.float().mean() > 0.5
+    torch.testing.assert_close(images[1][uncut], images[0][uncut] + 0.125)
     sliced = Model.model_validate(changed.model_dump() | {"vae_slicing": True})
     torch.testing.assert_close(decode_images(PipelineFolder.of(sliced).vae(), latents), images[1])
 

@@ -13,7 +13,7 @@ from actors.sampling import kept_states
 from buffer.records import IndexEntry, Record
 from buffer.replay import Replay
 from learner.diffusion.chain import Chain
-from learner.diffusion.few_steps import ConsistencyChain
+from learner.diffusion.few_steps import ConsistencyChain, FewSteps, few_step_chain
 from learner.diffusion.noise import INITIAL_NOISE, member_noise
 from learner.diffusion.schedule import NoiseSchedule
 from learner.diffusion.strata import Strata
@@ -122,10 +122,14 @@ def test_every_step_of_a_chain_leads_where_the_sampler_went() -> None:
     assert taken.advantage_B.tolist() == [float(i) for i in range(4) for _ in range(50)]
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_every_call_of_few_steps_leads_where_the_sampler_went(shared: bool) -> None:
-    chain = ConsistencyChain(SCHEDULE, 4)
-    policy = FewStepPolicy(**parts(num_steps=4, shared_initial_noise=shared), num_scored=1)
+@pytest.mark.parametrize(
+    ("kind", "shared"), [("consistency", False), ("consistency", True), ("ancestral", False)]
+)
+def test_every_call_of_few_steps_leads_where_the_sampler_went(kind: FewSteps, shared: bool) -> None:
+    chain = few_step_chain(kind, SCHEDULE, 4)
+    policy = FewStepPolicy(
+        **parts(num_steps=4, shared_initial_noise=shared), num_scored=1, kind=kind
+    )
     records = sampled(policy)
     steps = Renoised(chain, SHAPE, 3, shared_initial_noise=shared)
     taken = read(steps, records, range(3 * len(records)))
@@ -135,7 +139,7 @@ def test_every_call_of_few_steps_leads_where_the_sampler_went(shared: bool) -> N
     initial = [
         member_noise(r.seed, 0 if shared else r.member, SHAPE, INITIAL_NOISE) for r in records
     ]
-    assert torch.equal(by_call[:, 0], torch.stack(initial))
+    assert torch.equal(by_call[:, 0], chain.initial(torch.stack(initial)))
 
 
 def test_the_last_call_of_few_steps_has_noise_that_no_picture_has() -> None:
