@@ -210,12 +210,12 @@ class Networks:
 
 def _latent_size(model: Model, parts: Architecture) -> tuple[int, int]:
     """Height and width."""
-    sides = parts.unet["sample_size"]
     if model.size is None:
-        return (sides, sides) if isinstance(sides, int) else tuple(sides)
+        sides = parts.unet["sample_size"]
+        height, width = (sides, sides) if isinstance(sides, int) else sides
+        return height, width
     factor = 2 ** (len(parts.vae["block_out_channels"]) - 1)
-    height, width = model.size
-    return height // factor, width // factor
+    return model.size[0] // factor, model.size[1] // factor
 
 
 def _surrogate(config: RunConfig, unet: UNet2DConditionModel) -> nn.Module | None:

@@ -48,5 +48,6 @@ def fuse_lora(unet: UNet2DConditionModel, path_or_id: str) -> None:
             layer.merge()  # pyright: ignore[reportAttributeAccessIssue]
             unet.set_submodule(name, layer.get_base_layer())
     # Adapters may be added as to a UNet that never had one.
-    del unet.peft_config
-    unet._hf_peft_config_loaded = False
+    bare: Any = unet
+    del bare.peft_config
+    bare._hf_peft_config_loaded = False

@@ -1,5 +1,7 @@
 """Chains of few steps: Euler's ancestral one against diffusers' scheduler, and what both keep."""
 
+from typing import Any
+
 import pytest
 import torch
 from diffusers import EulerAncestralDiscreteScheduler
@@ -29,7 +31,7 @@ def network(x: Tensor, t_B: Tensor, *_: object) -> Tensor:
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 8])
 def test_the_trailing_grid_is_diffusers(num_steps: int) -> None:
-    scheduler = EulerAncestralDiscreteScheduler(**BETAS, timestep_spacing="trailing")
+    scheduler: Any = EulerAncestralDiscreteScheduler(**BETAS, timestep_spacing="trailing")
     scheduler.set_timesteps(num_steps)
     assert trailing_timesteps(num_steps) == scheduler.timesteps.tolist()
 
@@ -43,7 +45,7 @@ def test_a_grid_of_no_steps_or_too_many_is_refused(num_steps: int) -> None:
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 8])
 def test_every_ancestral_step_is_diffusers(num_steps: int) -> None:
     first, *injected = noises(num_steps)
-    scheduler = EulerAncestralDiscreteScheduler(**BETAS, timestep_spacing="trailing")
+    scheduler: Any = EulerAncestralDiscreteScheduler(**BETAS, timestep_spacing="trailing")
     scheduler.set_timesteps(num_steps)
     generator = torch.Generator().manual_seed(4)
     # Its latents are larger than ours by sqrt(1 + s²) of the level.
@@ -60,7 +62,8 @@ def test_every_ancestral_step_is_diffusers(num_steps: int) -> None:
 
 
 def test_an_ancestral_step_is_ddims_with_eta_1() -> None:
-    x, eps, chain = *(each.double() for each in noises(2)), CHAINS[1]
+    x, eps = (each.double() for each in noises(2))
+    chain = CHAINS[1]
     step_B = torch.tensor([0, 2])
     found = chain.moments(x, eps, step_B)
     for mine, theirs in zip(
