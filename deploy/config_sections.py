@@ -10,7 +10,17 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from buffer.urls import SCHEMES, urls_in
-from learner.settings import Count, NonNegative, Number, Positive, Seconds, Section, Share, Whole
+from learner.settings import (
+    Count,
+    NodeLabels,
+    NonNegative,
+    Number,
+    Positive,
+    Seconds,
+    Section,
+    Share,
+    Whole,
+)
 
 
 class FilePrompts(Section):
@@ -102,6 +112,8 @@ class Actors(Section):
     """Ray CPUs of one sampler."""
     num_gpus: NonNegative = 0.0
     """Ray GPUs of one sampler; a fraction shares one."""
+    node_labels: NodeLabels = Field(default_factory=dict)
+    """Labels that a Ray node must have to hold a sampler; none: any node will do."""
     threads: Count = 1
     """CPU threads of one sampler's torch."""
 
@@ -118,6 +130,8 @@ class RewardFleet(Section):
     """Ray CPUs of one of them."""
     num_gpus: NonNegative = 0.0
     """Ray GPUs of one of them; a fraction shares one."""
+    node_labels: NodeLabels = Field(default_factory=dict)
+    """Labels that a Ray node must have to hold one of them; none: any node will do."""
 
 
 class Reward(Section):
@@ -165,6 +179,8 @@ class Scoring(Section):
     """Ray CPUs of one server."""
     num_gpus: NonNegative = 0.0
     """Ray GPUs of one server."""
+    node_labels: NodeLabels = Field(default_factory=dict)
+    """Labels that a Ray node must have to hold a reward server; none: any node will do."""
     threads: Count = 1
     """CPU threads of one server's torch."""
 
@@ -311,6 +327,8 @@ class Evaluation(Section):
     """Ray CPUs of the evaluator; 0, as it mostly works when the others do not."""
     num_gpus: NonNegative = 0.0
     """Ray GPUs of the evaluator."""
+    node_labels: NodeLabels = Field(default_factory=dict)
+    """Labels that a Ray node must have to hold the evaluator; none: any node will do."""
     threads: Count = 1
     """CPU threads of the evaluator's torch."""
 

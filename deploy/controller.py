@@ -27,8 +27,8 @@ from buffer.redis_replay import RedisReplay
 from buffer.replay import Replay
 from buffer.sharded_replay import ShardedReplay, connect_replay
 from deploy.build import Plan, reward_server, sampler
-from deploy.config_sections import RewardFleet
 from deploy.callbacks import Callbacks, callbacks_of
+from deploy.config_sections import Actors, RewardFleet, Scoring
 from deploy.curves import Curves
 from deploy.evaluation.monitor import PHASE, Monitor
 from deploy.fleet.autoscale import Bounds
@@ -216,12 +216,12 @@ class Controller:
         rewards = Fleet(
             partial(reward_server, plan),
             name="reward",
-            actor_options=_spread(num_cpus=scoring.num_cpus, num_gpus=scoring.num_gpus),
+            actor_options=spread(scoring),
         )
         samplers = Fleet(
             partial(sampler, plan, board),
             name="sampler",
-            actor_options=_spread(num_cpus=actors.num_cpus, num_gpus=actors.num_gpus),
+            actor_options=spread(actors),
         )
         pools = {
             role_of(name): (reward_pool(plan, name, reward.fleet), reward.fleet)
@@ -319,9 +319,14 @@ def beside_driver() -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
-def _spread(**booked: float) -> dict[str, Any]:
+def spread(part: Actors | Scoring | RewardFleet) -> dict[str, Any]:
     """Options of a fleet: over all nodes, so that a lost one takes as few as can be."""
-    return {**booked, "scheduling_strategy": "SPREAD"}
+    return {
+        "num_cpus": part.num_cpus,
+        "num_gpus": part.num_gpus,
+        "label_selector": part.node_labels,
+        "scheduling_strategy": "SPREAD",
+    }
 
 
 def reward_pool(plan: Plan, reward: str, settings: RewardFleet) -> Fleet:
@@ -330,7 +335,7 @@ def reward_pool(plan: Plan, reward: str, settings: RewardFleet) -> Fleet:
         partial(reward_worker, plan, reward),
         name=fleet_name(reward),
         actor_options={
-            **_spread(num_cpus=settings.num_cpus, num_gpus=settings.num_gpus),
+            **spread(settings),
             "concurrency_groups": CONCURRENCY_GROUPS,
         },
         host=RewardHost,

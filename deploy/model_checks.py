@@ -74,10 +74,13 @@ def _missing_loras(config: RunConfig) -> Iterator[str]:
         )
 
 
+def is_hub_id(path: str) -> bool:
+    """Shaped like one, and not a path below a folder that is here."""
+    return bool(_HUB_ID.fullmatch(path)) and not Path(path).parent.is_dir()
+
+
 def _is_elsewhere(path: str) -> bool:
-    """Shaped like a hub id, and no path below a folder that is here."""
-    is_hub_id = bool(_HUB_ID.fullmatch(path)) and not Path(path).parent.is_dir()
-    return is_hub_id and not Path(path).exists()
+    return is_hub_id(path) and not Path(path).exists()
 
 
 def _impossible_size(config: RunConfig) -> Iterator[str]:

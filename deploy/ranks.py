@@ -6,6 +6,7 @@ error that a rank raises is the run's: it would only come again.
 
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ _ANSWER_TIMEOUT_S = 120.0
 _EVALUATION_TIMEOUT_S = 1800.0
 _MAX_RESTARTS = 5
 _BACKOFF_S = 2.0
+_NOTICED_S = 20.0
+"""How long after a rank's error Ray may take to tell that another one is dead."""
 
 
 class RunFailedError(RuntimeError):
@@ -55,7 +58,10 @@ class Ranks:
         options = self._plan.config.learner
         host = ray.remote(LearnerRank)
         self._place = self._place or packed_place(
-            options.ranks, num_cpus=options.num_cpus, num_gpus=options.num_gpus
+            options.ranks,
+            num_cpus=options.num_cpus,
+            num_gpus=options.num_gpus,
+            node_labels=options.node_labels,
         )
         lives = f".{self._restarts}" if self._restarts else ""
         self._actors = [
@@ -64,7 +70,7 @@ class Ranks:
                 num_cpus=options.num_cpus,
                 num_gpus=options.num_gpus,
                 max_concurrency=3,  # run, and beside it report and stop
-                scheduling_strategy=_bundle(self._place, rank),
+                **_bundle(self._place, rank, options.node_labels),
             ).remote(self._plan, rank, self._board)
             for rank in range(options.ranks)
         ]
@@ -82,6 +88,10 @@ class Ranks:
         try:
             results = ray.get(ready)
         except RayTaskError as error:
+            if (lost := self._lost_rank()) is not None:
+                # Its siblings raised, because they could not reach it any more.
+                self._restart(lost)
+                return None
             log.error("the learner ended with an error", exc_info=error)
             raise RunFailedError(f"the learner failed: {_reason(error)}") from error
         except RayActorError as error:
@@ -145,6 +155,21 @@ class Ranks:
             return
         self._rows += self.last.pop("rows")
 
+    def _lost_rank(self) -> RayActorError | None:
+        """Why a rank is gone, if one is; Ray tells a death later than its siblings notice it."""
+        waiting, deadline = list(self._running), time.monotonic() + _NOTICED_S
+        while len(self._running) > 1 and waiting:
+            ready, waiting = ray.wait(waiting, timeout=max(0.0, deadline - time.monotonic()))
+            if not ready:
+                return None
+            try:
+                ray.get(ready)
+            except RayTaskError:
+                continue
+            except RayActorError as error:
+                return error
+        return None
+
     def _restart(self, error: RayActorError) -> None:
         self._restarts += 1
         cycle = self.last.get("cycle", 0)
@@ -177,17 +202,27 @@ class Ranks:
             ) from error
 
 
-def packed_place(ranks: int, *, num_cpus: float, num_gpus: float) -> PlacementGroup | None:
+def packed_place(
+    ranks: int, *, num_cpus: float, num_gpus: float, node_labels: Mapping[str, str]
+) -> PlacementGroup | None:
     """Room for several ranks on as few nodes as can be, since they exchange gradients.
 
     None where there is nothing to pack. A lost node's part is given a new place by Ray.
     """
     each = {name: n for name, n in (("CPU", num_cpus), ("GPU", num_gpus)) if n > 0}
-    return placement_group([each] * ranks, strategy="PACK") if ranks > 1 and each else None
+    if ranks == 1 or not each:
+        return None
+    labels = [dict(node_labels)] * ranks
+    return placement_group([each] * ranks, strategy="PACK", bundle_label_selector=labels)
 
 
-def _bundle(place: PlacementGroup | None, rank: int) -> Any:
-    return PlacementGroupSchedulingStrategy(place, rank) if place else "DEFAULT"
+def _bundle(
+    place: PlacementGroup | None, rank: int, node_labels: Mapping[str, str]
+) -> dict[str, Any]:
+    """Where a rank goes, as options of its actor; a placement group's own labels hold already."""
+    if place is not None:
+        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(place, rank)}
+    return {"label_selector": dict(node_labels)}
 
 
 class EvaluatorHandle:
@@ -202,6 +237,7 @@ class EvaluatorHandle:
                 name="evaluator",
                 num_cpus=options.num_cpus,
                 num_gpus=options.num_gpus,
+                label_selector=options.node_labels,
                 max_restarts=_MAX_RESTARTS,
                 max_task_retries=_MAX_RESTARTS,
             )

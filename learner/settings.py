@@ -4,10 +4,17 @@ One frozen model a section; a field's docstring is its documentation, and its de
 and nowhere else. Imports no torch, so a config error costs no start-up time.
 """
 
+import re
 from itertools import accumulate
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
@@ -16,6 +23,21 @@ Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+_LABEL = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9_./-]{0,61}[a-zA-Z0-9])?")
+
+
+def _are_labels(value: dict[str, str]) -> dict[str, str]:
+    for text in (*value, *value.values()):
+        if not _LABEL.fullmatch(text):
+            raise ValueError(
+                f"names labels of Ray nodes, such as {{fleetune-role: sampler}}: at most 63 "
+                f"letters, digits, '-', '_', '.' and '/', given {text!r}"
+            )
+    return value
+
+
+NodeLabels = Annotated[dict[str, str], AfterValidator(_are_labels)]
+"""What `ray start --labels`, or a group of KubeRay, says of a node."""
 Precision = Literal["fp32", "bf16", "auto"]
 """auto: bf16 where the device has instructions for it."""
 
@@ -50,6 +72,8 @@ class Learner(Section):
     """Ray CPUs of one rank."""
     num_gpus: NonNegative = 0.0
     """Ray GPUs of one rank."""
+    node_labels: NodeLabels = Field(default_factory=dict)
+    """Labels that a Ray node must have to hold a rank; none: any node will do."""
     grad_clip: Positive = 1.0
     """Largest gradient norm of a step."""
     gradient_checkpointing: bool = False

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from deploy.plan import is_hub_id
+from deploy.model_checks import is_hub_id
 from deploy.report.data import read_pictures
 from deploy.run_config import RunConfig
 from learner.draft_settings import Draft

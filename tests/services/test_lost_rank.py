@@ -1,0 +1,115 @@
+"""A rank that dies or hangs: the others notice, and the learner goes on from its checkpoint."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+
+from deploy.ranks import Ranks, RunFailedError
+from tests.services import fleet_world
+from tests.services.test_learner_ranks import free_port
+
+PROGRAM = Path(__file__).with_name("lost_rank_program.py")
+ROOT = PROGRAM.parents[2]
+cluster = fleet_world.cluster
+
+
+def told_by_rank_0(how: str, timeout_s: float) -> str:
+    port = free_port()
+    with ExitStack() as running:
+        processes = []
+        for rank in range(2):
+            words = [sys.executable, str(PROGRAM), *map(str, (rank, port, how, timeout_s))]
+            process = running.enter_context(
+                subprocess.Popen(
+                    words,
+                    env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    text=True,
+                )
+            )
+            running.callback(process.kill)
+            processes.append(process)
+        return processes[0].communicate(timeout=280)[0].strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "least_s", "most_s"), [("dies", 0, 60), ("hangs", 55, 120)])
+def test_a_rank_does_not_wait_for_a_lost_one_beyond_its_deadline(
+    how: str, least_s: float, most_s: float
+) -> None:
+    seconds, _, error = told_by_rank_0(how, 60).partition(" ")
+    assert least_s <= float(seconds) < most_s
+    assert error
+
+
+@ray.remote(num_cpus=0)
+class Rank:
+    """Ends as it is told to."""
+
+    def run(self, how: str) -> bool:
+        if how == "dies":
+            time.sleep(1)
+            os._exit(1)
+        if how == "raises":
+            raise RuntimeError("Connection closed by peer")
+        time.sleep(3600)
+        return True
+
+    def report(self) -> dict[str, Any]:
+        return {"rows": [], "cycle": 3}
+
+
+@pytest.fixture
+def ranks_that(cluster: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ranks]:
+    """The learner's ranks, each of which ends so; a new start is noted in `starts`."""
+
+    def make(*ends: str) -> Ranks:
+        ranks: Any = Ranks(SimpleNamespace(), None)
+        ranks._actors = [Rank.remote() for _ in ends]
+        ranks._running = [a.run.remote(how) for a, how in zip(ranks._actors, ends, strict=True)]
+        ranks.starts = []
+        monkeypatch.setattr(ranks, "start", lambda *, resume: ranks.starts.append(resume))
+        return ranks
+
+    return make
+
+
+def watched(ranks: Any) -> None:
+    """Until the ranks are started again."""
+    deadline = time.monotonic() + 120
+    while not ranks.starts:
+        assert time.monotonic() < deadline
+        assert ranks.poll() is None
+        time.sleep(0.1)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("ends", [("raises", "dies"), ("dies", "raises"), ("waits", "dies")])
+def test_the_ranks_of_a_dead_one_begin_again_whatever_they_say_of_it(
+    ends: tuple[str, ...], ranks_that: Callable[..., Any]
+) -> None:
+    ranks = ranks_that(*ends)
+    watched(ranks)
+    assert ranks.starts == [True]
+
+
+@pytest.mark.ray
+def test_an_error_of_a_rank_whose_siblings_live_ends_the_run(
+    ranks_that: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deploy.ranks._NOTICED_S", 1.0)
+    ranks = ranks_that("raises", "waits")
+    with pytest.raises(RunFailedError, match="Connection closed"):
+        watched(ranks)
+    for actor in ranks._actors:
+        ray.kill(actor)
