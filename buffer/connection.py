@@ -6,6 +6,8 @@ The only file that imports `redis`. Passwords never reach a log or an error from
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
 
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
@@ -133,3 +135,42 @@ def _translate(error: RedisError, where: str) -> ReplayError:
     if isinstance(error, ResponseError) and text.startswith("NOGROUP"):
         return ReplayUnavailable(f"{where} has lost this run's keys (was it flushed?): {text}")
     return ReplayError(f"{where}: {text}")
+
+
+@dataclass(frozen=True)
+class ServerFacts:
+    """What a server says of itself; sizes in bytes.
+
+    Args:
+        maxmemory: 0 for no limit.
+        total_memory: of its machine, 0 where it does not tell.
+        append_only: writes every change to its disk, and the last write went well.
+    """
+
+    name: str
+    maxmemory: int
+    used_memory: int
+    total_memory: int
+    eviction: str
+    append_only: bool
+    is_replica: bool
+
+
+def server_facts(url: str, timeout_s: float = 10.0) -> ServerFacts:
+    """Asks a server; raises what `check_connection` raises."""
+    name = check_connection(url, timeout_s)
+    client = connect(url, timeout_s=timeout_s)
+    try:
+        with translated(url):
+            info = cast(Mapping[str, Any], client.info())
+    finally:
+        client.close()
+    return ServerFacts(
+        name=name,
+        maxmemory=int(info.get("maxmemory", 0)),
+        used_memory=int(info.get("used_memory", 0)),
+        total_memory=int(info.get("total_system_memory", 0)),
+        eviction=str(info.get("maxmemory_policy", "noeviction")),
+        append_only=bool(info.get("aof_enabled")) and info.get("aof_last_write_status") == "ok",
+        is_replica=info.get("role") == "slave",
+    )

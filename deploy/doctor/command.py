@@ -2,11 +2,16 @@
 
     python -m deploy.doctor CONFIG [a.b=value ...]          looks at this machine
     python -m deploy.doctor --plan CONFIG [a.b=value ...]   sizes, operations and memory
+    python -m deploy.doctor --cluster CONFIG [a.b=value ...]   looks at every node of a Ray cluster
 
 Without --plan, it checks what `deploy.launch --check` does, and the versions of Python and of the
-libraries, the GPUs that are booked, the memory of the plan against theirs, and the disk below the
-run's folder; every finding tells its remedy. What is looked at is the machine that it runs on:
-on a cluster, run it where the run's processes will be.
+libraries, the GPUs that are booked, the memory of the plan against theirs, the disk below the
+run's folder, whether Redis can hold the replay and keeps it, and whether what has a hub id is in
+the hub's cache; every finding tells its remedy. What is looked at is the machine that it runs on.
+
+With --cluster, submitted as a job or given an --address, each node of a Ray cluster is asked as
+well: its versions, its GPUs, its clock, whether it shares the runs' folder; and whether all that
+the config books finds a place. Nodes that an autoscaler would add are not counted.
 
 With --plan, sizes come from the shapes of the networks alone, without weights and without the
 hub: `model.path` is a folder, or one of the hub ids in
@@ -150,16 +155,26 @@ def disk_findings(folder: Path, trained_bytes: int, keep: int) -> Iterator[str]:
         )
 
 
-def examine(config: RunConfig, environ: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Findings on this machine, and notes of what could not be looked at."""
+def examine(
+    config: RunConfig, environ: Mapping[str, str], *, on_cluster: bool = False
+) -> tuple[list[str], list[str]]:
+    """Findings on this machine, and notes of what could not be looked at.
+
+    Args:
+        on_cluster: GPUs are those of other nodes, so that this one needs none.
+    """
     import torch
 
-    from deploy.doctor.size_plan import size_plan, trained_bytes
+    from deploy.doctor.hub import hub_findings
+    from deploy.doctor.redis_server import examine_servers
+    from deploy.doctor.size_plan import latent_values, size_plan, trained_bytes
 
-    gpus, notes, trained = torch.cuda.device_count(), [], 0
+    gpus, notes, trained, latent = torch.cuda.device_count(), [], 0, 0
     found = [*check_environment(config, environ), *version_findings()]
-    found += gpu_findings(config, gpus)
+    if not on_cluster:
+        found += gpu_findings(config, gpus)
     try:
+        latent = latent_values(config)
         trained = trained_bytes(config)
         if gpus and any(_bookings(config).values()):
             memory = min(torch.cuda.get_device_properties(i).total_memory for i in range(gpus))
@@ -167,7 +182,9 @@ def examine(config: RunConfig, environ: Mapping[str, str]) -> tuple[list[str], l
     except ValueError as error:
         notes.append(f"memory was not planned: {error}")
     found += disk_findings(config.run_folder(environ), trained, config.learner.keep_checkpoints)
-    return found, notes
+    found += examine_servers(config, environ, latent)
+    missing, downloads = hub_findings(config, environ)
+    return [*found, *missing], [*notes, *downloads]
 
 
 def table(plan: Mapping[str, Any]) -> str:
@@ -223,10 +240,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             plan = size_plan(config)
             sys.stdout.write((json.dumps(plan) if options.json else table(plan)) + "\n")
             return 0
+        findings: list[str] = []
+        if options.cluster:
+            from deploy.doctor.cluster import look_at_cluster
+
+            findings += look_at_cluster(config, os.environ, options.address)
     except ValueError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    findings, notes = examine(config, os.environ)
+    own, notes = examine(config, os.environ, on_cluster=options.cluster)
+    findings += own
     if options.json:
         sys.stdout.write(json.dumps({"findings": findings, "notes": notes}) + "\n")
     else:
@@ -244,5 +267,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("config", help="a preset, such as deploy/configs/smoke.yaml")
     parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="replaces one setting")
     parser.add_argument("--plan", action="store_true")
+    parser.add_argument("--cluster", action="store_true")
+    parser.add_argument("--address", default="auto", help="of the cluster, where it is not found")
     parser.add_argument("--json", action="store_true")
     return parser.parse_intermixed_args(arguments)

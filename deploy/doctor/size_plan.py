@@ -36,6 +36,16 @@ _REDUCED_AT_ONCE = 500_000_000
 """Gradients that DeepSpeed's ZeRO makes room for to reduce them, by its default."""
 
 
+def latent_values(config: RunConfig) -> int:
+    """Numbers of one latent, C·H·W.
+
+    Raises:
+        ValueError: the sizes of the model are not known.
+    """
+    unet = architecture(config.model.path).unet
+    return unet["in_channels"] * unet["sample_size"] ** 2
+
+
 def trained_bytes(config: RunConfig) -> int:
     """Of the weights that are trained.
 

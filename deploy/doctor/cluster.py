@@ -1,0 +1,188 @@
+"""What each node of a Ray cluster is like, and whether it suits a config.
+
+Every node is asked by a task of its own: versions, GPUs, whether it sees what another has written
+into the folder of the runs, and what time it has. What is told from the answers is pure.
+"""
+
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deploy.doctor.bookings import Room, booking_findings, bookings
+from deploy.run_config import RunConfig
+
+PACKAGES = ("fleetune", "torch", "ray", "diffusers", "transformers", "deepspeed")
+_MOST_SKEW_S = 2.0
+_PROBE = ".fleetune-probe-"
+_ANSWER_S = 120.0
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """What one node has answered.
+
+    Args:
+        cpus, gpus: by Ray's count.
+        torch_gpus: those that torch can use, whatever Ray counts.
+        sees_folder: reads what the asking node has written, and the other way round.
+        skew_s: how far its clock is ahead, at least; negative: behind.
+    """
+
+    name: str
+    cpus: float
+    gpus: float
+    labels: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    torch_gpus: int = 0
+    sees_folder: bool = True
+    skew_s: float = 0.0
+    error: str = ""
+
+
+def cluster_findings(
+    config: RunConfig, nodes: Sequence[NodeFacts], here: Mapping[str, str], folder: Path
+) -> Iterator[str]:
+    """What is wrong with nodes, one by one and together.
+
+    Args:
+        here: versions of the asking node, by package.
+        folder: of the runs.
+    """
+    for node in nodes:
+        yield from _node_findings(node, here, folder)
+    rooms = [Room(node.name, node.cpus, node.gpus, node.labels) for node in nodes if not node.error]
+    yield from booking_findings(bookings(config), rooms)
+
+
+def _node_findings(node: NodeFacts, here: Mapping[str, str], folder: Path) -> Iterator[str]:
+    if node.error:
+        yield f"node {node.name} does not answer: {node.error}; see its logs, or take it out"
+        return
+    for package, version in here.items():
+        if (there := node.versions.get(package, "none")) != version:
+            yield (
+                f"node {node.name} has {package} {there}, and the head {version}: give all nodes "
+                "one image, or pip install -c constraints.txt -e . on each"
+            )
+    if node.gpus > node.torch_gpus:
+        yield (
+            f"node {node.name} has {node.gpus:g} GPUs by Ray's count, and torch can use "
+            f"{node.torch_gpus}: install a build of torch for them, see the driver by nvidia-smi, "
+            "or start the node with so many --num-gpus"
+        )
+    if not node.sees_folder:
+        yield (
+            f"node {node.name} does not share {folder} with the head: mount one file system there "
+            "on all nodes, writable, and name a folder on it by FLEETUNE_RUNS"
+        )
+    if abs(node.skew_s) > _MOST_SKEW_S:
+        way = "ahead of" if node.skew_s > 0 else "behind"
+        yield (
+            f"the clock of node {node.name} is {abs(node.skew_s):.1f} s {way} the head's, so times "
+            "in logs and curves do not compare: run chrony or systemd-timesyncd on it"
+        )
+
+
+def look_at_cluster(config: RunConfig, environ: Mapping[str, str], address: str) -> list[str]:
+    """Asks all nodes of the cluster at an address, and tells what is wrong.
+
+    Raises:
+        ValueError: there is no cluster.
+    """
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="WARNING")
+    except ConnectionError as error:
+        raise ValueError(
+            f"there is no Ray cluster at {address!r}: call this by `ray job submit --working-dir . "
+            "-- python -m deploy.doctor --cluster CONFIG`, or on the head, or give --address"
+        ) from error
+    folder = config.run_folder(environ).parent.absolute()
+    try:
+        return list(cluster_findings(config, _ask_nodes(ray, folder), versions_here(), folder))
+    finally:
+        ray.shutdown()
+
+
+def versions_here() -> dict[str, str]:
+    """Of Python and of the packages that nodes must agree on."""
+    import importlib.metadata
+    import platform
+
+    found = {"Python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def answer(folder: str, token: str, name: str) -> dict[str, Any]:
+    """Runs on a node: what it is, and a file for the head to find."""
+    import torch
+
+    shared = Path(folder)
+    try:
+        sees = (shared / f"{_PROBE}{token}").read_text() == token
+        (shared / f"{_PROBE}{token}-{name}").write_text(token)
+    except OSError:
+        sees = False
+    return {
+        "versions": versions_here(),
+        "torch_gpus": torch.cuda.device_count(),
+        "sees_folder": sees,
+    }
+
+
+def _ask_nodes(ray: Any, folder: Path) -> list[NodeFacts]:
+    """Facts of every living node, in the order of their names."""
+    token = secrets.token_hex(8)
+    nodes = sorted((n for n in ray.nodes() if n["Alive"]), key=lambda n: n["NodeName"])
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f"{_PROBE}{token}"
+    probe.write_text(token)
+    try:
+        return [_ask(ray, node, folder, token) for node in nodes]
+    finally:
+        for left in folder.glob(f"{probe.name}*"):
+            left.unlink(missing_ok=True)
+
+
+def _ask(ray: Any, node: Mapping[str, Any], folder: Path, token: str) -> NodeFacts:
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    options = {"num_cpus": 0, "scheduling_strategy": there, "max_retries": 0}
+    resources = node["Resources"]
+    known: dict[str, Any] = {
+        "name": node["NodeName"],
+        "cpus": resources.get("CPU", 0.0),
+        "gpus": resources.get("GPU", 0.0),
+        "labels": node.get("Labels", {}),
+    }
+    try:
+        # It books no GPU, from which Ray hides none, so that a run beside it is in nobody's way.
+        task = ray.remote(answer).options(**options)
+        told = ray.get(task.remote(str(folder), token, node["NodeID"]), timeout=_ANSWER_S)
+        skew_s = _skew_s(ray, options)
+    except RayError as error:
+        return NodeFacts(**known, error=str(error).strip().splitlines()[-1])
+    seen = told["sees_folder"] and (folder / f"{_PROBE}{token}-{node['NodeID']}").exists()
+    return NodeFacts(**{**known, **told, "sees_folder": seen}, skew_s=skew_s)
+
+
+def _skew_s(ray: Any, options: Mapping[str, Any]) -> float:
+    """How far a node's clock is off, less what the way there and back may explain."""
+    clock = ray.remote(time.time).options(**options)
+    ray.get(clock.remote(), timeout=_ANSWER_S)  # so that a worker is there
+    before = time.time()
+    there = ray.get(clock.remote(), timeout=_ANSWER_S)
+    after = time.time()
+    if before <= there <= after:
+        return 0.0
+    return there - after if there > after else there - before

@@ -1,0 +1,94 @@
+"""Whether a Redis server can hold what a run's replay may grow to, and keep it."""
+
+from collections.abc import Iterator, Mapping
+
+from buffer.connection import ServerFacts
+from buffer.urls import masked, urls_in
+from deploy.run_config import RunConfig
+from learner.draft_settings import Draft
+from learner.on_policy_settings import OnPolicy
+from learner.sqdf_settings import Sqdf
+
+_LATENT_BYTES = 2
+"""Latents are stored as float16."""
+_RECORD_BYTES = 3000
+"""Of a record beside its latents: header, log and index entries, and Redis' own of all these."""
+
+
+def latents_kept(config: RunConfig) -> int:
+    """Most latents that a trajectory's record holds."""
+    method, model = config.method, config.model
+    if model.is_few_step:
+        return model.num_steps
+    if isinstance(method, Sqdf):
+        states = method.states
+        return 1 + states.kept * (1 + states.score_clean + states.store_reference)
+    if isinstance(method, OnPolicy):
+        return 1 + method.steps_trained(model.num_steps)
+    return 2 if isinstance(method, Draft) else 1
+
+
+def replay_bytes(config: RunConfig, latent_values: int) -> int:
+    """What the replay of a run may grow to, on all of its servers together.
+
+    Args:
+        latent_values: numbers of one latent, C·H·W.
+    """
+    record = latents_kept(config) * latent_values * _LATENT_BYTES + _RECORD_BYTES
+    kept = config.replay.capacity_groups * config.actors.group_size
+    size = kept * record
+    if config.capacity_bytes:
+        size = min(size, config.capacity_bytes + kept * _RECORD_BYTES)
+    return size + config.replay.max_pending_records * record
+
+
+def redis_findings(facts: ServerFacts, needed_bytes: int, where: str) -> Iterator[str]:
+    """What is wrong with one server.
+
+    Args:
+        needed_bytes: this server's share of the replay; 0: not known.
+        where: its URL, masked.
+    """
+    from deploy.doctor.command import in_bytes
+
+    told = f"{where} ({facts.name})"
+    if facts.eviction != "noeviction":
+        yield (
+            f"{told} has maxmemory-policy {facts.eviction}, which deletes records when it is full: "
+            "set maxmemory-policy to noeviction, as deploy/redis/redis.conf does"
+        )
+    if not facts.append_only:
+        yield (
+            f"{told} keeps no append-only file, or could not write it: its records are lost when "
+            "it ends; set appendonly yes, and see that its disk has room"
+        )
+    if facts.is_replica:
+        yield f"{told} is a replica, which takes no writes: give the URL of its primary"
+    # Without a limit, half of the machine: a rewrite of the file holds what changes twice.
+    limit = facts.maxmemory or facts.total_memory // 2
+    if limit and limit - facts.used_memory < needed_bytes:
+        by = "maxmemory" if facts.maxmemory else "half of its machine's memory"
+        yield (
+            f"{told} has {in_bytes(max(0, limit - facts.used_memory))} left of {in_bytes(limit)}, "
+            f"{by}, and the replay may grow to {in_bytes(needed_bytes)} there: raise it, lower "
+            "replay.capacity_groups, set replay.capacity_mb, or spread over more servers"
+        )
+
+
+def examine_servers(
+    config: RunConfig, environ: Mapping[str, str], latent_values: int
+) -> Iterator[str]:
+    """Of all servers that the run is given; one that cannot be reached is told elsewhere."""
+    from buffer.connection import server_facts
+    from buffer.errors import ReplayError
+
+    if (text := config.redis_url(environ)) is None:
+        return
+    urls = urls_in(text)
+    needed = replay_bytes(config, latent_values) // len(urls) if latent_values else 0
+    for url in urls:
+        try:
+            facts = server_facts(url, timeout_s=5.0)
+        except (ReplayError, OSError, ValueError):
+            continue
+        yield from redis_findings(facts, needed, masked(url))

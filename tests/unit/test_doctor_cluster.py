@@ -1,0 +1,196 @@
+"""What the doctor tells of nodes, bookings, servers and the hub's cache, by hand-made facts."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from buffer.connection import ServerFacts
+from deploy.doctor.bookings import Booking, Room, booking_findings, bookings
+from deploy.doctor.cluster import NodeFacts, cluster_findings
+from deploy.doctor.hub import cache_folder, hub_findings, hub_ids, is_cached
+from deploy.doctor.redis_server import latents_kept, redis_findings, replay_bytes
+from deploy.run_config import RunConfig, load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "deploy" / "configs"
+GIB = 2**30
+HERE = {"Python": "3.11.7", "ray": "2.60.0"}
+NODE = NodeFacts("a", cpus=8, gpus=0, versions=HERE)
+SERVER = ServerFacts("valkey 9", 8 * GIB, 0, 32 * GIB, "noeviction", True, False)
+
+
+def config(preset: str = "shapes-lasro", *overrides: str) -> RunConfig:
+    return load_config(CONFIGS / f"{preset}.yaml", ["name=n", *overrides])
+
+
+def told_of(node: NodeFacts) -> list[str]:
+    return list(cluster_findings(config(), [node], HERE, Path("/shared/runs")))
+
+
+def test_a_node_like_the_head_with_room_for_all_is_fine() -> None:
+    assert told_of(NODE) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"versions": {**HERE, "ray": "2.59.0"}}, "has ray 2.59.0, and the head 2.60.0"),
+        ({"versions": {"Python": "3.11.7"}}, "has ray none"),
+        ({"gpus": 2.0, "torch_gpus": 1}, "2 GPUs by Ray's count, and torch can use 1"),
+        ({"sees_folder": False}, "does not share /shared/runs"),
+        ({"skew_s": 3.0}, "3.0 s ahead of"),
+        ({"skew_s": -2.5}, "2.5 s behind"),
+    ],
+)
+def test_what_is_wrong_with_a_node_is_one_finding(change: dict[str, object], told: str) -> None:
+    (finding,) = told_of(replace(NODE, **change))
+    assert told in finding
+
+
+def test_a_node_that_does_not_answer_has_no_room_either() -> None:
+    findings = told_of(replace(NODE, error="timed out"))
+    assert findings[0].startswith("node a does not answer: timed out")
+    assert any(finding.startswith("learner.ranks: 0 of 1") for finding in findings[1:])
+
+
+def test_a_clock_a_second_off_is_no_finding() -> None:
+    assert told_of(replace(NODE, skew_s=1.0)) == []
+
+
+def test_bookings_are_of_every_role() -> None:
+    wanted = bookings(config("shapes-lasro", "actors.count=3", "actors.num_cpus=2"))
+    assert [each.role for each in wanted] == [
+        "learner.ranks", "actors.count", "scoring.servers", "evaluation",
+    ]  # fmt: skip
+    assert (wanted[1].count, wanted[1].cpus) == (3, 2)
+
+
+def test_what_fits_in_sum_but_on_no_node_is_told() -> None:
+    wanted = [Booking("learner.ranks", 1, 8, 0)]
+    rooms = [Room("a", 4, 0), Room("b", 4, 0)]
+    (finding,) = booking_findings(wanted, rooms)
+    assert "0 of 1" in finding
+    assert "2 nodes have 8 CPUs" in finding
+
+
+def test_fractions_of_a_gpu_share_one() -> None:
+    rooms = [Room("a", 8, 1)]
+    assert list(booking_findings([Booking("actors.count", 10, 0.1, 0.1)], rooms)) == []
+    assert list(booking_findings([Booking("actors.count", 11, 0.1, 0.1)], rooms)) != []
+
+
+def test_the_largest_is_placed_first() -> None:
+    wanted = [Booking("scoring.servers", 2, 1, 0.5), Booking("learner.ranks", 1, 1, 1)]
+    assert list(booking_findings(wanted, [Room("a", 4, 1), Room("b", 4, 1)])) == []
+
+
+def test_a_role_takes_no_room_on_nodes_without_its_labels() -> None:
+    wanted = [Booking("actors.count", 1, 1, 0, {"role": "sampler"})]
+    assert list(booking_findings(wanted, [Room("a", 8, 0, {"role": "sampler"})])) == []
+    (finding,) = booking_findings(wanted, [Room("a", 8, 0, {"role": "learner"})])
+    assert "0 nodes with role=sampler" in finding
+
+
+def server_findings(needed: int = 0, **changes: object) -> list[str]:
+    return list(redis_findings(replace(SERVER, **changes), needed, "redis://h"))
+
+
+def test_a_server_with_room_that_keeps_everything_is_fine() -> None:
+    assert server_findings(needed=8 * GIB) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"eviction": "volatile-lru"}, "set maxmemory-policy to noeviction"),
+        ({"append_only": False}, "set appendonly yes"),
+        ({"is_replica": True}, "give the URL of its primary"),
+    ],
+)
+def test_a_server_that_would_lose_records_is_told(changes: dict[str, object], told: str) -> None:
+    (finding,) = server_findings(**changes)
+    assert told in finding
+
+
+@pytest.mark.parametrize(
+    ("changes", "needed", "found"),
+    [
+        ({}, 8 * GIB + 1, True),
+        ({"used_memory": GIB}, 7 * GIB, False),
+        ({"used_memory": GIB}, 7 * GIB + 1, True),
+        ({"maxmemory": 0}, 16 * GIB, False),
+        ({"maxmemory": 0}, 16 * GIB + 1, True),
+        ({"maxmemory": 0, "total_memory": 0}, 99 * GIB, False),
+    ],
+)
+def test_a_replay_needs_its_room(changes: dict[str, object], needed: int, found: bool) -> None:
+    assert bool(server_findings(needed, **changes)) == found
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "kept"),
+    [
+        ("shapes-lasro", [], 2),
+        ("shapes-sqdf", ["method.states.kept=4", "method.states.score_clean=false"], 5),
+        ("shapes-gors", [], 1),
+        ("shapes-ddpo", [], 51),
+    ],
+)
+def test_a_record_holds_what_its_method_keeps(preset: str, overrides: list[str], kept: int) -> None:
+    assert latents_kept(config(preset, *overrides)) == kept
+
+
+def test_a_limit_in_bytes_bounds_the_replay() -> None:
+    wide = replay_bytes(config("shapes-lasro", "replay.capacity_groups=100000"), 16384)
+    limit = ["replay.capacity_groups=100000", "replay.capacity_mb=64"]
+    assert replay_bytes(config("shapes-lasro", *limit), 16384) < wide / 2
+
+
+def sd15(*overrides: str) -> RunConfig:
+    return config("sd15-sqdf-aesthetic", *overrides)
+
+
+def test_models_rewards_and_adapters_are_looked_for() -> None:
+    assert set(hub_ids(sd15()).values()) == {
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "latent-consistency/lcm-lora-sdv1-5",
+        "openai/clip-vit-large-patch14",
+    }
+    assert hub_ids(config()) == {}
+
+
+def cached(folder: Path, hub_id: str) -> Path:
+    """One file of a repository, as the hub's client lays it down."""
+    repository = folder / f"models--{hub_id.replace('/', '--')}"
+    (repository / "blobs").mkdir(parents=True)
+    (repository / "snapshots" / "main").mkdir(parents=True)
+    (repository / "blobs" / "abc").write_text("{}")
+    (repository / "snapshots" / "main" / "config.json").symlink_to("../../blobs/abc")
+    return repository
+
+
+def test_a_snapshot_counts_while_all_its_files_are_there(tmp_path: Path) -> None:
+    repository = cached(tmp_path, "a/b")
+    assert is_cached(tmp_path, "a/b")
+    (repository / "blobs" / "more.incomplete").touch()
+    assert not is_cached(tmp_path, "a/b")
+    (repository / "blobs" / "more.incomplete").unlink()
+    (repository / "blobs" / "abc").unlink()
+    assert not is_cached(tmp_path, "a/b")
+    assert not is_cached(tmp_path, "a/c")
+
+
+def test_what_is_not_cached_is_a_finding_offline_and_a_note_else(tmp_path: Path) -> None:
+    environ = {"HF_HOME": str(tmp_path)}
+    cached(cache_folder(environ), "stable-diffusion-v1-5/stable-diffusion-v1-5")
+    findings, notes = hub_findings(sd15(), environ)
+    assert (findings, len(notes)) == ([], 2)
+    findings, notes = hub_findings(sd15(), {**environ, "HF_HUB_OFFLINE": "1"})
+    assert (len(findings), notes) == (2, [])
+    assert f"HF_HOME={tmp_path} hf download latent-consistency/lcm-lora-sdv1-5" in findings[0]
+
+
+def test_the_cache_is_where_the_hub_s_client_has_it() -> None:
+    assert cache_folder({"HF_HUB_CACHE": "/c", "HF_HOME": "/h"}) == Path("/c")
+    assert cache_folder({}) == Path.home() / ".cache" / "huggingface" / "hub"
