@@ -39,6 +39,11 @@ def bookings(config: RunConfig) -> list[Booking]:
         ("learner.ranks", config.learner.ranks, config.learner),
         ("actors.count", config.actors.count, config.actors),
         ("scoring.servers", config.scoring.servers, config.scoring),
+        *(
+            (f"rewards.{name}.fleet.servers", reward.fleet.servers, reward.fleet)
+            for name, reward in config.rewards.items()
+            if reward.fleet
+        ),
         ("evaluation", 1, config.evaluation),
     )
     return [
@@ -77,7 +82,7 @@ def _missing(booking: Booking, placed: int, free: Sequence[Sequence[float]]) -> 
     labels = ", ".join(f"{key}={value}" for key, value in booking.labels.items())
     having = f" with {labels}" if labels else ""
     cpus, gpus = (sum(each[i] for each in free) for i in (0, 1))
-    section = booking.role.partition(".")[0]
+    section = booking.role.rpartition(".")[0] or booking.role
     return (
         f"{booking.role}: {placed} of {booking.count} find a place, each of which books "
         f"{booking.cpus:g} CPUs and {booking.gpus:g} GPUs on one node; {len(free)} nodes{having} "

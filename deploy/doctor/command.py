@@ -44,6 +44,12 @@ _LEFT_OUT = (
     "Memory is of one process. Left out: networks of rewards, what a GPU and its kernels need "
     "besides."
 )
+_PARTS_OF_A_ROW = {
+    "policy": "by the policy",
+    "untracked": "without a gradient",
+    "frozen": "by what the gradient passes",
+    "reward": "by decoder or surrogate",
+}
 _CHECKPOINT_COPIES = 2
 """Of the trained weights, that a checkpoint is counted as."""
 
@@ -199,6 +205,11 @@ def table(plan: Mapping[str, Any]) -> str:
         ("scoring", "decoding one picture", in_flops(flops["decoding_picture"])),
         *_stage(sizes["reward_server"], f"of {rows['reward_server']} pictures"),
         ("learning", "one row of a policy step", in_flops(flops["policy_row"])),
+        *(
+            ("", f"of it {what}", in_flops(flops[f"policy_row_{name}"]))
+            for name, what in _PARTS_OF_A_ROW.items()
+            if flops[f"policy_row_{name}"]
+        ),
     ]
     if "surrogate_row" in flops:
         surrogate = f"one of {rows['surrogate']} rows of a surrogate step"

@@ -1,32 +1,42 @@
 """The networks of a run on torch's meta device: their shapes, and no numbers.
 
 Built from the configs of a pipeline's folder, or from those that `deploy/doctor/architectures`
-holds of published models, by the functions that learner and samplers are built with.
+holds of published models, by the functions that learner and samplers are built with. The same
+functions make them with random numbers on any other device.
 Shape suffixes: B rows, C H W latent, L tokens, E width of a token's state, P pooled state.
 """
 
 import json
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from deploy.run_config import RunConfig
 from learner.likelihood_settings import Gors
 from learner.model_settings import Model
-from learner.policy.components import decode_images
+from learner.policy.components import Attention, decode_images
 from learner.policy.denoiser import Denoiser, guidance_rows
 from learner.policy.text import Text
-from learner.policy.views import policy_over
+from learner.policy.trainable import make_trainable
+from learner.policy.views import policy_over, shared_view
 from learner.settings import Lasro
+from learner.sqdf_settings import Sqdf
 from learner.surrogate import new_surrogate
 
-_SHIPPED = Path(__file__).parent / "architectures"
+Device = torch.device | str
+T = TypeVar("T")
+ARCHITECTURES = Path(__file__).parent / "architectures"
+_LCM_LORA_RANK = 64
+"""Of lcm-lora-sdv1-5, lcm-lora-sdxl and lcm-lora-ssd-1b (arXiv:2311.05556, table 1, tells their
+sizes)."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,7 @@ def _text_encoders(parts: dict[str, Any]) -> tuple[dict[str, Any], ...]:
 
 
 def _shipped(name: str) -> dict[str, Any]:
-    return json.loads((_SHIPPED / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads((ARCHITECTURES / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def _config(path: Path, setting: str) -> dict[str, Any]:
@@ -111,13 +121,66 @@ def _config(path: Path, setting: str) -> dict[str, Any]:
         ) from error
 
 
-def unet_on_meta(parts: Architecture, model: Model) -> UNet2DConditionModel:
-    """As `PipelineFolder.unet` has it, frozen and without numbers."""
-    with torch.device("meta"):
+def unet_of(parts: Architecture, attention: Attention, device: Device) -> UNet2DConditionModel:
+    """As `PipelineFolder.unet` has it, but frozen, and with the random numbers of torch's seed."""
+    with torch.device(device):
         unet: Any = UNet2DConditionModel.from_config(parts.unet)
-    if model.attention == "plain":
+    if attention == "plain":
         unet.set_attn_processor(AttnProcessor())
     return unet.eval().requires_grad_(False)
+
+
+def vae_of(parts: Architecture, device: Device) -> AutoencoderKL:
+    """Likewise as `PipelineFolder.vae` has it."""
+    with torch.device(device):
+        vae: Any = AutoencoderKL.from_config(parts.vae)
+    return vae.eval().requires_grad_(False)
+
+
+def text_encoders_of(parts: Architecture, device: Device) -> list[Any]:
+    """Likewise of the one or two that a prompt passes."""
+    kinds: tuple[Any, ...] = (CLIPTextModel, CLIPTextModelWithProjection)
+    with torch.device(device):
+        encoders = [
+            kind(CLIPTextConfig(**told))
+            for kind, told in zip(kinds, parts.text_encoders, strict=False)
+        ]
+    return [encoder.eval().requires_grad_(False) for encoder in encoders]
+
+
+def unet_on_meta(parts: Architecture, model: Model) -> UNet2DConditionModel:
+    """As `PipelineFolder.unet` has it, frozen and without numbers."""
+    return unet_of(parts, model.attention, "meta")
+
+
+def with_consistency(base: UNet2DConditionModel, lora: str) -> UNet2DConditionModel:
+    """A view of a base with a frozen adapter of an LCM-LoRA's shapes and random numbers.
+
+    Args:
+        lora: its rank is read from a folder here; that of a hub id is taken to be the published
+            ones', 64.
+
+    Raises:
+        ValueError: a folder without a LoRA.
+    """
+    view = shared_view(base)
+    rank = _lora_rank(Path(lora)) if Path(lora).is_dir() else _LCM_LORA_RANK
+    with torch.device(base.device):
+        make_trainable(view, "lora", rank=rank, alpha=rank, targets="all")
+    return view.requires_grad_(False).eval()
+
+
+def _lora_rank(folder: Path) -> int:
+    """Of the first matrix of an adapter in safetensors."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as weights:
+            for name in weights.keys():  # noqa: SIM118  no mapping
+                if name.endswith((".lora_A.weight", ".lora.down.weight", ".lora_down.weight")):
+                    return weights.get_slice(name).get_shape()[0]
+    raise ValueError(
+        f"method.clean.lora: {folder} holds no LoRA in safetensors; give a folder with one, or a "
+        "hub id"
+    )
 
 
 def policy_on_meta(config: RunConfig, base: UNet2DConditionModel) -> UNet2DConditionModel:
@@ -137,6 +200,7 @@ class Networks:
     Attributes:
         base: the untouched UNet.
         policy: over it, with what is trained.
+        consistency: over it, with an LCM-LoRA; where SQDF tells clean latents by one.
         teacher: where the method distils from one or its surrogate copies one's blocks.
         surrogate: where one is learned.
 
@@ -150,19 +214,28 @@ class Networks:
         parts = architecture_of(model)
         self.base = unet_on_meta(parts, model)
         self.policy = policy_on_meta(config, self.base)
-        with torch.device("meta"):
-            vae: Any = AutoencoderKL.from_config(parts.vae)
-        self.vae: AutoencoderKL = vae.eval().requires_grad_(False)
+        self.vae = vae_of(parts, "meta")
         if model.vae_slicing:
             self.vae.enable_slicing()
         self._latent_size = _latent_size(model, parts)
+        self._parts = parts
         self._encoders: list[Any] = [CLIPTextConfig(**told) for told in parts.text_encoders]
+        self.consistency: UNet2DConditionModel | None = None
+        if isinstance(config.method, Sqdf) and config.method.clean.lora is not None:
+            self.consistency = with_consistency(self.base, config.method.clean.lora)
         self.teacher: UNet2DConditionModel | None = None
         distils = isinstance(config.method, Gors) and model.is_few_step
         if isinstance(config.method, Lasro) or distils:
             told = architecture(model.teacher, setting="model.teacher") if model.teacher else parts
             self.teacher = unet_on_meta(told, model)
         self.surrogate = _surrogate(config, self.teacher or self.base)
+        self._known: dict[Hashable, Any] = {}
+
+    def once(self, what: Hashable, count: Callable[[], T]) -> T:
+        """What a count of these networks gave when it was made first."""
+        if what not in self._known:
+            self._known[what] = count()
+        return self._known[what]
 
     def latents(self, rows: int, *, with_gradient: bool = False) -> Tensor:
         """[B, C, H, W]."""
@@ -200,12 +273,16 @@ class Networks:
         return self.surrogate(x_BCHW, self.text(rows), step_B)
 
     @property
+    def consistency_params(self) -> int:
+        """Of an LCM-LoRA alone; the base below it is shared."""
+        if self.consistency is None:
+            return 0
+        return parameters_of(self.consistency) - parameters_of(self.base)
+
+    @property
     def text_encoder_params(self) -> int:
         """Of all text encoders."""
-        kinds: tuple[Any, ...] = (CLIPTextModel, CLIPTextModelWithProjection)
-        with torch.device("meta"):
-            encoders = [kind(told) for kind, told in zip(kinds, self._encoders, strict=False)]
-        return sum(parameters_of(encoder) for encoder in encoders)
+        return sum(map(parameters_of, text_encoders_of(self._parts, "meta")))
 
 
 def _latent_size(model: Model, parts: Architecture) -> tuple[int, int]:

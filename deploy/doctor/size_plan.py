@@ -6,16 +6,15 @@
 Bytes are of one process, on the device where it computes. Weights, gradients and optimizer are
 float32. Where a network computes in bf16, its activations count half, which is less than the
 truth, as what normalises stays float32; `auto` counts as fp32. Left out are the networks of
-rewards, the weights of an LCM-LoRA, and what `deploy.doctor.meta_counts` leaves out.
+rewards, and what `deploy.doctor.meta_counts` leaves out.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from deploy.doctor.meta_counts import Kept, computed_again, flops_of, kept_by, peak_of
+from deploy.doctor.flop_plan import flop_plan, without_gradient_to
+from deploy.doctor.meta_counts import Kept, kept_by, peak_of
 from deploy.doctor.meta_networks import (
     Networks,
     architecture_of,
@@ -56,87 +55,78 @@ def trained_bytes(config: RunConfig) -> int:
     return _FLOAT * parameters_of(policy_on_meta(config, base), trained=True)
 
 
-def size_plan(config: RunConfig) -> dict[str, Any]:
+def size_plan(config: RunConfig, networks: Networks | None = None) -> dict[str, Any]:
     """Parameters, `flops`, and `bytes` of a sampler, a reward server and a rank of the learner.
 
-    `flops.policy_row` is of the policy's own calls for one row of a policy step, forward and
-    backward, with what gradient checkpointing computes again. `rows` are those that pass a network
-    in the activations that are told: of the policy, in all calls of a micro-batch together.
+    `flops` are those of `deploy.doctor.flop_plan`. `rows` are those that pass a network in the
+    activations that are told: of the policy, in all calls of a micro-batch together.
+
+    Args:
+        networks: of a config that differs in the sizes of its batches alone.
 
     Raises:
         ValueError: the sizes of a model are not known.
     """
-    networks = Networks(config)
-    graph, guided = graph_rows(config), 1 + is_guided(config)
-    with torch.no_grad():
-        sampling = flops_of(lambda: networks.ask(networks.base, networks.latents(1)))
-        decoding = flops_of(lambda: networks.decode(networks.latents(1)))
-    flops = {
-        "sampling_picture": config.model.num_steps * guided * sampling,
-        "decoding_picture": decoding,
-        "policy_row": sum(graph.policy) * _policy_call(config, networks) // graph.step_rows,
-    }
-    if networks.surrogate is not None:
-        flops["surrogate_row"] = flops_of(
-            lambda: networks.score(networks.latents(1)).sum().backward()
-        )
-    rows = {
-        "sampler": config.actors.group_size * config.actors.groups_per_batch * guided,
-        "reward_server": config.images_per_decode,
-        "policy": sum(graph.policy),
-        "surrogate": surrogate_rows(config),
-    }
+    networks = networks or Networks(config)
     return {
         "model": config.model.path,
         "unet_params": parameters_of(networks.base),
         "trained_params": parameters_of(networks.policy, trained=True),
-        "rows": rows,
-        "flops": flops,
+        "rows": {
+            "sampler": _sampler_rows(config),
+            "reward_server": config.images_per_decode,
+            "policy": sum(graph_rows(config).policy),
+            "surrogate": surrogate_rows(config),
+        },
+        "flops": flop_plan(config, networks),
         "bytes": {
-            "sampler": _sampler(config, networks, rows["sampler"]),
-            "reward_server": _reward_server(networks, rows["reward_server"]),
-            "learner": _learner(config, networks, graph),
+            "sampler": sampler_bytes(config, networks),
+            "reward_server": reward_server_bytes(config, networks),
+            "learner": learner_bytes(config, networks),
         },
     }
 
 
-def _policy_call(config: RunConfig, networks: Networks) -> int:
-    """Operations of one row, forward and backward."""
-    if config.learner.gradient_checkpointing:
-        networks.policy.enable_gradient_checkpointing(computed_again)
-    flops = flops_of(lambda: networks.ask(networks.policy, networks.latents(1)).sum().backward())
-    networks.policy.disable_gradient_checkpointing()
-    return flops
+def _sampler_rows(config: RunConfig) -> int:
+    return config.actors.group_size * config.actors.groups_per_batch * (1 + is_guided(config))
 
 
-def _sampler(config: RunConfig, networks: Networks, rows: int) -> dict[str, int]:
+def sampler_bytes(config: RunConfig, networks: Networks) -> dict[str, int]:
     """The untouched UNet, the one that samples, and an adapter apart from it."""
+    rows = _sampler_rows(config)
     adapter = config.model.trainable == "lora"
     params = 2 * parameters_of(networks.base)
     params += networks.text_encoder_params if config.model.text_encoders == "stay" else 0
     params += parameters_of(networks.policy, trained=True) if adapter else 0
-    activations = peak_of(lambda: networks.ask(networks.base, networks.latents(rows)))
+    if isinstance(config.method, Sqdf) and config.method.states.score_clean:
+        params += networks.consistency_params
+    activations = networks.once(
+        ("sampling", rows),
+        lambda: peak_of(lambda: networks.ask(networks.base, networks.latents(rows))),
+    )
     return _with_total(
         weights=_FLOAT * params, activations=_computed(activations, config.model.precision)
     )
 
 
-def _reward_server(networks: Networks, rows: int) -> dict[str, int]:
+def reward_server_bytes(config: RunConfig, networks: Networks) -> dict[str, int]:
     """The whole VAE is loaded; it decodes in float32."""
+    rows = config.images_per_decode
     return _with_total(
         weights=_FLOAT * parameters_of(networks.vae),
-        activations=peak_of(lambda: networks.decode(networks.latents(rows))),
+        activations=networks.once(
+            ("decoding", rows), lambda: peak_of(lambda: networks.decode(networks.latents(rows)))
+        ),
     )
 
 
-def _learner(config: RunConfig, networks: Networks, rows: GraphRows) -> dict[str, int]:
+def learner_bytes(config: RunConfig, networks: Networks) -> dict[str, int]:
+    """Weights, what the optimizers hold, and the largest graph, policy's or surrogate's."""
+    rows = graph_rows(config)
     ranks, stage = config.learner.ranks, config.learner.zero_stage
-    optimized = [parameters_of(networks.policy, trained=True)]
-    policy = optimizer_bytes(optimized[0], ranks, stage)
-    surrogate_state: dict[str, int] = {}
-    if networks.surrogate is not None:
-        optimized.append(parameters_of(networks.surrogate))
-        surrogate_state = optimizer_bytes(optimized[1], ranks, stage)
+    policy = optimizer_bytes(parameters_of(networks.policy, trained=True), ranks, stage)
+    learned = 0 if networks.surrogate is None else parameters_of(networks.surrogate)
+    surrogate_state = optimizer_bytes(learned, ranks, stage) if learned else {}
     on_host = 0
     if config.learner.offload == "cpu":
         on_host = sum(state.pop("optimizer", 0) for state in (policy, surrogate_state))
@@ -146,7 +136,8 @@ def _learner(config: RunConfig, networks: Networks, rows: GraphRows) -> dict[str
         "frozen": _FLOAT * _frozen_params(config, networks),
     }
     if networks.surrogate is not None:
-        held["surrogate"] = _FLOAT * optimized[1] + sum(surrogate_state.values())
+        held["surrogate"] = _FLOAT * learned
+        held["surrogate_optimizer"] = sum(surrogate_state.values())
     plain = _policy_graph(config, networks, rows, checkpointing=False)
     checkpointed = _policy_graph(config, networks, rows, checkpointing=True)
     surrogate = _surrogate_graph(config, networks)
@@ -186,6 +177,7 @@ def _frozen_params(config: RunConfig, networks: Networks) -> int:
         params = parameters_of(networks.teacher)
     elif config.model.trainable == "full" and not isinstance(method, Gors):
         params = parameters_of(networks.base)
+    params += networks.consistency_params
     return params + (parameters_of(networks.vae) if method.differentiates_rewards else 0)
 
 
@@ -239,31 +231,46 @@ def _policy_graph(
 ) -> _Graph:
     """Of one micro-batch: the policy's calls, and what its reward is asked through."""
     policy, base, precision = networks.policy, networks.base, config.model.precision
-    kept = kept_by(
-        policy,
-        lambda: networks.ask(policy, networks.latents(1)),
-        checkpointed=policy if checkpointing else None,
+    kept = networks.once(
+        ("kept by the policy", checkpointing),
+        lambda: kept_by(
+            policy,
+            lambda: networks.ask(policy, networks.latents(1)),
+            checkpointed=policy if checkpointing else None,
+        ),
     )
     graph = _Graph.of(kept, rows.policy, precision)
     if rows.frozen:
         # Of frozen networks, SQDF alone checkpoints those that its gradient passes.
-        kept = kept_by(
-            base,
-            lambda: networks.ask(base, networks.latents(1, with_gradient=True)),
-            checkpointed=base if checkpointing and isinstance(config.method, Sqdf) else None,
+        frozen = networks.consistency or base
+        again = checkpointing and isinstance(config.method, Sqdf)
+        kept = networks.once(
+            ("kept by the frozen", again),
+            lambda: kept_by(
+                frozen,
+                lambda: networks.ask(frozen, networks.latents(1, with_gradient=True)),
+                checkpointed=frozen if again else None,
+            ),
         )
         graph += _Graph.of(kept, rows.frozen, precision)
     if config.method.differentiates_rewards:
-        kept = kept_by(
-            networks.vae,
-            lambda: networks.decode(networks.latents(1, with_gradient=True)),
-            checkpointed=networks.vae if checkpointing else None,
+        kept = networks.once(
+            ("kept by the decoder", checkpointing),
+            lambda: kept_by(
+                networks.vae,
+                lambda: networks.decode(networks.latents(1, with_gradient=True)),
+                checkpointed=networks.vae if checkpointing else None,
+            ),
         )
         graph += _Graph.of(kept, (rows.climbed,), "fp32")
     elif (surrogate := networks.surrogate) is not None:
-        surrogate.requires_grad_(False)
-        kept = kept_by(surrogate, lambda: networks.score(networks.latents(1, with_gradient=True)))
-        surrogate.requires_grad_(True)
+        with without_gradient_to(surrogate):
+            kept = networks.once(
+                "kept by what is climbed",
+                lambda: kept_by(
+                    surrogate, lambda: networks.score(networks.latents(1, with_gradient=True))
+                ),
+            )
         graph += _Graph.of(kept, (rows.climbed,), _surrogate_precision(config))
     return graph
 
@@ -272,7 +279,10 @@ def _surrogate_graph(config: RunConfig, networks: Networks) -> _Graph:
     """Of a surrogate step, whose rows go through together."""
     if (surrogate := networks.surrogate) is None:
         return _Graph()
-    kept = kept_by(surrogate, lambda: networks.score(networks.latents(1)))
+    kept = networks.once(
+        "kept by the surrogate",
+        lambda: kept_by(surrogate, lambda: networks.score(networks.latents(1))),
+    )
     return _Graph.of(kept, (surrogate_rows(config),), _surrogate_precision(config))
 
 

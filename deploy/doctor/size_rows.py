@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from deploy.run_config import RunConfig
 from learner.draft_settings import Draft
 from learner.likelihood_settings import Dpo
-from learner.on_policy_settings import OnPolicy, Pso
+from learner.on_policy_settings import OnPolicy, Ppo, Pso
 from learner.settings import Climbing, Lasro
 from learner.sqdf_settings import Sqdf
 
@@ -19,12 +19,16 @@ class GraphRows:
         policy: rows of every call of the policy.
         frozen: rows of every call of an untrained network that the gradient passes.
         climbed: clean latents whose reward is asked with a gradient.
+        reference: rows of an untrained network's calls without autograd; they keep nothing.
+        target: likewise of the policy's own.
     """
 
     step_rows: int
     policy: tuple[int, ...]
     frozen: tuple[int, ...] = ()
     climbed: int = 0
+    reference: int = 0
+    target: int = 0
 
 
 def is_guided(config: RunConfig) -> bool:
@@ -38,27 +42,44 @@ def graph_rows(config: RunConfig) -> GraphRows:
     of_rank = method.policy_batch // config.learner.ranks
     if isinstance(method, Lasro):
         anchored = -(-method.anchor.batch // config.learner.ranks)
-        first = of_rank + (anchored if method.anchor.data != "none" else 0)
-        calls = (first, *(of_rank,) * (num_steps - 1))
-        return GraphRows(of_rank, calls, climbed=of_rank * config.rewarded_steps)
+        anchored = anchored if method.anchor.data != "none" else 0
+        calls = (of_rank + anchored, *(of_rank,) * (num_steps - 1))
+        return GraphRows(
+            of_rank,
+            calls,
+            climbed=of_rank * config.rewarded_steps,
+            reference=2 * anchored,
+            target=anchored,
+        )
     rows = -(-of_rank // method.micro_batches)
     doubled = 1 + is_guided(config)
     if isinstance(method, OnPolicy):
-        return GraphRows(rows, (rows * doubled * (2 if isinstance(method, Pso) else 1),))
+        asked = rows * doubled * (2 if isinstance(method, Pso) else 1)
+        has_reference = isinstance(method, Pso) or (isinstance(method, Ppo) and method.alpha > 0)
+        return GraphRows(rows, (asked,), reference=asked if has_reference else 0)
+    if isinstance(method, Dpo):
+        return GraphRows(rows, (2 * rows,), reference=2 * rows)
     if not isinstance(method, Climbing):
-        return GraphRows(rows, (rows * (2 if isinstance(method, Dpo) else 1),))
+        # Good pictures of a consistency model are distilled, as an anchor is.
+        distilled = rows if config.model.is_few_step else 0
+        return GraphRows(rows, (rows,), reference=2 * distilled, target=distilled)
     if isinstance(method, Sqdf):
         clean = {
             "consistency": (rows,),
             "tweedie": (rows * doubled,),
             "ddim": (rows * doubled,) * method.clean.calls,
         }
-        return GraphRows(rows, (rows * doubled,), clean[method.clean.by], climbed=rows)
+        asked = 0 if method.states.store_reference else rows * doubled
+        return GraphRows(
+            rows, (rows * doubled,), clean[method.clean.by], climbed=rows, reference=asked
+        )
     assert isinstance(method, Draft)
     copies = rows * (method.renoisings if method.path == "renoised" else 1)
     calls = (copies * doubled,) * (method.last_steps if method.path == "last" else 1)
+    if method.alpha == 0:
+        return GraphRows(rows, calls, climbed=copies)
     # From the second step on, a state has a gradient by the steps before it.
-    return GraphRows(rows, calls, calls[1:] if method.alpha > 0 else (), climbed=copies)
+    return GraphRows(rows, calls, calls[1:], climbed=copies, reference=calls[0])
 
 
 def surrogate_rows(config: RunConfig) -> int:

@@ -77,7 +77,8 @@ def test_a_plan_in_json_is_one_line(here: list[str], capsys: pytest.CaptureFixtu
     plan = json.loads(line)
     assert {"unet_params", "trained_params", "flops", "bytes"} <= plan.keys()
     assert plan["flops"].keys() == {
-        "sampling_picture", "decoding_picture", "policy_row", "surrogate_row",
+        "sampling_picture", "decoding_picture", "surrogate_row", "policy_row",
+        "policy_row_policy", "policy_row_untracked", "policy_row_frozen", "policy_row_reward",
     }  # fmt: skip
     assert plan["bytes"].keys() == {"sampler", "reward_server", "learner"}
 

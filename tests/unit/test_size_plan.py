@@ -230,6 +230,8 @@ def test_classifier_free_guidance_doubles_the_operations_of_a_picture() -> None:
     plain, guided = (_plan("shapes-ddpo", f"model.guidance_scale={scale}") for scale in (1, 5))
     assert guided["flops"]["sampling_picture"] == 2 * plain["flops"]["sampling_picture"]
     assert guided["flops"]["policy_row"] == 2 * plain["flops"]["policy_row"]
+    # Without a KL nobody asks the untouched model.
+    assert plain["flops"]["policy_row_untracked"] == 0
     assert guided["rows"]["sampler"] == 2 * plain["rows"]["sampler"]
 
 
@@ -306,14 +308,18 @@ def test_every_preset_has_rows(path: Path) -> None:
         (
             "sd15-sqdf-hps",
             ("method.policy_batch=8", "learner.ranks=2", "method.micro_batches=2"),
-            GraphRows(2, (4,), (2,), climbed=2),
+            GraphRows(2, (4,), (2,), climbed=2, reference=4),
         ),
         (
             "shapes-lasro",
             ("method.policy_batch=8", "method.anchor.batch=6", "method.reward_steps=all"),
-            GraphRows(8, (14, 8), climbed=16),
+            GraphRows(8, (14, 8), climbed=16, reference=12, target=6),
         ),
-        ("shapes-dpo", ("method.policy_batch=8", "method.micro_batches=1"), GraphRows(8, (16,))),
+        (
+            "shapes-dpo",
+            ("method.policy_batch=8", "method.micro_batches=1"),
+            GraphRows(8, (16,), reference=16),
+        ),
     ],
 )
 def test_the_rows_of_a_graph_are_those_of_its_calls(
