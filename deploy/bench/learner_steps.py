@@ -35,7 +35,7 @@ def steps(path: Path, teacher: Path, *, repeats: int, few: bool) -> list[Row]:
         few: as few steps and groups as there can be, to try the benchmark itself.
     """
     config = _config(path, teacher, repeats=repeats, few=few)
-    with EmbeddedServer() as server, _alone():
+    with EmbeddedServer() as server, alone():
         replay = RedisReplay.connect(
             ReplaySettings(url=server.url, run=config.name, capacity_records=10**6)
         )
@@ -155,12 +155,19 @@ def _record(ticket: int, member: int, latents: np.ndarray) -> Record:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """This process as the only rank."""
+def alone() -> Iterator[None]:
+    """This process as the only rank.
+
+    Raises:
+        ValueError: DeepSpeed cannot begin on this machine.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    join_ranks(0, 1, "127.0.0.1", port, timeout_s=60.0)
+    try:
+        join_ranks(0, 1, "127.0.0.1", port, timeout_s=60.0)
+    except (RuntimeError, OSError, ImportError) as error:
+        raise ValueError(f"DeepSpeed cannot begin here, no step can be taken: {error}") from error
     try:
         yield
     finally:

@@ -67,7 +67,7 @@ def write_page(folder: Path) -> Path:
 _LEGEND = (
     "Median of the repeats and, in brackets, their quartiles. The ways of one piece of work took "
     "turns; *ratio* is a way's rate over that of the last way of the same work, repeat by repeat. "
-    "Made by `make bench`."
+    "Made by `make bench`, and by the commands that are named."
 )
 
 
@@ -76,7 +76,8 @@ def _section(content: Mapping[str, Any]) -> str:
     lines = [
         f"## {content['benchmark']}",
         "",
-        f"{host['processor']}, {host['cores']} cores, load {host['load_1min']} before it; "
+        f"{_gpu(host)}{host['processor']}, {host['cores']} cores, load {host['load_1min']} before "
+        "it; "
         f"Python {used['python']}, torch {used.get('torch', '–')}; {content['time']}; "
         f"`{content['command']}`",
         "",
@@ -86,6 +87,16 @@ def _section(content: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _gpu(host: Mapping[str, Any]) -> str:
+    """Of a benchmark on one."""
+    if "gpu" not in host:
+        return ""
+    return (
+        f"{host['gpu']}, {host['gpu_memory_gib']} GiB, driver {host['driver']}, CUDA "
+        f"{host['cuda']}, cuDNN {host['cudnn']}; "
+    )
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -38,6 +38,16 @@ class HandEngine:
         return 0.0
 
 
+class Brightness(nn.Module):
+    """A reward without a product of matrices."""
+
+    def forward(self, images_BCHW: Tensor, prompts: list[str]) -> Tensor:
+        return images_BCHW.flatten(1).mean(dim=1)
+
+    def score(self, images_BHWC: Any, prompts: list[str]) -> Any:
+        return images_BHWC.mean(axis=(1, 2, 3), dtype="float32")
+
+
 def base() -> Any:
     """An untouched network with random weights, always the same."""
     with torch.random.fork_rng(devices=[]):

@@ -1,0 +1,193 @@
+"""The stages of a run that compute: what one call of each does, costs and is planned to hold."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from actors.rollout import Group
+from deploy.bench.random_parts import RandomPipeline
+from deploy.build import policy_of
+from deploy.doctor.flop_plan import POLICY_PARTS
+from deploy.doctor.size_rows import surrogate_rows
+from deploy.run_config import RunConfig
+from learner.policy.components import decode_latents
+from learner.policy.precision import computes_bf16
+from learner.settings import Lasro, Precision
+
+Call = Callable[[], object]
+Plan = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of them.
+
+    Args:
+        prepare: config, device -> one call. ValueError: the config has no such stage.
+        amounts: unit -> how much a call does.
+        work: in words.
+        flops: of one call by a plan's counts, by what is multiplied.
+        memory: bytes by a plan: `held` between two calls, and a call's own `activations`.
+        size: settings that give it so many rows at once; None where it cannot be cut so.
+        is_rank: whether it is a rank of the learner, with DeepSpeed's engine.
+    """
+
+    prepare: Callable[[RunConfig, str], Call]
+    amounts: Callable[[RunConfig], dict[str, float]]
+    work: Callable[[RunConfig], str]
+    flops: Callable[[RunConfig, Plan, str], dict[str, int]]
+    memory: Callable[[RunConfig, Plan], dict[str, int]]
+    size: Callable[[RunConfig, int], list[str] | None]
+    is_rank: bool = False
+
+
+def multiplied_in(precision: Precision, device: str) -> str:
+    """Which ceiling a network's operations are held against.
+
+    By torch's defaults convolutions of float32 tensors are done in TF32 on a GPU that has it, and
+    products of matrices are not: the higher of both is taken.
+    """
+    if precision == "bf16" or (precision == "auto" and computes_bf16(device)):
+        return "bf16"
+    is_rounded = device == "cuda" and torch.backends.cudnn.allow_tf32
+    return "tf32" if is_rounded else "fp32"
+
+
+def _sampler(config: RunConfig, device: str) -> Call:
+    pipeline = RandomPipeline.like(config.model.path, seed=config.seed, device=device)
+    policy = policy_of(config, pipeline, config.actors.group_size, device)
+    groups = [
+        Group(number, f"a picture of number {number}", seed=number)
+        for number in range(config.actors.groups_per_batch)
+    ]
+    return lambda: policy.sample(groups)
+
+
+def _pictures(config: RunConfig) -> int:
+    return config.actors.groups_per_batch * config.actors.group_size
+
+
+def _decode(config: RunConfig, device: str) -> Call:
+    pipeline = RandomPipeline.like(config.model.path, seed=config.seed, device=device)
+    vae = pipeline.vae(device)
+    generator = torch.Generator().manual_seed(config.seed)
+    latents = torch.randn(config.images_per_decode, *pipeline.latent_shape, generator=generator)
+    return lambda: decode_latents(vae, latents)
+
+
+def _policy(config: RunConfig, device: str) -> Call:
+    from deploy.bench.gpu_learner import policy_step
+
+    return policy_step(config, device)
+
+
+def _surrogate(config: RunConfig, device: str) -> Call:
+    from deploy.bench.gpu_learner import surrogate_step
+
+    return surrogate_step(config, device)
+
+
+def _policy_flops(config: RunConfig, plan: Plan, device: str) -> dict[str, int]:
+    """Of a whole step. A decoder computes in float32, a surrogate in a precision of its own."""
+    rows, learning = config.method.policy_batch, config.alternation
+    reward: Precision = "fp32" if learning is None else learning.surrogate.precision
+    found: dict[str, int] = {}
+    for part in POLICY_PARTS:
+        kind = multiplied_in(reward if part == "reward" else config.model.precision, device)
+        found[kind] = found.get(kind, 0) + rows * plan["flops"][f"policy_row_{part}"]
+    return {kind: count for kind, count in found.items() if count}
+
+
+def _surrogate_flops(config: RunConfig, plan: Plan, device: str) -> dict[str, int]:
+    learning = config.alternation
+    assert learning is not None
+    kind = multiplied_in(learning.surrogate.precision, device)
+    return {kind: surrogate_rows(config) * plan["flops"]["surrogate_row"]}
+
+
+def _policy_memory(config: RunConfig, plan: Plan) -> dict[str, int]:
+    """Of a learner whose surrogate has taken no step yet."""
+    sizes = plan["bytes"]["learner"]
+    held = ("weights", "gradients", "optimizer", "reduction", "frozen", "surrogate")
+    suffix = "_checkpointed" if config.learner.gradient_checkpointing else ""
+    return {
+        "held": sum(sizes.get(name, 0) for name in held),
+        "activations": sizes[f"activations{suffix}"] + sizes[f"cast_weights{suffix}"],
+    }
+
+
+def _surrogate_memory(config: RunConfig, plan: Plan) -> dict[str, int]:
+    """Of the surrogate and its engine alone."""
+    sizes = plan["bytes"]["learner"]
+    return {
+        "held": sizes["surrogate"] + sizes["surrogate_optimizer"],
+        "activations": sizes["surrogate_activations"] + sizes["surrogate_cast_weights"],
+    }
+
+
+def _inference_memory(config: RunConfig, plan: Plan, *, role: str) -> dict[str, int]:
+    sizes = plan["bytes"][role]
+    return {"held": sizes["weights"], "activations": sizes["activations"]}
+
+
+def _policy_size(config: RunConfig, rows: int) -> list[str] | None:
+    """Rows of a micro-batch where a step can be cut, which stays the same; else of the step."""
+    batch = config.method.policy_batch
+    if isinstance(config.method, Lasro):
+        return [f"method.policy_batch={rows}"]
+    return None if batch % rows else [f"method.micro_batches={batch // rows}"]
+
+
+def _policy_work(config: RunConfig) -> str:
+    batch, parts = config.method.policy_batch, getattr(config.method, "micro_batches", 1)
+    return f"policy step of {batch} rows, {-(-batch // parts)} at once"
+
+
+STAGES: dict[str, Stage] = {
+    "sampler": Stage(
+        _sampler,
+        lambda config: {"images": float(_pictures(config))},
+        lambda config: f"sample {_pictures(config)} images, {config.model.num_steps} steps",
+        lambda config, plan, device: {
+            multiplied_in(config.model.precision, device): (
+                _pictures(config) * plan["flops"]["sampling_picture"]
+            )
+        },
+        partial(_inference_memory, role="sampler"),
+        lambda config, groups: [f"actors.groups_per_batch={groups}"],
+    ),
+    "decode": Stage(
+        _decode,
+        lambda config: {"images": float(config.images_per_decode)},
+        lambda config: f"decode {config.images_per_decode} images",
+        lambda config, plan, device: {
+            multiplied_in("fp32", device): (
+                config.images_per_decode * plan["flops"]["decoding_picture"]
+            )
+        },
+        partial(_inference_memory, role="reward_server"),
+        lambda config, images: [f"scoring.max_batch={images}"],
+    ),
+    "surrogate": Stage(
+        _surrogate,
+        lambda config: {"steps": 1.0, "rows": float(surrogate_rows(config))},
+        lambda config: f"surrogate step of {surrogate_rows(config)} rows",
+        _surrogate_flops,
+        _surrogate_memory,
+        lambda config, groups: [f"method.surrogate.batch_groups={groups}"],
+        is_rank=True,
+    ),
+    "policy": Stage(
+        _policy,
+        lambda config: {"steps": 1.0, "rows": float(config.method.policy_batch)},
+        _policy_work,
+        _policy_flops,
+        _policy_memory,
+        _policy_size,
+        is_rank=True,
+    ),
+}
+"""In the order of a sample's life."""

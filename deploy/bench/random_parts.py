@@ -1,0 +1,155 @@
+"""The parts of a pipeline with random weights, made where they compute: no file, no hub.
+
+Shapes are those of a pipeline's folder or of a published model (`deploy/doctor/architectures`);
+what numbers the weights have changes neither time nor memory.
+Shape suffixes: B images, H W pixels, N prompts, L tokens.
+"""
+
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from deploy.doctor.meta_networks import (
+    ARCHITECTURES,
+    Architecture,
+    architecture,
+    text_encoders_of,
+    unet_of,
+    vae_of,
+    with_consistency,
+)
+from learner.policy.components import Attention, PipelineFolder
+from learner.policy.text import PromptEncoder
+from reward_servers.clip import ClipFeatures
+
+_SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+"""Of Stable Diffusion 1.5 and of SDXL, and of what was made of them."""
+_CLIP_MEAN, _CLIP_STD = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)
+
+
+class RandomPipeline(PipelineFolder):
+    """A pipeline that reads no weights: it is asked like the folder that it stands for."""
+
+    _parts: Architecture
+    _seed: int
+    _device: str
+
+    @classmethod
+    def like(cls, path: str, *, seed: int, device: str) -> "RandomPipeline":
+        """Of the shapes of a folder or of a published model.
+
+        Args:
+            device: where the UNet is made; VAE and text encoders are where they are asked for.
+
+        Raises:
+            ValueError: the sizes of the model are not known.
+        """
+        pipeline = cls(Path(path))
+        # A frozen dataclass has no other way.
+        for name, value in (("_parts", architecture(path)), ("_seed", seed), ("_device", device)):
+            object.__setattr__(pipeline, name, value)
+        return pipeline
+
+    def config(self, part: str, name: str = "config.json") -> dict[str, Any]:
+        """Of a part, or the noise schedule that all known models share."""
+        if part == "scheduler" and not self.path.is_dir():
+            return _SCHEDULER
+        if part == "scheduler":
+            return json.loads((self.path / part / name).read_text(encoding="utf-8"))
+        return {"unet": self._parts.unet, "vae": self._parts.vae}[part]
+
+    def unet(self, attention: Attention = "sdpa") -> UNet2DConditionModel:
+        """In float32, on the pipeline's device."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self._seed)
+            unet = unet_of(self._parts, attention, self._device)
+        return unet.requires_grad_(True)
+
+    def vae(self, device: str = "cpu") -> AutoencoderKL:
+        """In float32."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self._seed)
+            return vae_of(self._parts, device)
+
+    def prompt_encoder(self, device: str = "cpu") -> PromptEncoder:
+        """Text encoders whose tokens are drawn by the letters of a prompt."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self._seed)
+            encoders = text_encoders_of(self._parts, device)
+        towers: list[Any] = [(_Tokens(encoder.config), encoder) for encoder in encoders]
+        if len(towers) == 1:
+            return PromptEncoder(towers)
+        blocks = len(self._parts.vae["block_out_channels"])
+        side = self._parts.unet["sample_size"] * 2 ** (blocks - 1)
+        return PromptEncoder(towers, image_size=(side, side), zeros_when_empty=True)
+
+
+class _Tokens:
+    """Tokens of prompts: as many as a tokenizer pads to, of its whole vocabulary."""
+
+    def __init__(self, config: Any) -> None:
+        self.model_max_length: int = config.max_position_embeddings
+        self._vocabulary: int = config.vocab_size
+
+    def __call__(self, prompts: Sequence[str], **_how: object) -> SimpleNamespace:
+        """Int64 [N, L], the same for the same prompt."""
+        rows = [torch.Generator().manual_seed(zlib.crc32(prompt.encode())) for prompt in prompts]
+        ids_NL = [
+            torch.randint(self._vocabulary, (self.model_max_length,), generator=generator)
+            for generator in rows
+        ]
+        return SimpleNamespace(input_ids=torch.stack(ids_NL))
+
+
+def save_consistency_lora(path: str, lora: str, folder: Path) -> Path:
+    """Writes an LCM-LoRA of random weights for a model into a folder, which loads as one.
+
+    Args:
+        lora: the one that it stands for.
+    """
+    view: Any = with_consistency(unet_of(architecture(path), "sdpa", "meta"), lora)
+    shapes = {name: like.shape for name, like in get_peft_model_state_dict(view).items()}
+    generator = torch.Generator().manual_seed(0)
+    StableDiffusionPipeline.save_lora_weights(
+        folder,
+        unet_lora_layers={n: torch.randn(s, generator=generator) / 100 for n, s in shapes.items()},
+        unet_lora_adapter_metadata=view.peft_config["default"].to_dict(),
+    )
+    return folder
+
+
+class _RandomClip(ClipFeatures):
+    """The vision tower of OpenAI's ViT-L/14."""
+
+    def __init__(self, device: str) -> None:
+        nn.Module.__init__(self)
+        told = json.loads((ARCHITECTURES / "clip-vision-vit-l-14.json").read_text(encoding="utf-8"))
+        with torch.device(device):
+            self.model = CLIPVisionModelWithProjection(CLIPVisionConfig(**told))
+            self.register_buffer("mean", torch.tensor(_CLIP_MEAN).view(1, 3, 1, 1))
+            self.register_buffer("std", torch.tensor(_CLIP_STD).view(1, 3, 1, 1))
+        self._shortest = told["image_size"]
+        self._crop = told["image_size"], told["image_size"]
+        self.eval().requires_grad_(False)
+
+
+class RandomAesthetic(nn.Module):
+    """Stands in for `clip-aesthetic` where its weights are not here: a head on CLIP's features."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.clip = _RandomClip(device)
+        self.head = nn.Linear(self.clip.width, 1, device=device)
+
+    def forward(self, images_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores [B] of images in [0, 1], with the gradient to them."""
+        return self.head(self.clip.images(images_BCHW))[:, 0]
