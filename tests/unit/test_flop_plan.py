@@ -90,7 +90,8 @@ def test_a_step_of_lasro_costs_what_is_planned_with_teacher_and_target() -> None
     )
     planned = _planned(config)
     assert planned["policy_row_untracked"] > 0
-    assert _done(config) == 2 * planned["policy_row"]
+    # The least of its calls, those of the anchor's target, are 7 % of it.
+    assert _done(config) == pytest.approx(2 * planned["policy_row"], rel=0.01)
 
 
 @pytest.mark.slow
