@@ -217,7 +217,7 @@ class Networks:
         self.vae = vae_of(parts, "meta")
         if model.vae_slicing:
             self.vae.enable_slicing()
-        self._latent_size = _latent_size(model, parts)
+        self._latent_size = latent_size(model, parts)
         self._parts = parts
         self._encoders: list[Any] = [CLIPTextConfig(**told) for told in parts.text_encoders]
         self.consistency: UNet2DConditionModel | None = None
@@ -285,8 +285,8 @@ class Networks:
         return sum(map(parameters_of, text_encoders_of(self._parts, "meta")))
 
 
-def _latent_size(model: Model, parts: Architecture) -> tuple[int, int]:
-    """Height and width."""
+def latent_size(model: Model, parts: Architecture) -> tuple[int, int]:
+    """Height and width of a latent."""
     if model.size is None:
         sides = parts.unet["sample_size"]
         height, width = (sides, sides) if isinstance(sides, int) else sides

@@ -9,6 +9,7 @@ truth, as what normalises stays float32; `auto` counts as fp32. Left out are the
 rewards, and what `deploy.doctor.meta_counts` leaves out.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from deploy.doctor.meta_counts import Kept, kept_by, peak_of
 from deploy.doctor.meta_networks import (
     Networks,
     architecture_of,
+    latent_size,
     parameters_of,
     policy_on_meta,
     unet_on_meta,
@@ -41,8 +43,8 @@ def latent_values(config: RunConfig) -> int:
     Raises:
         ValueError: the sizes of the model are not known.
     """
-    unet = architecture(config.model.path).unet
-    return unet["in_channels"] * unet["sample_size"] ** 2
+    parts = architecture_of(config.model)
+    return parts.unet["in_channels"] * math.prod(latent_size(config.model, parts))
 
 
 def trained_bytes(config: RunConfig) -> int:
