@@ -1,5 +1,5 @@
 # make train    set up, then fine-tune the shapes model on this machine
-# make test     set up, then run the tests
+# make test     set up, then run the tests, on two cores (JOBS=2)
 # make faults   kill processes of a run and see that nothing is lost (KILLS=50 SEED=0 SHARDS=1)
 # make fuzz     decode damaged frames and work with damaged keys (N=1000000 STATES=10000)
 # make scale    does a large fleet make as much more, for no more a sample (RECORDS=1000000)
@@ -18,6 +18,8 @@ STATES ?= 10000
 RECORDS ?= 1000000
 # Tests start many processes on few cores: threads that wait should not spin.
 export OMP_WAIT_POLICY ?= PASSIVE
+# Processes that share the tests.
+JOBS   ?= 2
 # For the runner itself, such as --resume or --check.
 FLAGS  ?=
 # What chooses torch's build, such as --index-url <PyTorch's index for your CUDA>.
@@ -50,7 +52,7 @@ train: setup
 	@$(BIN)/python -m deploy.local --run '$(RUN)' $(FLAGS) -- deploy/configs/shapes-$(METHOD).yaml seed=$(SEED) $(ARGS)
 
 test: setup
-	@$(BIN)/python -m pytest -q -m 'not slow and not benchmark' $(ARGS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m 'not slow and not benchmark' $(ARGS)
 
 test-slow: setup
 	@$(BIN)/python -m pytest -q -m 'slow and not benchmark' $(ARGS)

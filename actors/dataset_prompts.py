@@ -57,7 +57,7 @@ def _rows(table: Any, column: str, metadata: Sequence[str]) -> Iterator[Row]:
 
 
 def _read(path: str, split: str, name: str | None, revision: str | None) -> Any:
-    import datasets
+    import datasets  # pyright: ignore[reportMissingImports]
 
     local = Path(path)
     try:

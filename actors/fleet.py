@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from threading import Event
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError
@@ -108,7 +108,13 @@ class BoardWeights:
 
 
 class WorkerHost:
-    """Inside the actor: builds the worker in `run`, so that its errors arrive with a reason."""
+    """Inside the actor: builds the worker in `run`, so that its errors arrive with a reason.
+
+    Attributes:
+        concurrency_groups: threads by group of methods, of those that Ray runs apart from others.
+    """
+
+    concurrency_groups: ClassVar[Mapping[str, int]] = {}
 
     def __init__(self, build: Callable[[str], Worker], owner: str) -> None:
         self._build = build
@@ -330,7 +336,7 @@ class Fleet:
         }
         owner = f"{slot.name}.{self._lives}"
         try:
-            slot.actor = ray.remote(self._host).options(**options).remote(self._build, owner)
+            slot.actor = _actor_class(self._host).options(**options).remote(self._build, owner)
         except ValueError as error:
             # Ray frees a name a moment after death, and a draining actor still has its own.
             if "already" not in str(error):
@@ -387,6 +393,11 @@ class Fleet:
                 log.warning("%s did not end in time and is killed", slot.name)
             slot.kill()
         self._draining = [slot for slot in self._draining if slot.actor is not None]
+
+
+def _actor_class(host: type[WorkerHost]) -> Any:
+    groups = dict(host.concurrency_groups)
+    return ray.remote(concurrency_groups=groups)(host) if groups else ray.remote(host)
 
 
 def _value_or_none(ref: Any) -> Any:

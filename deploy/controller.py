@@ -35,7 +35,6 @@ from deploy.fleet.autoscale import Bounds
 from deploy.fleet.desk import DESK, FleetDesk
 from deploy.fleet.fleets import Fleets
 from deploy.fleet.reward_pools import (
-    CONCURRENCY_GROUPS,
     RewardHost,
     fleet_name,
     reward_worker,
@@ -45,7 +44,7 @@ from deploy.job_log import set_up
 from deploy.metrics import RunMetrics
 from deploy.outcome import Outcome, RunFolder
 from deploy.profile import Profile
-from deploy.ranks import EvaluatorHandle, Ranks, RunFailedError
+from deploy.ranks import EvaluatorHandle, Ranks, RunFailedError, on_nodes
 from deploy.replay_servers import ReplayServerHost, replay_settings, server_folders
 from deploy.run_config import RunConfig
 from deploy.supervise import Supervisor, failure_reasons
@@ -324,7 +323,7 @@ def spread(part: Actors | Scoring | RewardFleet) -> dict[str, Any]:
     return {
         "num_cpus": part.num_cpus,
         "num_gpus": part.num_gpus,
-        "label_selector": part.node_labels,
+        **on_nodes(part.node_labels),
         "scheduling_strategy": "SPREAD",
     }
 
@@ -334,10 +333,7 @@ def reward_pool(plan: Plan, reward: str, settings: RewardFleet) -> Fleet:
     return Fleet(
         partial(reward_worker, plan, reward),
         name=fleet_name(reward),
-        actor_options={
-            **spread(settings),
-            "concurrency_groups": CONCURRENCY_GROUPS,
-        },
+        actor_options=spread(settings),
         host=RewardHost,
     )
 

@@ -112,7 +112,7 @@ def _small_text_cache(config: RunConfig) -> Iterator[str]:
     each = _text_bytes(Path(config.model.path))
     if config.model.text_encoders != "retire" or each is None:
         return
-    from deploy.build import prompt_list
+    from deploy.prompt_sources import prompt_list
 
     for name, source in (
         ("prompts", config.prompts),

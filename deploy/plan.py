@@ -5,7 +5,6 @@
 asked there, inside the function that needs it.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +15,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from deploy.config_problems import between_of, nested_models, without_password
-from deploy.config_sections import DatasetPrompts, Metric, Reward, ShapesPrompts
+from deploy.config_sections import Metric, Reward
 from deploy.model_checks import model_problems
 from deploy.run_config import RunConfig
 from learner.model_settings import Model
@@ -24,14 +23,14 @@ from learner.model_settings import Model
 if TYPE_CHECKING:
     from actors.prompt_sets import PromptSet
 
-log = logging.getLogger(__name__)
-
 
 def check_environment(
     config: RunConfig, environ: Mapping[str, str], *, resume: bool = False
 ) -> list[str]:
     """What is missing here for a run to begin; empty: nothing that can be seen without starting."""
-    prompts, unreadable = _prompt_sets(config)
+    from deploy.prompt_checks import readable_prompts
+
+    prompts, unreadable = readable_prompts(config)
     return [
         *_unusable_folder(config, environ, resume=resume),
         *model_problems(config),
@@ -58,31 +57,6 @@ def _unusable_folder(
     problem = RunFolder(config.run_folder(environ)).problem(resume=resume)
     if problem is not None:
         yield f"name: {problem}"
-
-
-def _prompt_sets(config: RunConfig) -> tuple[dict[str, "PromptSet"], list[str]]:
-    """Those of training and evaluation that can be read, by their setting; and why one cannot."""
-    from deploy.prompt_sources import prompt_set
-
-    found, problems = {}, []
-    for name, source, seed in (
-        ("prompts", config.prompts, config.seed),
-        ("evaluation.prompts", config.evaluation.prompts, config.evaluation.seed),
-    ):
-        if isinstance(source, ShapesPrompts):  # one is as good as all, and quicker
-            source = source.model_copy(update={"count": 1})
-        try:
-            found[name] = prompts = prompt_set(source, seed)
-        except (OSError, ValueError) as error:
-            key = "path" if isinstance(source, DatasetPrompts) else "file"
-            problems.append(f"{name}.{key}: {error}")
-            continue
-        if prompts.repeated:
-            log.warning(
-                "%s: %d of %d prompts are there more than once, and are drawn as often",
-                name, prompts.repeated, len(prompts.prompts),
-            )  # fmt: skip
-    return found, problems
 
 
 def _unknown_rewards(config: RunConfig, prompts: Mapping[str, "PromptSet"]) -> Iterator[str]:

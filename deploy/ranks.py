@@ -212,8 +212,8 @@ def packed_place(
     each = {name: n for name, n in (("CPU", num_cpus), ("GPU", num_gpus)) if n > 0}
     if ranks == 1 or not each:
         return None
-    labels = [dict(node_labels)] * ranks
-    return placement_group([each] * ranks, strategy="PACK", bundle_label_selector=labels)
+    labels: Any = {"bundle_label_selector": [dict(node_labels)] * ranks} if node_labels else {}
+    return placement_group([each] * ranks, strategy="PACK", **labels)
 
 
 def _bundle(
@@ -222,7 +222,12 @@ def _bundle(
     """Where a rank goes, as options of its actor; a placement group's own labels hold already."""
     if place is not None:
         return {"scheduling_strategy": PlacementGroupSchedulingStrategy(place, rank)}
-    return {"label_selector": dict(node_labels)}
+    return on_nodes(node_labels)
+
+
+def on_nodes(node_labels: Mapping[str, str]) -> dict[str, Any]:
+    """Options of an actor that goes only to nodes with these labels; none: to any node."""
+    return {"label_selector": dict(node_labels)} if node_labels else {}
 
 
 class EvaluatorHandle:
@@ -237,7 +242,7 @@ class EvaluatorHandle:
                 name="evaluator",
                 num_cpus=options.num_cpus,
                 num_gpus=options.num_gpus,
-                label_selector=options.node_labels,
+                **on_nodes(options.node_labels),
                 max_restarts=_MAX_RESTARTS,
                 max_task_retries=_MAX_RESTARTS,
             )

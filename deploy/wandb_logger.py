@@ -34,7 +34,7 @@ class WandbLogger:
 
     def on_start(self, run: RunInfo) -> None:
         """Begins the W&B run, or goes on with it."""
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         settings = self._settings
         self._wandb = wandb

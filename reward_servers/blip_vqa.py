@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from reward_servers.base import Scored
 from reward_servers.blip import BlipParts
@@ -117,29 +118,37 @@ class BlipVqa:
         return list(given)
 
     def _p_yes(self, images_BHWC: np.ndarray, questions: Sequence[str]) -> np.ndarray:
-        """P(yes) [B] of a question a picture."""
+        """P(yes) [B] of a question a picture.
+
+        Questions of one length go together: the decoder of transformers 5 attends to padding.
+        """
+        tokens = self._blip.tokenizer(list(questions), truncation=True, max_length=_MAX_TOKENS)
+        lengths = np.array([len(ids) for ids in tokens.input_ids])
+        values = np.empty(len(questions))
+        for length in np.unique(lengths):
+            rows = np.flatnonzero(lengths == length)
+            ids_BL = torch.tensor([tokens.input_ids[row] for row in rows])
+            values[rows] = self._answers(images_BHWC[rows], ids_BL)
+        return values
+
+    def _answers(self, images_BHWC: np.ndarray, ids_BL: Tensor) -> np.ndarray:
+        """P(yes) [B] of questions as tokens [B, L]."""
         blip = self._blip
-        tokens = blip.tokenizer(
-            list(questions),
-            padding=True,
-            truncation=True,
-            max_length=_MAX_TOKENS,
-            return_tensors="pt",
-        ).to(blip.device)
-        tokens.input_ids[:, 0] = self._encode
+        ids_BL = ids_BL.to(blip.device)
+        ids_BL[:, 0] = self._encode
         seen = blip.model.vision_model(
             pixel_values=blip.pixels(images_BHWC), interpolate_pos_encoding=blip.interpolate
         ).last_hidden_state
         read = blip.model.text_encoder(
-            input_ids=tokens.input_ids,
-            attention_mask=tokens.attention_mask,
+            input_ids=ids_BL,
+            attention_mask=torch.ones_like(ids_BL),
             encoder_hidden_states=seen,
             encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device),
         ).last_hidden_state
         answers = blip.model.text_decoder(
-            input_ids=torch.full((len(questions), 1), self._begin, device=blip.device),
+            input_ids=torch.full((len(ids_BL), 1), self._begin, device=blip.device),
             encoder_hidden_states=read,
-            encoder_attention_mask=tokens.attention_mask,
+            encoder_attention_mask=torch.ones_like(ids_BL),
         )
         # The first word alone counts: p(yes) / (p(yes) + p(no)) is the sigmoid of the difference.
         logits = answers.logits[:, 0]

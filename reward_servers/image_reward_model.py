@@ -43,7 +43,7 @@ class ImageRewardModel:
         tokenizer: Optional[str] = None,  # noqa: UP045
     ) -> None:
         import_torchvision()
-        import ImageReward
+        import ImageReward  # pyright: ignore[reportMissingImports]
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"

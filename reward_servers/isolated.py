@@ -253,9 +253,8 @@ class _Child:
         return answer
 
     def _talk(self) -> None:
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None
-        assert stdout is not None
+        stdin: Any = self._process.stdin
+        stdout: Any = self._process.stdout
         try:
             while (request := self._requests.get()) is not None:
                 write_frame(stdin, request, MAX_REQUEST_BYTES)

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -152,12 +153,12 @@ class PooledReward:
         """A value or a failure a row; does not raise."""
         deadline = time.monotonic() + self._timeout_s
         num_parts = max(1, min(len(self._members.names()), len(prompts), _MOST_PARTS))
-        rows = np.array_split(np.arange(len(prompts)), num_parts)
+        ends = [len(prompts) * part // num_parts for part in range(num_parts + 1)]
         parts = [
             self._threads.submit(
-                self._part, images_BHWC[part], [prompts[row] for row in part], deadline
+                self._part, images_BHWC[first:end], list(prompts[first:end]), deadline
             )
-            for part in rows
+            for first, end in pairwise(ends)
         ]
         outcomes = [outcome for part in parts for outcome in part.result()]
         failures = {i: each.reason for i, each in enumerate(outcomes) if isinstance(each, Failure)}

@@ -130,11 +130,11 @@ def _mean_cosine(
     captions: tuple[Tensor, Tensor, Tensor], references: tuple[Tensor, Tensor, Tensor]
 ) -> Tensor:
     """Cosines [B] of the texts' mean features, their first and last token included."""
-    means = [
+    first, second = (
         (states * there[..., None]).sum(dim=1) / there.sum(dim=1)[:, None]
         for states, there, _ in (captions, references)
-    ]
-    return nn.functional.cosine_similarity(*means)
+    )
+    return nn.functional.cosine_similarity(first, second)
 
 
 def _recall(

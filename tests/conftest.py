@@ -10,6 +10,16 @@ from deploy.leaving import leave
 _STATUS = pytest.StashKey[int]()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers: what starts servers and clusters stays on one of them, in its order.
+
+    Other files are handed out one by one.
+    """
+    for item in items:
+        kind = item.path.relative_to(Path(__file__).parent).parts[0]
+        item.add_marker(pytest.mark.xdist_group(item.path.name if kind == "unit" else "processes"))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     session.config.stash[_STATUS] = int(exitstatus)
@@ -17,8 +27,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Of all that follows the last report, what may crash is left out."""
-    if _STATUS in config.stash:
+    """What follows the last report and may crash is left out; workers report to another."""
+    if _STATUS in config.stash and not hasattr(config, "workerinput"):
         leave(config.stash[_STATUS])
 
 

@@ -92,7 +92,7 @@ def _sqdf_step(
     model, pipeline = config.model, _pipeline(config, device)
     base = pipeline.unet(model.attention).requires_grad_(False)
     consistency = with_lora(base, settings.clean.lora) if settings.clean.lora else None
-    policy = Denoiser(policy_over(base, model, seed=config.seed), model.precision)
+    policy = Denoiser.of(policy_over(base, model, seed=config.seed), model)
     engine = engines.policy(config, policy)
     reward = _climbed(config, settings, pipeline, base, engines, str(engine.device))
     for network in (base, consistency):
@@ -105,8 +105,8 @@ def _sqdf_step(
         engine,
         Chain(pipeline.schedule, model.num_steps),
         pipeline.prompt_encoder(),
-        Denoiser(base, model.precision),
-        Denoiser(consistency, model.precision) if consistency else None,
+        Denoiser.of(base, model),
+        Denoiser.of(consistency, model) if consistency else None,
         reward,
         guidance_scale=model.guidance_scale,
         seat=Seat(config.seed),
@@ -159,7 +159,7 @@ def _lasro_step(
     model, pipeline = config.model, _pipeline(config, device)
     teacher = _teacher(config, device)
     unet = policy_over(pipeline.unet(model.attention), model, seed=config.seed)
-    engine = engines.policy(config, Denoiser(unet, model.precision))
+    engine = engines.policy(config, Denoiser.of(unet, model))
     surrogate = engines.surrogate(config, _surrogate(config, teacher, config.rewarded_steps))
     torch.nn.Module.to(teacher, engine.device)
     anchored = settings.anchor.data != "none"
@@ -167,10 +167,10 @@ def _lasro_step(
         settings,
         model,
         engine,
-        pipeline.schedule,
+        pipeline.few_step_chain(model.num_steps),
         pipeline.latent_shape,
         pipeline.prompt_encoder(),
-        Denoiser(teacher, model.precision) if anchored else None,
+        Denoiser.of(teacher, model) if anchored else None,
         Climb(surrogate.module, settings.surrogate),
         Seat(config.seed),
     )
@@ -230,12 +230,15 @@ def _surrogate(config: RunConfig, unet: Any, num_steps: int) -> torch.nn.Module:
 
 
 def _pipeline(config: RunConfig, device: str) -> RandomPipeline:
-    return RandomPipeline.like(config.model.path, seed=config.seed, device=device)
+    return RandomPipeline.like(config.model, seed=config.seed, device=device)
 
 
 def _teacher(config: RunConfig, device: str) -> Any:
-    path = config.model.teacher or config.model.path
-    pipeline = RandomPipeline.like(path, seed=config.seed + 1, device=device)
+    model = config.model
+    if model.teacher is not None:
+        own = {"path": model.teacher, "unet": None, "vae": None, "lcm_lora": None}
+        model = model.model_copy(update=own)
+    pipeline = RandomPipeline.like(model, seed=config.seed + 1, device=device)
     return pipeline.unet(config.model.attention).requires_grad_(False)
 
 

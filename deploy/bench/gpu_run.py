@@ -22,7 +22,6 @@ from deploy.bench.timing import Row, spread
 from deploy.doctor.meta_networks import Networks
 from deploy.doctor.size_plan import size_plan
 from deploy.run_config import RunConfig, load_config
-from learner.settings import Model
 from reward_servers.base import reason_of
 
 log = logging.getLogger(__name__)
@@ -79,12 +78,12 @@ class GpuBench:
         self._open.close()
 
     def stage(self, name: str) -> None:
-        """At the config's own size, and compiled, where a config can ask for that."""
+        """At the config's own size, and on a GPU compiled by torch as well."""
         reason = self._try(name, self._config, self.plan, name)
         if reason is not None:
             self.failed |= name not in _absent(self._config)
             return
-        if "compile" in Model.model_fields and name in ("sampler", "policy"):
+        if self._device == "cuda" and name in ("sampler", "policy"):
             compiled = load_config(self._path, [*self._overrides, "model.compile=true"])
             self._try(name, compiled, self.plan, f"{name}, compiled", suffix=", compiled")
 

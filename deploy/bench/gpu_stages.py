@@ -57,7 +57,7 @@ def multiplied_in(precision: Precision, device: str) -> str:
 
 
 def _sampler(config: RunConfig, device: str) -> Call:
-    pipeline = RandomPipeline.like(config.model.path, seed=config.seed, device=device)
+    pipeline = RandomPipeline.like(config.model, seed=config.seed, device=device)
     policy = policy_of(config, pipeline, config.actors.group_size, device)
     groups = [
         Group(number, f"a picture of number {number}", seed=number)
@@ -71,7 +71,7 @@ def _pictures(config: RunConfig) -> int:
 
 
 def _decode(config: RunConfig, device: str) -> Call:
-    pipeline = RandomPipeline.like(config.model.path, seed=config.seed, device=device)
+    pipeline = RandomPipeline.like(config.model, seed=config.seed, device=device)
     vae = pipeline.vae(device)
     generator = torch.Generator().manual_seed(config.seed)
     latents = torch.randn(config.images_per_decode, *pipeline.latent_shape, generator=generator)

@@ -22,17 +22,26 @@ from deploy.doctor.meta_networks import (
     ARCHITECTURES,
     Architecture,
     architecture,
+    architecture_of,
     text_encoders_of,
     unet_of,
     vae_of,
     with_consistency,
 )
+from learner.model_settings import Model
 from learner.policy.components import Attention, PipelineFolder
 from learner.policy.text import PromptEncoder
 from reward_servers.clip import ClipFeatures
 
 _SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 """Of Stable Diffusion 1.5 and of SDXL, and of what was made of them."""
+_SAMPLED = {
+    "stabilityai/sdxl-turbo": {
+        "_class_name": "EulerAncestralDiscreteScheduler",
+        "timestep_spacing": "trailing",
+    }
+}
+"""What tells that a model is not drawn as a consistency model."""
 _CLIP_MEAN, _CLIP_STD = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)
 
 
@@ -44,8 +53,8 @@ class RandomPipeline(PipelineFolder):
     _device: str
 
     @classmethod
-    def like(cls, path: str, *, seed: int, device: str) -> "RandomPipeline":
-        """Of the shapes of a folder or of a published model.
+    def like(cls, model: Model, *, seed: int, device: str) -> "RandomPipeline":
+        """Of the shapes of folders or of published models.
 
         Args:
             device: where the UNet is made; VAE and text encoders are where they are asked for.
@@ -53,16 +62,24 @@ class RandomPipeline(PipelineFolder):
         Raises:
             ValueError: the sizes of the model are not known.
         """
-        pipeline = cls(Path(path))
+        pipeline = cls(
+            Path(model.path),
+            lcm_lora=model.lcm_lora,
+            size=model.size,
+            sampler=None if model.sampler == "auto" else model.sampler,
+            slices=model.vae_slicing,
+            tiles=model.vae_tiling,
+        )
+        parts = architecture_of(model)
         # A frozen dataclass has no other way.
-        for name, value in (("_parts", architecture(path)), ("_seed", seed), ("_device", device)):
+        for name, value in (("_parts", parts), ("_seed", seed), ("_device", device)):
             object.__setattr__(pipeline, name, value)
         return pipeline
 
     def config(self, part: str, name: str = "config.json") -> dict[str, Any]:
         """Of a part, or the noise schedule that all known models share."""
         if part == "scheduler" and not self.path.is_dir():
-            return _SCHEDULER
+            return {**_SCHEDULER, **_SAMPLED.get(str(self.path), {})}
         if part == "scheduler":
             return json.loads((self.path / part / name).read_text(encoding="utf-8"))
         return {"unet": self._parts.unet, "vae": self._parts.vae}[part]
@@ -78,7 +95,12 @@ class RandomPipeline(PipelineFolder):
         """In float32."""
         with torch.random.fork_rng():
             torch.manual_seed(self._seed)
-            return vae_of(self._parts, device)
+            vae = vae_of(self._parts, device)
+        if self.slices:
+            vae.enable_slicing()
+        if self.tiles:
+            vae.enable_tiling()
+        return vae
 
     def prompt_encoder(self, device: str = "cpu") -> PromptEncoder:
         """Text encoders whose tokens are drawn by the letters of a prompt."""
@@ -88,9 +110,7 @@ class RandomPipeline(PipelineFolder):
         towers: list[Any] = [(_Tokens(encoder.config), encoder) for encoder in encoders]
         if len(towers) == 1:
             return PromptEncoder(towers)
-        blocks = len(self._parts.vae["block_out_channels"])
-        side = self._parts.unet["sample_size"] * 2 ** (blocks - 1)
-        return PromptEncoder(towers, image_size=(side, side), zeros_when_empty=True)
+        return PromptEncoder(towers, image_size=self.image_size, zeros_when_empty=True)
 
 
 class _Tokens:

@@ -4,6 +4,7 @@ Every node is asked by a task of its own: versions, GPUs, whether it sees what a
 into the folder of the runs, and what time it has. What is told from the answers is pure.
 """
 
+import logging
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -96,7 +97,7 @@ def look_at_cluster(config: RunConfig, environ: Mapping[str, str], address: str)
     import ray
 
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="WARNING")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     except ConnectionError as error:
         raise ValueError(
             f"there is no Ray cluster at {address!r}: call this by `ray job submit --working-dir . "

@@ -14,6 +14,9 @@ def hub_ids(config: RunConfig) -> dict[str, str]:
     """By the setting that names it."""
     named: dict[str, object] = {
         "model.path": config.model.path,
+        "model.unet": config.model.unet,
+        "model.vae": config.model.vae,
+        "model.lcm_lora": config.model.lcm_lora,
         "model.teacher": config.model.teacher,
     }
     if isinstance(config.method, Sqdf):

@@ -80,5 +80,6 @@ class ColourCounts:
         )
 
     def _blobs(self, mask_HW: np.ndarray) -> int:
-        labels_HW, _ = ndimage.label(mask_HW)
+        labelled: Any = ndimage.label(mask_HW)
+        labels_HW, _ = labelled
         return int((np.bincount(labels_HW.ravel())[1:] >= self._least).sum())

@@ -59,7 +59,8 @@ class RewardService(ThreadingHTTPServer):
 
     def scores(self, request: Request) -> Scored:
         """Scores [B], or reasons."""
-        model, prompts = self._model, request.prompts
+        model: Any = self._model
+        prompts = request.prompts
         if self._takes_metadata and request.metadata is not None:
             model, prompts = _Telling(model), [_Told(prompt) for prompt in prompts]
             for prompt, metadata in zip(prompts, request.metadata, strict=True):

@@ -21,6 +21,8 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.5
+_HOSTS = frozenset({"WorkerHost", "RewardHost"})
+"""The actors' classes of samplers and reward servers, and of a reward's own fleet."""
 _DRAIN_TIMEOUT_S = 20.0
 
 
@@ -75,9 +77,9 @@ def _workers_of(node: str) -> list[Any]:
     filters: list[Any] = [
         ("node_id", "=", node),
         ("state", "=", "ALIVE"),
-        ("class_name", "=", "WorkerHost"),
     ]
-    return list(list_actors(filters=filters, limit=1000))
+    actors: list[Any] = list_actors(filters=filters, limit=1000)
+    return [each for each in actors if each.class_name in _HOSTS]
 
 
 def _ask_to_stop(worker: Any) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import ray
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 _LOOK_EVERY_S = 2.0
 _CALLS = "score"
-CONCURRENCY_GROUPS = {_CALLS: 1}
-"""Of a `RewardHost`'s actor: batches wait in a line of their own, and hold up no question."""
 
 
 def role_of(reward: str) -> str:
@@ -37,7 +35,12 @@ def fleet_name(reward: str) -> str:
 
 
 class RewardHost(WorkerHost):
-    """A `WorkerHost` that can be handed pictures."""
+    """A `WorkerHost` that can be handed pictures.
+
+    Batches wait in a line of their own, and hold up no question.
+    """
+
+    concurrency_groups: ClassVar[Mapping[str, int]] = {_CALLS: 1}
 
     @ray.method(concurrency_group=_CALLS)
     def score(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> list[Outcome]:

@@ -189,7 +189,8 @@ def is_diagnosis_of(known: Mapping[str, Any] | None, config: RunConfig, asked: D
 
 def described(config: RunConfig, asked: Diagnosed) -> dict[str, Any]:
     """What a diagnosis depends on."""
-    told = {"config": config.model_dump(mode="json", exclude={"name"}), "versions": versions()}
+    without = {"name", "callbacks", "logging"}
+    told = {"config": config.model_dump(mode="json", exclude=without), "versions": versions()}
     return {**told, **asked.model_dump(mode="json")}
 
 

@@ -23,14 +23,14 @@ PRESET = ROOT / "deploy" / "configs" / "shapes-lasro.yaml"
 
 @pytest.fixture
 def kept(tmp_path: Path) -> Iterator[EmbeddedServer]:
-    with EmbeddedServer(tmp_path / "data", maxmemory_bytes=64 * 2**20) as running:
+    with EmbeddedServer(tmp_path / "data", maxmemory_bytes=256 * 2**20) as running:
         yield running
 
 
 @pytest.mark.redis
 def test_a_server_tells_what_it_is_set_up_for(kept: EmbeddedServer, server: EmbeddedServer) -> None:
     facts = server_facts(kept.url)
-    assert (facts.maxmemory, facts.eviction) == (64 * 2**20, "noeviction")
+    assert (facts.maxmemory, facts.eviction) == (256 * 2**20, "noeviction")
     assert facts.used_memory < facts.maxmemory < facts.total_memory
     assert (facts.append_only, facts.is_replica) == (True, False)
     assert server_facts(server.url).append_only is False
@@ -42,7 +42,7 @@ def test_a_server_too_small_for_the_replay_is_found(kept: EmbeddedServer) -> Non
     small = load_config(PRESET, ["name=n"])
     assert list(examine_servers(small, environ, 256)) == []
     (finding,) = examine_servers(small, environ, 4 * 128 * 128)
-    assert "64.0 MiB, maxmemory" in finding
+    assert "256.0 MiB, maxmemory" in finding
 
 
 @pytest.mark.redis
@@ -51,7 +51,7 @@ def test_what_the_replay_may_grow_to_is_what_it_takes(server: EmbeddedServer) ->
     config = load_config(
         PRESET,
         ["name=n", f"replay.capacity_groups={groups}", f"actors.group_size={members}",
-         "method.pretrain.groups=64", "replay.max_pending_records=1"],
+         "method.pretrain.groups=64", "actors.groups_per_batch=1", "replay.max_pending_records=4"],
     )  # fmt: skip
     url = server.url
     before = server_facts(url).used_memory

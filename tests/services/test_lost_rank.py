@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,7 +52,7 @@ def test_a_rank_does_not_wait_for_a_lost_one_beyond_its_deadline(
     assert error
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, max_concurrency=2)
 class Rank:
     """Ends as it is told to."""
 
@@ -70,18 +70,22 @@ class Rank:
 
 
 @pytest.fixture
-def ranks_that(cluster: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ranks]:
+def ranks_that(cluster: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Ranks]]:
     """The learner's ranks, each of which ends so; a new start is noted in `starts`."""
+    made: list[Any] = []
 
     def make(*ends: str) -> Ranks:
         ranks: Any = Ranks(SimpleNamespace(), None)
         ranks._actors = [Rank.remote() for _ in ends]
+        made.extend(ranks._actors)
         ranks._running = [a.run.remote(how) for a, how in zip(ranks._actors, ends, strict=True)]
         ranks.starts = []
         monkeypatch.setattr(ranks, "start", lambda *, resume: ranks.starts.append(resume))
         return ranks
 
-    return make
+    yield make
+    for actor in made:
+        ray.kill(actor)
 
 
 def watched(ranks: Any) -> None:
@@ -111,5 +115,3 @@ def test_an_error_of_a_rank_whose_siblings_live_ends_the_run(
     ranks = ranks_that("raises", "waits")
     with pytest.raises(RunFailedError, match="Connection closed"):
         watched(ranks)
-    for actor in ranks._actors:
-        ray.kill(actor)

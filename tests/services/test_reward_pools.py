@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from actors.fleet import Fleet
-from deploy.fleet.reward_pools import CONCURRENCY_GROUPS, NamedMembers, RewardHost, fleet_name
+from deploy.fleet.reward_pools import NamedMembers, RewardHost, fleet_name
 from reward_servers.base import checked_scores
 from reward_servers.pool import PooledReward, RewardWorker
 from tests.services import fleet_world
@@ -43,7 +43,7 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
     members = Fleet(
         build,
         name=fleet_name("grey"),
-        actor_options={"num_cpus": 0, "concurrency_groups": CONCURRENCY_GROUPS},
+        actor_options={"num_cpus": 0},
         settings=FAST,
         host=RewardHost,
     )
@@ -64,7 +64,7 @@ def scores(reward: PooledReward) -> list[object]:
 
 
 def test_members_are_found_by_name_and_share_a_batch(reward: PooledReward, fleet: Fleet) -> None:
-    assert eventually(lambda: len(fleet.stats()) == 2)
+    eventually(lambda: len(fleet.stats()) == 2, fleet.ensure_alive)
     assert scores(reward) == list(range(8))
     assert sum(int(each.get("images", 0)) for each in fleet.stats().values()) == 8
 
@@ -75,11 +75,12 @@ def test_a_member_killed_with_pictures_in_hand_costs_none(
     results: list[object] = []
     asking = threading.Thread(target=lambda: results.extend(scores(reward)))
     asking.start()
-    assert eventually(lambda: any(tmp_path.iterdir()))
+    eventually(lambda: any(tmp_path.iterdir()), fleet.glance)
     ray.kill(ray.get_actor("reward-grey-0"))
     asking.join(60)
     assert results == list(range(8))
-    assert eventually(lambda: fleet.ensure_alive() == ["reward-grey-0"])
+    replaced: list[str] = []
+    eventually(lambda: replaced == ["reward-grey-0"], lambda: replaced.extend(fleet.ensure_alive()))
 
 
 def test_a_fleet_that_shrinks_ends_the_batch_in_hand(
@@ -88,12 +89,12 @@ def test_a_fleet_that_shrinks_ends_the_batch_in_hand(
     results: list[object] = []
     asking = threading.Thread(target=lambda: results.extend(scores(reward)))
     asking.start()
-    assert eventually(lambda: any(tmp_path.iterdir()))
+    eventually(lambda: any(tmp_path.iterdir()), fleet.glance)
     fleet.scale(1)
     asking.join(60)
     assert results == list(range(8))
     assert scores(reward) == list(range(8))
-    assert eventually(lambda: fleet.ensure_alive() == [] and len(fleet.glance()) == 1)
+    eventually(lambda: list(fleet.glance()) == ["reward-grey-0"], fleet.ensure_alive)
 
 
 def test_questions_are_answered_while_a_member_scores(reward: PooledReward, fleet: Fleet) -> None:

@@ -17,9 +17,11 @@ def main() -> None:
     from reward_servers.image_reward_model import import_torchvision
 
     import_torchvision()
-    import ImageReward
+    import ImageReward  # pyright: ignore[reportMissingImports]
     import torch
-    from ImageReward.ImageReward import ImageReward as Model
+    from ImageReward.ImageReward import (  # pyright: ignore[reportMissingImports]
+        ImageReward as Model,
+    )
     from PIL import Image
 
     pictures = np.load(Path(FOLDER, "pictures.npy"))

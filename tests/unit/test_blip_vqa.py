@@ -36,8 +36,9 @@ def p_yes(blip: str, image: np.ndarray, question: str, **args: Any) -> float:
     pixels = BlipImageProcessorPil.from_pretrained(blip)
     size = {"size": {"height": args["side"], "width": args["side"]}} if args else {}
     ids = tokenizer(question, return_tensors="pt").input_ids
-    ids[:, 0] = model.config.text_config.bos_token_id + 1
-    told = model.generate(
+    text: Any = model.config.text_config
+    ids[:, 0] = text.bos_token_id + 1
+    told: Any = model.generate(
         input_ids=ids,
         pixel_values=pixels(Image.fromarray(image), return_tensors="pt", **size)["pixel_values"],
         interpolate_pos_encoding=bool(args),

@@ -5,11 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deploy.build import Plan
+from deploy.fleet.reward_pools import reward_worker
 from deploy.plan import check_environment
 from deploy.prompt_sources import prompt_set
 from deploy.run_config import load_config
 from deploy.shapes.verify import drawn
-from reward_servers.base import checked_scores
+from reward_servers.base import Failure, checked_scores
 from reward_servers.metadata import informed
 from reward_servers.registry import build_reward, check_metadata
 
@@ -85,3 +87,20 @@ def test_the_example_starts_and_text_prompts_in_it_are_told(
     (problem,) = check_environment(text, {})
     assert problem.startswith("rewards.counts: reward")
     assert "is missing" in problem
+
+
+def test_a_reward_with_a_fleet_of_its_own_knows_training_and_held_out_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    config = load_config(EXAMPLE)
+    known = [prompt_set(each, 0).prompts[0] for each in (config.prompts, config.evaluation.prompts)]
+    worker = reward_worker(Plan(config, None, tmp_path), "counts", "reward-counts-0")
+    try:
+        *scores, unknown = worker.score(PICTURES, [*known, "a red circle"])
+    finally:
+        worker.stop()
+        worker.run()
+    assert scores == [0.0, 0.0]
+    assert isinstance(unknown, Failure)
+    assert "is not in the run's prompt set" in unknown.reason

@@ -66,6 +66,14 @@ def test_bookings_are_of_every_role() -> None:
     assert (wanted[1].count, wanted[1].cpus) == (3, 2)
 
 
+def test_a_fleet_of_one_reward_is_booked_too() -> None:
+    wanted = bookings(config("shapes-lasro", "rewards.binding.fleet={servers: 2, num_gpus: 1}"))
+    (fleet,) = (each for each in wanted if each.role.startswith("rewards."))
+    assert (fleet.role, fleet.count, fleet.gpus) == ("rewards.binding.fleet.servers", 2, 1)
+    (finding,) = booking_findings([fleet], [Room("a", 8, 1)])
+    assert "lower rewards.binding.fleet.servers or rewards.binding.fleet.num_gpus" in finding
+
+
 def test_what_fits_in_sum_but_on_no_node_is_told() -> None:
     wanted = [Booking("learner.ranks", 1, 8, 0)]
     rooms = [Room("a", 4, 0), Room("b", 4, 0)]
@@ -134,7 +142,7 @@ def test_a_replay_needs_its_room(changes: dict[str, object], needed: int, found:
         ("shapes-lasro", [], 2),
         ("shapes-sqdf", ["method.states.kept=4", "method.states.score_clean=false"], 5),
         ("shapes-gors", [], 1),
-        ("shapes-ddpo", [], 51),
+        ("shapes-ddpo", ["method.kept_steps=10"], 11),
     ],
 )
 def test_a_record_holds_what_its_method_keeps(preset: str, overrides: list[str], kept: int) -> None:

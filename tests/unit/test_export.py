@@ -114,7 +114,7 @@ def test_without_merge_the_result_is_copied_with_its_card(
     assert names == {path.name for path in (lora_run / "adapter").iterdir()}
     pipeline = base(pipelines)
     pipeline.load_lora_weights(out)  # the card beside the weights is in nobody's way
-    assert ModelCard.load(out / "README.md").data.library_name == "diffusers"
+    assert ModelCard.load(out / "README.md").data.to_dict()["library_name"] == "diffusers"
 
 
 def test_what_is_in_the_way_or_missing_is_told(

@@ -20,8 +20,8 @@ from deploy.doctor.meta_networks import (
 )
 from deploy.run_config import RunConfig, load_config
 from deploy.shapes.models import PIPELINES
+from learner.model_settings import Model
 from learner.policy.flops import FlopMeter
-from learner.settings import Model
 from tests.unit.learner_fakes import HandEngine
 
 CONFIGS = Path(__file__).resolve().parents[2] / "deploy" / "configs"

@@ -18,6 +18,7 @@ from deploy.bench.random_parts import RandomPipeline, save_consistency_lora
 from deploy.doctor.meta_networks import Networks
 from deploy.run_config import RunConfig, load_config
 from deploy.shapes.models import PIPELINES
+from learner.model_settings import Model
 from learner.policy.views import with_lora
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +38,7 @@ def environ(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     os.environ.update(before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("environ")
 def test_every_stage_of_a_small_run_is_measured_on_a_processor(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -62,6 +64,7 @@ def test_every_stage_of_a_small_run_is_measured_on_a_processor(
     assert "\n## gpu-smoke-sqdf\n" in (tmp_path / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("environ")
 def test_without_a_gpu_it_says_so_and_what_it_would_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -116,6 +119,7 @@ def _rates(bench: GpuBench) -> list[str]:
     return [row.work for row in bench.rows if row.unit == "images/s"]
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_where_memory_does_and_keeps_what_was_measured(networks: Networks) -> None:
     def prepare(config: RunConfig, device: str) -> Any:
         if config.images_per_decode >= 4:
@@ -181,7 +185,9 @@ def test_float32_is_held_against_tf32_where_convolutions_use_it(
 
 def test_random_parts_are_the_same_for_a_seed_and_finite() -> None:
     first, again, other = (
-        RandomPipeline.like(BASE, seed=seed, device="cpu").prompt_encoder()(["a cat"]).states_BLE
+        RandomPipeline.like(Model(path=BASE), seed=seed, device="cpu")
+        .prompt_encoder()(["a cat"])
+        .states_BLE
         for seed in (1, 1, 2)
     )
     assert torch.equal(first, again)
@@ -191,7 +197,7 @@ def test_random_parts_are_the_same_for_a_seed_and_finite() -> None:
 
 def test_a_consistency_lora_of_random_weights_loads_like_a_real_one(tmp_path: Path) -> None:
     lora = str(PIPELINES / "lcm-lora")
-    unet = RandomPipeline.like(BASE, seed=0, device="cpu").unet().requires_grad_(False)
+    unet = RandomPipeline.like(Model(path=BASE), seed=0, device="cpu").unet().requires_grad_(False)
     real, random = (
         with_lora(unet, path) for path in (lora, str(save_consistency_lora(BASE, lora, tmp_path)))
     )

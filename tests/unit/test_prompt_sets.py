@@ -10,7 +10,11 @@ import pytest
 
 from actors.prompt_sets import Metadata, PromptSet, load_jsonl, plain_set
 from deploy.config_sections import FilePrompts, JsonlPrompts
+from deploy.prompt_checks import readable_prompts
 from deploy.prompt_sources import prompt_set
+from deploy.run_config import load_config
+
+SMOKE = Path(__file__).resolve().parents[2] / "deploy" / "configs" / "smoke.yaml"
 
 LINES = [
     {"prompt": " a red circle ", "counts": {"red": 1}, "tags": ["easy", ["one"]]},
@@ -119,3 +123,23 @@ def test_a_config_names_either_file(tmp_path: Path) -> None:
     found = prompt_set(JsonlPrompts(kind="jsonl", file=str(path)), 0)
     assert found.metadata[1] == {"counts": {"blue": 2}}
     assert prompt_set(FilePrompts(file=str(text)), 0).table == {"a cat": {}, "a dog": {}}
+
+
+def test_a_prompt_of_both_sets_with_other_metadata_is_told(tmp_path: Path) -> None:
+    path = written(tmp_path, *LINES)
+    (tmp_path / "other").mkdir()
+    for count, problems in ((2, 0), (3, 1)):
+        line = {"prompt": "two blue squares", "counts": {"blue": count}}
+        other = written(tmp_path / "other", line, {"prompt": "a dog"})
+        config = load_config(SMOKE, [f"prompts={path}", f"evaluation.prompts={other}"])
+        found, told = readable_prompts(config)
+        assert (len(found), len(told)) == (2, problems)
+    assert "'two blue squares' is a training prompt too, with other metadata" in told[0]
+
+
+def test_repeated_prompts_are_told_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = written(tmp_path, LINES[0], LINES[1], LINES[1])
+    readable_prompts(load_config(SMOKE, [f"prompts={path}"]))
+    assert "prompts: 1 of 3 prompts are there more than once" in caplog.text

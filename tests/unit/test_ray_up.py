@@ -22,6 +22,7 @@ def started() -> list[str]:
     return [each.group().split("`")[0] for each in found if each]
 
 
+@pytest.mark.slow
 def test_ray_takes_the_cluster_file() -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 

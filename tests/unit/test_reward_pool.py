@@ -81,7 +81,7 @@ def test_one_part_goes_to_each_of_those_that_are_idle() -> None:
 def test_a_lost_members_rows_are_scored_by_another() -> None:
     members = Some(a=lost, b=greys)
     assert scored(members) == greys(pictures())
-    assert ("a", 4) in members.asked
+    assert ("a", 3) in members.asked
 
 
 def test_pictures_that_end_whoever_scores_them_are_given_up_with_the_reason() -> None:

@@ -233,7 +233,7 @@ def test_a_prompt_file_may_be_named_without_its_kind() -> None:
 
 def test_an_unknown_prompt_source_is_told_the_known_ones() -> None:
     text = _problem("prompts={kind: shape}")
-    assert text == "prompts.kind: must be 'file' or 'shapes', given 'shape'"
+    assert text == "prompts.kind: must be 'file' or 'shapes' or 'jsonl' or 'dataset', given 'shape'"
 
 
 def test_a_redis_url_with_a_password_is_refused_and_not_repeated() -> None:

@@ -96,6 +96,7 @@ def test_pictures_of_another_size_have_latents_of_another_size() -> None:
     assert networks.latents(3).shape == (3, 4, 16, 10)
 
 
+@pytest.mark.slow
 def test_offloaded_state_is_on_the_host_alone() -> None:
     zero = ("model.guidance_scale=1", "learner.zero_stage=1")
     plain, moved = (
@@ -235,6 +236,7 @@ def test_classifier_free_guidance_doubles_the_operations_of_a_picture() -> None:
     assert guided["rows"]["sampler"] == 2 * plain["rows"]["sampler"]
 
 
+@pytest.mark.slow
 def test_a_picture_costs_a_call_for_each_of_its_steps() -> None:
     networks = Networks(_config("shapes-lasro"))
     with torch.no_grad():
@@ -243,6 +245,7 @@ def test_a_picture_costs_a_call_for_each_of_its_steps() -> None:
     assert plan["flops"]["sampling_picture"] == 2 * call
 
 
+@pytest.mark.slow
 def test_checkpointing_keeps_less_and_computes_more() -> None:
     plain, again = (
         _plan("shapes-lasro", "model.trainable=full", *on)
@@ -254,6 +257,7 @@ def test_checkpointing_keeps_less_and_computes_more() -> None:
     assert again["bytes"]["learner"]["total"] <= learner["total"]
 
 
+@pytest.mark.slow
 def test_in_bf16_activations_count_half_and_weights_are_copied() -> None:
     whole, half = (
         _plan("shapes-ddpo", "model.guidance_scale=1", *given)["bytes"]

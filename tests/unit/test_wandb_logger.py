@@ -59,7 +59,7 @@ def logged(folder: Path, points: list[Point], *, resumed: bool = False) -> Callb
 
 def records(folder: Path) -> list[list[Any]]:
     """What the offline files hold, file by file, as the package's own messages."""
-    from wandb.proto import wandb_internal_pb2
+    from wandb.proto import wandb_internal_pb2  # pyright: ignore[reportMissingImports]
 
     files = sorted(
         folder.glob("wandb/offline-run-*/*.wandb"), key=lambda file: file.stat().st_ctime
