@@ -396,8 +396,9 @@ class Fleet:
 
 
 def _actor_class(host: type[WorkerHost]) -> Any:
+    remote: Any = ray.remote
     groups = dict(host.concurrency_groups)
-    return ray.remote(concurrency_groups=groups)(host) if groups else ray.remote(host)
+    return remote(concurrency_groups=groups)(host) if groups else remote(host)
 
 
 def _value_or_none(ref: Any) -> Any:

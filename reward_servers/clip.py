@@ -59,9 +59,8 @@ class ClipFeatures(nn.Module):
             try:
                 self.model.load_state_dict(state)
             except RuntimeError as error:
-                raise ValueError(
-                    f"the weights do not fit the model at {clip!r}: {error}"
-                ) from error
+                why = " ".join(str(error).split())
+                raise ValueError(f"the weights do not fit the model at {clip!r}: {why}") from error
         self._fitted = self._cropped if fit == "crop" else self._padded
         self._shortest = int(pixels.size["shortest_edge"])
         self._crop = int(pixels.crop_size["height"]), int(pixels.crop_size["width"])

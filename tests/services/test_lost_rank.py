@@ -76,7 +76,8 @@ def ranks_that(cluster: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
 
     def make(*ends: str) -> Ranks:
         ranks: Any = Ranks(SimpleNamespace(), None)
-        ranks._actors = [Rank.remote() for _ in ends]
+        kind: Any = Rank
+        ranks._actors = [kind.remote() for _ in ends]
         made.extend(ranks._actors)
         ranks._running = [a.run.remote(how) for a, how in zip(ranks._actors, ends, strict=True)]
         ranks.starts = []

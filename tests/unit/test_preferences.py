@@ -133,7 +133,7 @@ def test_weights_that_are_not_of_the_model_are_refused(
 ) -> None:
     state, path = theirs.state_dict(), tmp_path / "bad.pt"
     torch.save({name: value for name, value in state.items() if name != "visual.proj"}, path)
-    with pytest.raises(ValueError, match=r"(?s)do not fit.*visual_projection\.weight"):
+    with pytest.raises(ValueError, match=r"do not fit.*visual_projection\.weight"):
         Hpsv2(clip, str(path))
     with pytest.raises(ValueError, match=r"head\.weight is no weight of open_clip's CLIP"):
         clip_state({"head.weight": torch.zeros(1)})
