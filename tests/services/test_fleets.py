@@ -141,6 +141,7 @@ def test_an_actor_that_was_replaced_can_be_read_of_afterwards(
     assert written["why"].endswith("; it is replaced")
 
 
+@pytest.mark.slow
 def test_an_actor_that_finds_no_place_is_told_from_one_at_work(
     new_fleets: Callable[..., Fleets], desk: Any
 ) -> None:
@@ -163,6 +164,7 @@ def test_an_actor_that_finds_no_place_is_told_from_one_at_work(
     assert time.monotonic() - begun < FAST.drain_s / 2
 
 
+@pytest.mark.slow
 def test_an_actor_that_drains_is_shown_until_it_is_gone(
     new_fleets: Callable[..., Fleets], desk: Any
 ) -> None:

@@ -12,6 +12,7 @@ def test_damaged_frames_are_refused_or_still_right() -> None:
     assert figures["refused"] > 15_000
 
 
+@pytest.mark.slow
 @pytest.mark.redis
 def test_damaged_keys_crash_nothing_and_get_nothing_in() -> None:
     figures = fuzz_states(300, seed=1)

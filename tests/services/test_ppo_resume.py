@@ -69,6 +69,7 @@ def killed(version: int, stopping: threading.Event) -> None:
         raise Killed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [stopped, killed])
 def test_a_run_that_ended_goes_on_as_if_it_had_not(
     end: Callable[[int, threading.Event], None],

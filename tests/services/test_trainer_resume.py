@@ -115,6 +115,7 @@ def test_stopping_while_the_surrogate_is_fitted_changes_no_bit_and_repeats_no_st
     assert steps == LASRO.pretrain.max_steps + (LASRO.cycles - 1) * LASRO.surrogate_steps
 
 
+@pytest.mark.slow
 def test_networks_that_compute_in_bf16_train_weights_in_float32(
     straight: Life, new_world: Callable[..., World]
 ) -> None:
@@ -128,6 +129,7 @@ def test_networks_that_compute_in_bf16_train_weights_in_float32(
     assert any(not np.array_equal(of_fp32[name], last[name]) for name in last)
 
 
+@pytest.mark.slow
 def test_a_frozen_surrogate_is_fitted_and_never_adapted(
     new_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +196,7 @@ def test_code_in_a_checkpoint_is_not_run(new_world: Callable[..., World]) -> Non
     assert not (world.folder / "was-here").exists()
 
 
+@pytest.mark.slow
 def test_a_failed_record_leaves_its_group_out_and_the_run_goes_on(
     new_world: Callable[..., World],
 ) -> None:
@@ -202,6 +205,7 @@ def test_a_failed_record_leaves_its_group_out_and_the_run_goes_on(
     assert len(world.complete_groups()) == TICKETS - 1
 
 
+@pytest.mark.slow
 def test_a_run_whose_replay_was_lost_goes_on_with_new_tickets_alone(
     new_world: Callable[..., World],
 ) -> None:

@@ -17,6 +17,7 @@ def measured(pipelines: Path, tmp_path: Path, *flags: str) -> dict[str, list]:
     return json.loads((tmp_path / "diagnosis.json").read_text())
 
 
+@pytest.mark.slow
 def test_every_number_of_steps_has_its_row(
     pipelines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -44,6 +45,7 @@ def test_a_reward_that_is_the_same_of_all_pictures_tells_nothing(
     assert two["rows"][1][5] == "0%"
 
 
+@pytest.mark.slow
 def test_batches_change_nothing(pipelines: Path, tmp_path: Path) -> None:
     whole = measured(pipelines, tmp_path, "--steps", "2", "--batch", "8")["measured"][0]
     parts = measured(pipelines, tmp_path, "--steps", "2", "--batch", "3")["measured"][0]

@@ -83,6 +83,7 @@ def test_a_plan_in_json_is_one_line(here: list[str], capsys: pytest.CaptureFixtu
     assert plan["bytes"].keys() == {"sampler", "reward_server", "learner"}
 
 
+@pytest.mark.slow
 def test_a_plan_for_a_person_goes_by_stage(
     here: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -74,6 +74,7 @@ def test_the_network_is_called_for_every_step_with_a_gradient_and_no_other(
     assert engine.calls == calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS)
 def test_two_ranks_and_micro_batches_have_the_gradient_of_one(path: str) -> None:
     _, whole = stepped(path)

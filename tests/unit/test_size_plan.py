@@ -286,6 +286,7 @@ def test_zero_shards_the_optimizer_then_the_gradients() -> None:
     assert (both["gradients"], both["optimizer"]) == (1000, 3000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["smoke-sqdf", "shapes-draft", "shapes-gors-lcm"])
 def test_other_methods_have_plans(preset: str) -> None:
     plan = _plan(preset)

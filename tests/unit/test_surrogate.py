@@ -224,7 +224,8 @@ def test_before_the_first_step_accuracy_is_one_half(backbone: Backbone) -> None:
 
 
 @pytest.mark.parametrize(
-    "backbone", [pytest.param("unet", marks=pytest.mark.slow), "unet_encoder", "conv"]
+    "backbone",
+    [*(pytest.param(kind, marks=pytest.mark.slow) for kind in ("unet", "unet_encoder")), "conv"],
 )
 def test_it_overfits_eight_groups_within_sixty_steps(backbone: Backbone) -> None:
     trainer, _, _ = fitted(backbone, 60)
