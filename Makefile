@@ -52,7 +52,7 @@ train: setup
 	@$(BIN)/python -m deploy.local --run '$(RUN)' $(FLAGS) -- deploy/configs/shapes-$(METHOD).yaml seed=$(SEED) $(ARGS)
 
 test: setup
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m 'not slow and not benchmark' $(ARGS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow and not benchmark' $(ARGS)
 
 test-slow: setup
 	@$(BIN)/python -m pytest -q -m 'slow and not benchmark' $(ARGS)

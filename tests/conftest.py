@@ -10,16 +10,6 @@ from deploy.leaving import leave
 _STATUS = pytest.StashKey[int]()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers: what starts servers and clusters stays on one of them, in its order.
-
-    Other files are handed out one by one.
-    """
-    for item in items:
-        kind = item.path.relative_to(Path(__file__).parent).parts[0]
-        item.add_marker(pytest.mark.xdist_group(item.path.name if kind == "unit" else "processes"))
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     session.config.stash[_STATUS] = int(exitstatus)
