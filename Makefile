@@ -18,7 +18,7 @@ STATES ?= 10000
 RECORDS ?= 1000000
 # Tests start many processes on few cores: threads that wait should not spin.
 export OMP_WAIT_POLICY ?= PASSIVE
-# Processes that share the tests.
+# Processes that share the unit tests; the others start processes of their own.
 JOBS   ?= 2
 # For the runner itself, such as --resume or --check.
 FLAGS  ?=
@@ -52,7 +52,8 @@ train: setup
 	@$(BIN)/python -m deploy.local --run '$(RUN)' $(FLAGS) -- deploy/configs/shapes-$(METHOD).yaml seed=$(SEED) $(ARGS)
 
 test: setup
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow and not benchmark' $(ARGS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow and not benchmark' tests/unit $(ARGS)
+	@$(BIN)/python -m pytest -q -m 'not slow and not benchmark' tests/services tests/e2e $(ARGS)
 
 test-slow: setup
 	@$(BIN)/python -m pytest -q -m 'slow and not benchmark' $(ARGS)

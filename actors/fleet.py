@@ -295,14 +295,18 @@ class Fleet:
     def stats(self) -> dict[str, dict[str, float | str]]:
         """Actor name -> its worker's counters, of those that answer in time."""
         living = [slot for slot in self._slots if slot.actor is not None]
-        asked = {slot.actor.stats.remote(): slot.name for slot in living}
+        asked = {slot.actor.stats.remote(): slot for slot in living}
         if not asked:
             return {}
         ready, _ = ray.wait(
             list(asked), num_returns=len(asked), timeout=self._settings.stats_timeout_s
         )
-        answers = {asked[ref]: _value_or_none(ref) for ref in ready}
-        return {name: answer for name, answer in answers.items() if answer is not None}
+        answers = {}
+        for ref in ready:
+            slot, answer = asked[ref], _value_or_none(ref)
+            if answer is not None:
+                answers[slot.name] = slot.stats = answer  # who has answered is no more `placing`
+        return answers
 
     def glance(self) -> dict[str, Seen]:
         """Every actor as it last answered, those that drain too; waits for none of them."""
