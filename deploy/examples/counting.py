@@ -17,19 +17,10 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-_COLOURS = {
-    "red": (225, 35, 40),
-    "green": (45, 170, 60),
-    "blue": (50, 80, 235),
-    "yellow": (245, 225, 50),
-    "purple": (165, 50, 210),
-    "cyan": (60, 215, 230),
-    "orange": (250, 135, 20),
-    "white": (240, 240, 240),
-}
-_BACKGROUND = (24, 24, 28)
-_NAMES = tuple(_COLOURS)
-_PALETTE = np.array([*_COLOURS.values(), _BACKGROUND], dtype=np.float32)
+from reward_servers.scene import BACKGROUND, COLOURS
+
+_NAMES = tuple(COLOURS)
+_PALETTE = np.array([*COLOURS.values(), BACKGROUND], dtype=np.float32)
 
 
 class ColourCounts:
