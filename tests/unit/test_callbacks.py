@@ -174,7 +174,8 @@ def test_a_slow_one_holds_nobody_up_and_what_it_misses_is_told(
     callback.may_go.set()
     callbacks.end({"status": "finished"})
     assert callback.ended
-    assert callback.seen == list(range(len(callback.seen)))
+    assert callback.seen == sorted(set(callback.seen))
+    assert callback.seen[:4] == [0, 1, 2, 3]
     assert caller.dropped == 50 - len(callback.seen) >= 45
     assert f"callback slow missed {caller.dropped} calls" in caplog.text
 
