@@ -67,7 +67,7 @@ def policy_of(
     device: str = "cpu",
     *,
     only_clean: bool = False,
-    prompts: Sequence[str] = (),
+    prompts: Sequence[str] | None = None,
 ) -> FewStepPolicy | ManyStepPolicy:
     """The policy as it is before training, ready to sample and to take new weights.
 
@@ -75,7 +75,7 @@ def policy_of(
 
     Args:
         only_clean: keep none of the states of a many-step chain but its last.
-        prompts: all that it will draw, for text encoders that retire (`PromptEncoder.retire`).
+        prompts: all that it will draw, for text encoders that retire; None: not known.
     """
     from actors.rollout import FewStepPolicy, ManyStepPolicy
     from actors.sampling import kept_states
@@ -90,13 +90,10 @@ def policy_of(
     policy = SamplingPolicy(base, config.model, seed=config.seed)
     num_steps, method, meter = config.model.num_steps, config.method, FlopMeter()
     denoiser = partial(Denoiser.of, model=config.model)
-    encode = pipeline.prompt_encoder(device)
-    if config.model.text_encoders == "retire":
-        encode.retire(["", *prompts])
     parts: dict[str, Any] = {
         "network": Metered(denoiser(policy.unet), meter),
         "meter": meter,
-        "encode": encode,
+        "encode": pipeline.prompt_encoder(device, prompts),
         "take": policy.load,
         "schedule": pipeline.schedule,
         "latent_shape": pipeline.latent_shape,

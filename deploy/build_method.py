@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from deploy.prompt_sources import prompt_list, prompt_set
+from deploy.prompt_sources import prompt_set
 from deploy.run_config import RunConfig
 from learner.draft_settings import Draft
 from learner.groups import GroupSource
@@ -22,27 +22,22 @@ from reward_servers.registry import build_reward
 
 def build_method(config: RunConfig, source: GroupSource, seat: Seat) -> Method:
     """On one rank, ready for the trainer."""
-    method, parts = config.method, (config.model, config.learner)
+    method, prompts = config.method, prompt_set(config.prompts, config.seed)
+    parts = config.model, config.learner
+    known: Any = {"source": source, "prompts": prompts.prompts, "seat": seat}
     if isinstance(method, Ppo | Pso):
-        return build_own_steps(
-            method,
-            *parts,
-            source=source,
-            shared_initial_noise=config.actors.fixed_initial_noise,
-            seat=seat,
-        )
+        shared = config.actors.fixed_initial_noise
+        return build_own_steps(method, *parts, **known, shared_initial_noise=shared)
     if isinstance(method, Gors | Dpo):
-        return build_likelihood(method, *parts, source=source, seat=seat)
+        return build_likelihood(method, *parts, **known)
     if isinstance(method, Lasro):
-        prompts = prompt_list(config.prompts, config.seed)
-        return build_lasro(method, *parts, source=source, prompts=prompts, seat=seat)
+        return build_lasro(method, *parts, **known)
     rewards: dict[str, Any] = {}
     if method.differentiates_rewards:
         trained = {name: r for name, r in config.rewards.items() if r.weight != 0}
-        table = prompt_set(config.prompts, config.seed).table
         for name, reward in trained.items():
             model: Any = build_reward(reward.kind, reward.args)
-            rewards[name] = informed_module(model, table)
+            rewards[name] = informed_module(model, prompts.table)
     if isinstance(method, Draft):
-        return build_draft(method, *parts, source=source, rewards=rewards, seat=seat)
-    return build_sqdf(method, *parts, source=source, rewards=rewards, seat=seat)
+        return build_draft(method, *parts, **known, rewards=rewards)
+    return build_sqdf(method, *parts, **known, rewards=rewards)

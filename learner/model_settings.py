@@ -60,8 +60,8 @@ class Model(Section):
     """Size of text states that a process keeps, of the prompts that it was asked for last; one of
     Stable Diffusion takes 0.23 MB, one of SDXL 0.61."""
     text_encoders: Literal["stay", "retire"] = "stay"
-    """`retire`: samplers and evaluator encode all their prompts when they start and then free the
-    memory that the text encoders take on their device."""
+    """`retire`: samplers, learner and evaluator encode all their prompts when they start and then
+    free the memory that the text encoders take on their device."""
     vae_slicing: bool = False
     """Decode picture by picture, for less memory."""
     vae_tiling: bool = False

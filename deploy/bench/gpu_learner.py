@@ -104,7 +104,7 @@ def _sqdf_step(
         settings,
         engine,
         Chain(pipeline.schedule, model.num_steps),
-        pipeline.prompt_encoder(),
+        pipeline.prompt_encoder(engine.device),
         Denoiser.of(base, model),
         Denoiser.of(consistency, model) if consistency else None,
         reward,
@@ -169,7 +169,7 @@ def _lasro_step(
         engine,
         pipeline.few_step_chain(model.num_steps),
         pipeline.latent_shape,
-        pipeline.prompt_encoder(),
+        pipeline.prompt_encoder(engine.device),
         Denoiser.of(teacher, model) if anchored else None,
         Climb(surrogate.module, settings.surrogate),
         Seat(config.seed),
@@ -199,7 +199,7 @@ def surrogate_step(config: RunConfig, device: str) -> Callable[[], Mapping[str, 
     engine = surrogate_under_engine(config, _surrogate(config, unet, steps if is_lasro else 1))
     del unet
     trainer = SurrogateTrainer(
-        learning.surrogate, engine, pipeline.prompt_encoder(), tells_steps=is_lasro
+        learning.surrogate, engine, pipeline.prompt_encoder(engine.device), tells_steps=is_lasro
     )
     groups, generator = learning.surrogate.batch_groups, _seeded(config)
     shape = groups, config.actors.group_size, steps

@@ -111,7 +111,7 @@ def _surrogate_flops(config: RunConfig, plan: Plan, device: str) -> dict[str, in
 def _policy_memory(config: RunConfig, plan: Plan) -> dict[str, int]:
     """Of a learner whose surrogate has taken no step yet."""
     sizes = plan["bytes"]["learner"]
-    held = ("weights", "gradients", "optimizer", "reduction", "frozen", "surrogate")
+    held = "weights", "gradients", "optimizer", "reduction", "frozen", "text_encoders", "surrogate"
     suffix = "_checkpointed" if config.learner.gradient_checkpointing else ""
     return {
         "held": sum(sizes.get(name, 0) for name in held),
@@ -120,10 +120,11 @@ def _policy_memory(config: RunConfig, plan: Plan) -> dict[str, int]:
 
 
 def _surrogate_memory(config: RunConfig, plan: Plan) -> dict[str, int]:
-    """Of the surrogate and its engine alone."""
+    """Of the surrogate, its engine and the text encoders alone."""
     sizes = plan["bytes"]["learner"]
+    held = ("surrogate", "surrogate_optimizer", "text_encoders")
     return {
-        "held": sizes["surrogate"] + sizes["surrogate_optimizer"],
+        "held": sum(sizes[name] for name in held),
         "activations": sizes["surrogate_activations"] + sizes["surrogate_cast_weights"],
     }
 

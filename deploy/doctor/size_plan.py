@@ -98,7 +98,7 @@ def sampler_bytes(config: RunConfig, networks: Networks) -> dict[str, int]:
     rows = _sampler_rows(config)
     adapter = config.model.trainable == "lora"
     params = 2 * parameters_of(networks.base)
-    params += networks.text_encoder_params if config.model.text_encoders == "stay" else 0
+    params += _text_encoder_params(config, networks)
     params += parameters_of(networks.policy, trained=True) if adapter else 0
     if isinstance(config.method, Sqdf) and config.method.states.score_clean:
         params += networks.consistency_params
@@ -136,6 +136,7 @@ def learner_bytes(config: RunConfig, networks: Networks) -> dict[str, int]:
         "weights": _FLOAT * parameters_of(networks.policy),
         **policy,
         "frozen": _FLOAT * _frozen_params(config, networks),
+        "text_encoders": _FLOAT * _text_encoder_params(config, networks),
     }
     if networks.surrogate is not None:
         held["surrogate"] = _FLOAT * learned
@@ -181,6 +182,11 @@ def _frozen_params(config: RunConfig, networks: Networks) -> int:
         params = parameters_of(networks.base)
     params += networks.consistency_params
     return params + (parameters_of(networks.vae) if method.differentiates_rewards else 0)
+
+
+def _text_encoder_params(config: RunConfig, networks: Networks) -> int:
+    """Of text encoders that stay on the device; those that retire leave it before work begins."""
+    return networks.text_encoder_params if config.model.text_encoders == "stay" else 0
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Puts DRaFT, ReFL and SEIKO together on one rank."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -29,24 +29,26 @@ def build_draft(
     learner: Learner,
     *,
     source: GroupSource,
+    prompts: Sequence[str],
     rewards: Mapping[str, DifferentiableReward],
     seat: Seat,
 ) -> Alternating:
     """The method, ready for the trainer.
 
     Args:
+        prompts: all of the run.
         rewards: by the names of `source.rewards`; none where a surrogate is climbed.
     """
     torch.set_num_threads(learner.threads)
     pipeline = PipelineFolder.of(model)
     base = pipeline.unet(model.attention).requires_grad_(False)
-    encode = pipeline.prompt_encoder()
     engine = policy_engine(
         settings,
         learner,
         Denoiser.of(policy_over(base, model, seed=seat.seed), model),
         micro_batches=settings.micro_batches,
     )
+    encode = pipeline.prompt_encoder(engine.device, prompts)
     labels = [f"{model.num_steps}step"]
     groups, journal = scored_groups(settings, source, steps=[0], seat=seat), Journal()
     reward, surrogate = climbed_reward(

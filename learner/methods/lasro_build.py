@@ -27,15 +27,19 @@ def build_lasro(
     prompts: Sequence[str],
     seat: Seat,
 ) -> Alternating:
-    """The method, ready for the trainer."""
+    """The method, ready for the trainer.
+
+    Args:
+        prompts: all of the run.
+    """
     torch.set_num_threads(learner.threads)
     pipeline = PipelineFolder.of(model)
     teacher = PipelineFolder.teacher_of(model).unet(model.attention)
     teacher.requires_grad_(False)
-    encode = pipeline.prompt_encoder()
     steps = rewarded_steps(settings, model)
     denoiser = Denoiser.of(trainable_unet(pipeline, model, seed=seat.seed), model)
     policy = policy_engine(settings, learner, denoiser)
+    encode = pipeline.prompt_encoder(policy.device, prompts)
     # Only what is rewarded is scored.
     groups = scored_groups(settings, source, steps=range(len(steps)), seat=seat)
     journal = Journal()

@@ -1,5 +1,7 @@
 """Puts GORS, GORS-LCM and Diffusion-DPO together on one rank."""
 
+from collections.abc import Sequence
+
 import torch
 
 from learner.clean_latents import CleanLatents
@@ -19,9 +21,19 @@ from learner.trainer import Journal
 
 
 def build_likelihood(
-    settings: Gors | Dpo, model: Model, learner: Learner, *, source: GroupSource, seat: Seat
+    settings: Gors | Dpo,
+    model: Model,
+    learner: Learner,
+    *,
+    source: GroupSource,
+    prompts: Sequence[str],
+    seat: Seat,
 ) -> Alternating:
-    """The method, ready for the trainer. Of a few-step model GORS distils from `model.teacher`."""
+    """The method, ready for the trainer. Of a few-step model GORS distils from `model.teacher`.
+
+    Args:
+        prompts: all of the run.
+    """
     torch.set_num_threads(learner.threads)
     pipeline = PipelineFolder.of(model)
     base = pipeline.unet(model.attention).requires_grad_(False)
@@ -34,7 +46,7 @@ def build_likelihood(
     groups, journal = scored_groups(settings, source, steps=[0], seat=seat), Journal()
     latents = CleanLatents(groups, fresh=settings.fresh)
     batch, share = settings.policy_batch, seat.share
-    parts = engine, pipeline.schedule, pipeline.prompt_encoder()
+    parts = engine, pipeline.schedule, pipeline.prompt_encoder(engine.device, prompts)
     if isinstance(settings, Dpo):
         torch.nn.Module.to(base, engine.device)
         policy = DpoPolicy(settings, *parts, Denoiser.of(base, model), seat=seat)

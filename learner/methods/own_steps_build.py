@@ -1,5 +1,7 @@
 """Puts methods together on one rank that train on their own steps: DDPO, RLCM, PSO."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -29,12 +31,14 @@ def build_own_steps(
     learner: Learner,
     *,
     source: GroupSource,
+    prompts: Sequence[str],
     shared_initial_noise: bool,
     seat: Seat,
 ) -> Alternating:
     """The method, ready for the trainer.
 
     Args:
+        prompts: all of the run.
         shared_initial_noise: whether samplers start all members of a group from one noise.
     """
     torch.set_num_threads(learner.threads)
@@ -61,7 +65,7 @@ def build_own_steps(
         )
         ask = _embedded(model.guidance_scale, base.config["time_cond_proj_dim"])
     journal = Journal()
-    parts = engine, chain, pipeline.prompt_encoder(), ask
+    parts = engine, chain, pipeline.prompt_encoder(engine.device, prompts), ask
     untouched = Denoiser.of(base, model)
     if isinstance(settings, Pso):
         policy, plan = PsoPolicy(settings, *parts, untouched), steps_of_pairs(settings)

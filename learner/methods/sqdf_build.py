@@ -1,6 +1,6 @@
 """Puts SQDF together on one rank: one base, three networks over it, engines, what connects them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -28,25 +28,27 @@ def build_sqdf(
     learner: Learner,
     *,
     source: GroupSource,
+    prompts: Sequence[str],
     rewards: Mapping[str, DifferentiableReward],
     seat: Seat,
 ) -> Alternating:
     """The method, ready for the trainer.
 
     Args:
+        prompts: all of the run.
         rewards: by the names of `source.rewards`; none where a surrogate is climbed.
     """
     torch.set_num_threads(learner.threads)
     pipeline = PipelineFolder.of(model)
     base = pipeline.unet(model.attention).requires_grad_(False)
     consistency = with_lora(base, settings.clean.lora) if settings.clean.lora else None
-    encode = pipeline.prompt_encoder()
     engine = policy_engine(
         settings,
         learner,
         Denoiser.of(policy_over(base, model, seed=seat.seed), model),
         micro_batches=settings.micro_batches,
     )
+    encode = pipeline.prompt_encoder(engine.device, prompts)
     # The end of a trajectory is scored first, and what is told of its states after it.
     told = settings.states.kept if settings.states.score_clean else 0
     ends = (*range(1, told + 1), 0)

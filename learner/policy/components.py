@@ -6,6 +6,7 @@ Shape suffixes: B rows, C H W latent channels, height, width.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +39,7 @@ class PipelineFolder:
         size: height and width of pictures in pixels; None: those that the UNet was built for.
         sampler: of a model of few steps; None: the one that the scheduler's config tells.
         text_cache_bytes: of prompts' states that are kept.
+        text_retires: whether text encoders leave their device once they know all prompts.
         slices, tiles: whether the VAE decodes picture by picture, and a large one in tiles.
     """
 
@@ -48,6 +50,7 @@ class PipelineFolder:
     size: tuple[int, int] | None = None
     sampler: FewSteps | None = None
     text_cache_bytes: int = 2**29
+    text_retires: bool = False
     slices: bool = False
     tiles: bool = False
 
@@ -78,6 +81,7 @@ class PipelineFolder:
             size=model.size,
             sampler=None if model.sampler == "auto" else model.sampler,
             text_cache_bytes=round(model.text_cache_mb * 2**20),
+            text_retires=model.text_encoders == "retire",
             slices=model.vae_slicing,
             tiles=model.vae_tiling,
         )
@@ -175,10 +179,23 @@ class PipelineFolder:
             vae.enable_tiling()
         return vae.eval().to(device)
 
-    def prompt_encoder(self, device: str = "cpu") -> PromptEncoder:
-        return PromptEncoder.load(
-            self.path, device, image_size=self.image_size, kept_bytes=self.text_cache_bytes
+    def prompt_encoder(
+        self, device: torch.device | str = "cpu", prompts: Sequence[str] | None = None
+    ) -> PromptEncoder:
+        """Its text encoders, which encode and retire at once where that is asked for.
+
+        Args:
+            prompts: all that it will be asked for; None: not known, so that nothing retires.
+
+        Raises:
+            ValueError: as `PromptEncoder.retire`.
+        """
+        encode = PromptEncoder.load(
+            self.path, str(device), image_size=self.image_size, kept_bytes=self.text_cache_bytes
         )
+        if self.text_retires and prompts is not None:
+            encode.retire(["", *prompts])
+        return encode
 
 
 def decode_images(vae: AutoencoderKL, latents_BCHW: Tensor) -> Tensor:

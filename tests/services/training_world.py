@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -186,12 +187,13 @@ class World:
         return life
 
     def _method(self, stopping: threading.Event) -> Alternating:
-        parts, source, seat = (self.model, Learner()), self._source(stopping), Seat(SEED)
+        parts, seat = (self.model, Learner()), Seat(SEED)
+        known: Any = {"source": self._source(stopping), "prompts": PROMPTS}
         if isinstance(self.settings, Ppo):
             return build_own_steps(
-                self.settings, *parts, source=source, shared_initial_noise=False, seat=seat
+                self.settings, *parts, **known, shared_initial_noise=False, seat=seat
             )
-        return build_lasro(self.settings, *parts, source=source, prompts=PROMPTS, seat=seat)
+        return build_lasro(self.settings, *parts, **known, seat=seat)
 
     def complete_groups(self) -> list[int]:
         """Tickets whose every record has its rewards."""

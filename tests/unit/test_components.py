@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from deploy.shapes.models import PIPELINES
+from learner.model_settings import Model
 from learner.policy.components import PipelineFolder
 from learner.policy.text import PromptEncoder, Text
 
@@ -41,16 +42,27 @@ def test_the_prompt_that_was_asked_for_longest_ago_makes_room(encoder: PromptEnc
 def test_text_encoders_that_retired_are_not_asked_again(encoder: PromptEncoder) -> None:
     retiring, calls = PromptEncoder(encoder._towers), []
     retiring.retire(PROMPTS, batch=2)
+    asked = encoder(PROMPTS).states_BLE
     tower = encoder._towers[0][1]
     hook = tower.register_forward_hook(lambda *_: calls.append(1))
     try:
         again = retiring(PROMPTS).states_BLE
         assert not calls
-        assert torch.allclose(again, encoder(PROMPTS).states_BLE, atol=1e-6)
+        assert torch.allclose(again, asked, atol=1e-6)
         retiring(["a prompt that nobody had announced"])
         assert len(calls) == 1
     finally:
         hook.remove()
+
+
+def test_a_pipelines_text_encoders_retire_where_all_prompts_are_known() -> None:
+    pipeline = PipelineFolder.of(Model(path=str(PIPELINES / "base"), text_encoders="retire"))
+    calls: list[int] = []
+    for known in (None, PROMPTS):
+        encode = pipeline.prompt_encoder("cpu", known)
+        encode._towers[0][1].register_forward_hook(lambda *_: calls.append(1))
+        encode(["", *PROMPTS])
+    assert calls == [1]
 
 
 def test_text_encoders_do_not_retire_from_prompts_that_are_not_kept(encoder: PromptEncoder) -> None:

@@ -278,6 +278,16 @@ def test_an_adapters_reference_is_its_base_and_a_full_policys_another_unet(
     assert plan["bytes"]["learner"]["frozen"] == unets * 4 * plan["unet_params"]
 
 
+def test_text_encoders_that_retire_take_no_memory_of_sampler_and_learner() -> None:
+    stay, gone = (
+        _plan("shapes-ddpo", f"model.text_encoders={how}")["bytes"] for how in ("stay", "retire")
+    )
+    taken = stay["learner"]["text_encoders"]
+    assert gone["learner"]["text_encoders"] == 0 < taken
+    assert stay["learner"]["total"] - gone["learner"]["total"] == taken
+    assert stay["sampler"]["weights"] - gone["sampler"]["weights"] == taken
+
+
 def test_zero_shards_the_optimizer_then_the_gradients() -> None:
     plain, state, both = (optimizer_bytes(1000, 4, stage) for stage in (0, 1, 2))
     assert (plain["gradients"], plain["optimizer"], plain["reduction"]) == (4000, 8000, 0)
