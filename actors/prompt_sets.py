@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from actors.prompts import read_text
 from buffer.records import MAX_PROMPT_BYTES
 
 _MOST_TOLD = 3
@@ -72,6 +71,16 @@ def plain_set(prompts: Sequence[str]) -> PromptSet:
     return PromptSet(tuple(prompts), (Metadata(),) * len(prompts))
 
 
+def load_text(path: Path | str) -> PromptSet:
+    """The prompts of a text file, one a line; blank lines are passed over.
+
+    Raises:
+        ValueError: no such file, not UTF-8, or `set_of` refuses what is in it; says which lines.
+    """
+    lines = enumerate(_read_text(path, "one prompt a line").split("\n"), 1)
+    return set_of(str(path), [Row(f"line {n}", line, {}) for n, line in lines if line.strip()])
+
+
 def load_jsonl(path: Path | str, column: str = "prompt") -> PromptSet:
     """The prompts of a JSONL file: one object a line; blank lines are passed over.
 
@@ -83,7 +92,7 @@ def load_jsonl(path: Path | str, column: str = "prompt") -> PromptSet:
     """
     path = Path(path)
     rows, problems = [], []
-    for number, line in enumerate(read_text(path, "one JSON object a line").split("\n"), 1):
+    for number, line in enumerate(_read_text(path, "one JSON object a line").split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -152,6 +161,28 @@ def _problem(row: Row) -> str | None:
     if size_bytes > MAX_PROMPT_BYTES:
         return f"the prompt of {row.where} has {size_bytes} bytes; {MAX_PROMPT_BYTES} are allowed"
     return None
+
+
+def _read_text(path: Path | str, holds: str) -> str:
+    """A UTF-8 file whose lines end in a line feed, whatever they ended in.
+
+    Args:
+        holds: what should be in it, for errors.
+    """
+    path = Path(path)
+    try:
+        text = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset "
+            f"{error.start}; save it as UTF-8"
+        ) from error
+    except OSError as error:
+        raise ValueError(
+            f"cannot read the prompts in {path} ({error.strerror}); name a text file with {holds}"
+        ) from error
+    # str.splitlines would also cut at form feeds and Unicode separators inside a prompt.
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _no_constant(name: str) -> NoReturn:

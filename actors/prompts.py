@@ -6,45 +6,6 @@ twice, to any sampler, in any process, asks for the same group. Nothing is store
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
-
-
-def load_prompts(path: Path | str) -> list[str]:
-    """The prompts of a UTF-8 text file, one a line; blank lines are skipped.
-
-    Raises:
-        ValueError: no such file, not UTF-8, or no prompt in it.
-    """
-    lines = read_text(path, "one prompt a line").split("\n")
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise ValueError(f"{path} holds no prompt; write one prompt a line")
-    return prompts
-
-
-def read_text(path: Path | str, holds: str) -> str:
-    """A UTF-8 file whose lines end in a line feed, whatever they ended in.
-
-    Args:
-        holds: what should be in it, for errors.
-
-    Raises:
-        ValueError: no such file, or not UTF-8.
-    """
-    path = Path(path)
-    try:
-        text = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset "
-            f"{error.start}; save it as UTF-8"
-        ) from error
-    except OSError as error:
-        raise ValueError(
-            f"cannot read the prompts in {path} ({error.strerror}); name a text file with {holds}"
-        ) from error
-    # str.splitlines would also cut at form feeds and Unicode separators inside a prompt.
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def seed_of(run_seed: int, ticket: int) -> int:

@@ -3,8 +3,7 @@
 import numpy as np
 
 from actors.dataset_prompts import load_dataset_prompts
-from actors.prompt_sets import PromptSet, load_jsonl, plain_set
-from actors.prompts import load_prompts
+from actors.prompt_sets import PromptSet, load_jsonl, load_text, plain_set
 from deploy.config_sections import DatasetPrompts, FilePrompts, JsonlPrompts, Prompts
 
 
@@ -15,7 +14,7 @@ def prompt_set(source: Prompts, seed: int) -> PromptSet:
         ValueError: they cannot be read; says why.
     """
     if isinstance(source, FilePrompts):
-        return plain_set(load_prompts(source.file))
+        return load_text(source.file)
     if isinstance(source, JsonlPrompts):
         return load_jsonl(source.file, source.column)
     if isinstance(source, DatasetPrompts):

@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from actors.prompts import load_prompts
+from actors.prompt_sets import load_text
 from deploy.config_problems import ConfigError
 from deploy.job_log import set_up
 from deploy.report.data import CONFIG_FILE
@@ -229,7 +229,7 @@ def _shortened(text: str, length: Any, room: float) -> str:
 def _prompts(options: argparse.Namespace) -> list[str]:
     prompts = [prompt for prompt in options.prompt if prompt.strip()]
     if options.prompts is not None:
-        prompts += load_prompts(options.prompts)
+        prompts += load_text(options.prompts).prompts
     if not prompts:
         raise ValueError('no prompt: give --prompt "..." or --prompts FILE, with one a line')
     return prompts

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actors.prompts import load_prompts
+from actors.prompt_sets import load_text
 from buffer.records import Record, Scores, record_id
 from deploy.examples.brightness import Brightness
 from deploy.plan import check_environment
@@ -151,4 +151,4 @@ def test_every_evaluation_prompt_holds_a_held_out_combination() -> None:
 
 
 def _prompts(name: str) -> list[str]:
-    return load_prompts(ROOT / "deploy" / "examples" / name)
+    return list(load_text(ROOT / "deploy" / "examples" / name).prompts)

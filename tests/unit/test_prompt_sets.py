@@ -1,4 +1,4 @@
-"""Prompt sets: what is read from JSONL, what is refused in which words, what cannot change."""
+"""Prompt sets: what is read, what is refused in which words, what cannot change."""
 
 import copy
 import json
@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from actors.prompt_sets import Metadata, PromptSet, load_jsonl, plain_set
+from actors.prompt_sets import Metadata, PromptSet, load_jsonl, load_text, plain_set
+from buffer.records import MAX_PROMPT_BYTES
 from deploy.config_sections import FilePrompts, JsonlPrompts
 from deploy.prompt_checks import readable_prompts
 from deploy.prompt_sources import prompt_set
@@ -26,6 +27,12 @@ def written(folder: Path, *lines: object) -> Path:
     path = folder / "prompts.jsonl"
     texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
     path.write_text("\n".join(texts) + "\n", encoding="utf-8")
+    return path
+
+
+def text_file(folder: Path, content: bytes) -> Path:
+    path = folder / "prompts.txt"
+    path.write_bytes(content)
     return path
 
 
@@ -143,3 +150,46 @@ def test_repeated_prompts_are_told_in_the_log(
     path = written(tmp_path, LINES[0], LINES[1], LINES[1])
     readable_prompts(load_config(SMOKE, [f"prompts={path}"]))
     assert "prompts: 1 of 3 prompts are there more than once" in caplog.text
+
+
+def test_blank_lines_and_outer_spaces_are_skipped(tmp_path: Path) -> None:
+    path = text_file(tmp_path, b"\n  a red cat \r\n\t\n\na dog")
+    assert load_text(path).prompts == ("a red cat", "a dog")
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_prompt(tmp_path: Path) -> None:
+    assert load_text(text_file(tmp_path, b"\xef\xbb\xbfa cat\n")).prompts == ("a cat",)
+
+
+def test_a_line_separator_inside_a_prompt_does_not_cut_it(tmp_path: Path) -> None:
+    path = text_file(tmp_path, "a\u2028b\nc".encode())
+    assert load_text(path).prompts == ("a\u2028b", "c")
+
+
+def test_a_file_that_is_not_utf8_is_named_with_the_offset(tmp_path: Path) -> None:
+    path = text_file(tmp_path, b"\xef\xbb\xbfa cat\ncaf\xe9\n")
+    with pytest.raises(ValueError, match=r"prompts\.txt is not UTF-8: byte 0xe9 at offset 12"):
+        load_text(path)
+
+
+def test_a_file_without_prompts_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"prompts\.txt holds no prompt"):
+        load_text(text_file(tmp_path, b" \n\n"))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere\.txt \(No such file or directory\)"):
+        load_text(tmp_path / "nowhere.txt")
+
+
+def test_a_folder_is_not_a_prompt_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Is a directory"):
+        load_text(tmp_path)
+
+
+def test_a_prompt_of_a_text_file_that_records_cannot_hold_is_told_with_its_line(
+    tmp_path: Path,
+) -> None:
+    path = text_file(tmp_path, b"a cat\n" + b"x" * (MAX_PROMPT_BYTES + 1))
+    with pytest.raises(ValueError, match=r"the prompt of line 2 has 8193 bytes; 8192 are allowed"):
+        load_text(path)

@@ -1,20 +1,12 @@
-"""Tickets to prompts and seeds, and prompt files."""
-
-from pathlib import Path
+"""Tickets to prompts and seeds."""
 
 import pytest
 
-from actors.prompts import PromptSource, load_prompts, seed_of
+from actors.prompts import PromptSource, seed_of
 
 PROMPTS = [f"prompt {i}" for i in range(20)]
 GOLDEN_PROMPTS = ["prompt 17", "prompt 5", "prompt 19", "prompt 9"]
 GOLDEN_SEED = 10242927341532925522
-
-
-def written(tmp_path: Path, content: bytes) -> Path:
-    path = tmp_path / "prompts.txt"
-    path.write_bytes(content)
-    return path
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 7])
@@ -74,38 +66,3 @@ def test_no_prompts_are_refused() -> None:
 def test_a_negative_ticket_is_refused() -> None:
     with pytest.raises(ValueError, match="ticket is -1"):
         PromptSource(PROMPTS, run_seed=0).prompt_of(-1)
-
-
-def test_blank_lines_and_outer_spaces_are_skipped(tmp_path: Path) -> None:
-    path = written(tmp_path, b"\n  a red cat \r\n\t\n\na dog")
-    assert load_prompts(path) == ["a red cat", "a dog"]
-
-
-def test_a_byte_order_mark_is_not_part_of_the_first_prompt(tmp_path: Path) -> None:
-    assert load_prompts(written(tmp_path, b"\xef\xbb\xbfa cat\n")) == ["a cat"]
-
-
-def test_a_line_separator_inside_a_prompt_does_not_cut_it(tmp_path: Path) -> None:
-    path = written(tmp_path, "a\u2028b\nc".encode())
-    assert load_prompts(path) == ["a\u2028b", "c"]
-
-
-def test_a_file_that_is_not_utf8_is_named_with_the_offset(tmp_path: Path) -> None:
-    path = written(tmp_path, b"\xef\xbb\xbfa cat\ncaf\xe9\n")
-    with pytest.raises(ValueError, match=r"prompts\.txt is not UTF-8: byte 0xe9 at offset 12"):
-        load_prompts(path)
-
-
-def test_a_file_without_prompts_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"prompts\.txt holds no prompt"):
-        load_prompts(written(tmp_path, b" \n\n"))
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"nowhere\.txt \(No such file or directory\)"):
-        load_prompts(tmp_path / "nowhere.txt")
-
-
-def test_a_folder_is_not_a_prompt_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="Is a directory"):
-        load_prompts(tmp_path)
