@@ -311,6 +311,11 @@ class Evaluation(Section):
     """Images an evaluation scores, spread over the prompts."""
     seed: Whole = 1234
     """Seed of the noise, the same in every evaluation."""
+    max_batch: Count | None = None
+    """Most pictures that are drawn or decoded at once; null: as many as a sampler draws and a
+    reward server decodes."""
+    timeout_s: Seconds = 14400.0
+    """Deadline in seconds of an evaluation, or of writing the result, when the run waits for it."""
     rewards: dict[str, Metric] = Field(default_factory=dict)
     """Scores by name, such as `exact: {kind: shapes-exact}`."""
     diversity: Diversity = Diversity()

@@ -38,7 +38,7 @@ def check_environment(
         *_unknown_rewards(config, prompts),
         *_unknown_distances(config),
         *_unusable_listeners(config, environ),
-        *_unusable_redis(config, environ),
+        *_unusable_redis(config, environ, resume=resume),
     ]
 
 
@@ -114,7 +114,9 @@ def _unusable_listeners(config: RunConfig, environ: Mapping[str, str]) -> Iterat
             yield f"callbacks.{number}: {error}"
 
 
-def _unusable_redis(config: RunConfig, environ: Mapping[str, str]) -> Iterator[str]:
+def _unusable_redis(
+    config: RunConfig, environ: Mapping[str, str], *, resume: bool
+) -> Iterator[str]:
     if config.replay.redis == "environment" and not environ.get("REDIS_URL"):
         yield "replay.redis: is environment, but the variable REDIS_URL is not set"
         return
@@ -122,7 +124,7 @@ def _unusable_redis(config: RunConfig, environ: Mapping[str, str]) -> Iterator[s
     from buffer.embedded import find_server
     from buffer.errors import ReplayError
     from buffer.urls import urls_in
-    from deploy.replay_servers import wrong_number_of_urls
+    from deploy.replay_servers import records_of_run, wrong_number_of_urls
 
     if (problem := wrong_number_of_urls(config, environ)) is not None:
         yield problem
@@ -132,11 +134,16 @@ def _unusable_redis(config: RunConfig, environ: Mapping[str, str]) -> Iterator[s
         if urls is None
         else [partial(check_connection, url, timeout_s=5.0) for url in urls_in(urls)]
     )
-    for check in checks:
-        try:
+    try:
+        for check in checks:
             check()
-        except (ReplayError, OSError, RuntimeError, ValueError) as error:
-            yield f"replay.redis: {without_password(str(error))}"
+        if urls is not None and not resume and (held := records_of_run(config, urls)):
+            yield (
+                f"name: Redis already holds {held:,} records of a run named {config.name!r}: "
+                "continue it with --resume, or give this one another name"
+            )
+    except (ReplayError, OSError, RuntimeError, ValueError) as error:
+        yield f"replay.redis: {without_password(str(error))}"
 
 
 def describe(config: RunConfig) -> str:

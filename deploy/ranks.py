@@ -21,7 +21,6 @@ from deploy.run_config import RunConfig
 
 log = logging.getLogger(__name__)
 _ANSWER_TIMEOUT_S = 120.0
-_EVALUATION_TIMEOUT_S = 1800.0
 _MAX_RESTARTS = 5
 _BACKOFF_S = 2.0
 _NOTICED_S = 20.0
@@ -74,7 +73,9 @@ class Ranks:
             ).remote(self._plan, rank, self._board)
             for rank in range(options.ranks)
         ]
-        address, port = self._ask(self._actors[0].address.remote())
+        # A node that takes the place of a lost one needs minutes to come.
+        found = self._actors[0].address.remote()
+        address, port = self._ask(found, self._plan.config.limits.stall_s)
         self._running = [a.run.remote(address, port, resume=resume) for a in self._actors]
 
     def poll(self) -> bool | None:
@@ -107,7 +108,7 @@ class Ranks:
 
         Not the board's: what a learner has made must not be lost with another actor.
         """
-        return self._ask(self._actors[0].published.remote())
+        return self._ask(self._actors[0].published.remote(), _ANSWER_TIMEOUT_S)
 
     def rows(self) -> list[dict[str, Any]]:
         """Metric rows since the last call."""
@@ -191,14 +192,15 @@ class Ranks:
             ray.kill(actor)
         self._actors, self._running = [], []
 
-    def _ask(self, ref: Any) -> Any:
+    def _ask(self, ref: Any, timeout_s: float) -> Any:
         try:
-            return ray.get(ref, timeout=_ANSWER_TIMEOUT_S)
+            return ray.get(ref, timeout=timeout_s)
         except GetTimeoutError as error:
+            options = self._plan.config.learner
+            labels = "".join(f", {key}={value}" for key, value in options.node_labels.items())
             raise RunFailedError(
-                f"learner-0 did not answer within {_ANSWER_TIMEOUT_S:.0f} s: the cluster may lack "
-                f"{self._plan.config.learner.num_cpus:g} CPUs or "
-                f"{self._plan.config.learner.num_gpus:g} GPUs for it"
+                f"learner-0 did not answer within {timeout_s:g} s: the cluster may lack a node "
+                f"with {options.num_cpus:g} CPUs and {options.num_gpus:g} GPUs left for it{labels}"
             ) from error
 
 
@@ -235,6 +237,7 @@ class EvaluatorHandle:
 
     def __init__(self, config: RunConfig, folder: Path) -> None:
         self._folder = folder
+        self._timeout_s = config.evaluation.timeout_s
         options = config.evaluation
         self._actor = (
             ray.remote(EvaluatorHost)
@@ -269,7 +272,12 @@ class EvaluatorHandle:
     def result(self, ref: Any) -> Any:
         """Waits for what `measure` or `export` began."""
         try:
-            return ray.get(ref, timeout=_EVALUATION_TIMEOUT_S)
+            return ray.get(ref, timeout=self._timeout_s)
+        except GetTimeoutError as error:
+            raise RunFailedError(
+                f"the evaluator took longer than evaluation.timeout_s of {self._timeout_s:g} s: "
+                "raise it, or lower evaluation.samples"
+            ) from error
         except RayError as error:
             log.error("the evaluator ended with an error", exc_info=error)
             raise RunFailedError(f"the evaluation failed: {_reason(error)}") from error

@@ -1,9 +1,13 @@
 """The servers of a run's replay: those that its config names, or embedded ones in its folder."""
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from buffer.connection import connect, translated
+from buffer.keys import key
 from buffer.replay_settings import ReplaySettings
 from buffer.urls import urls_in
 from deploy.run_config import RunConfig
@@ -48,6 +52,20 @@ def replay_settings(config: RunConfig, urls: str) -> ReplaySettings:
         max_attempts=config.replay.max_attempts,
         outage_s=config.replay.outage_s,
     )
+
+
+def records_of_run(config: RunConfig, urls: str) -> int:
+    """Records that a run of this name has put on servers; changes nothing there.
+
+    Raises:
+        ReplayError: they do not answer.
+    """
+    held = 0
+    for url in urls_in(urls):
+        with contextlib.closing(connect(url, timeout_s=5.0)) as client, translated(url):
+            found: Any = client.hget(key(config.name, "counts"), "issued")
+            held += int(found or 0)
+    return held
 
 
 class ReplayServerHost:

@@ -115,6 +115,13 @@ class RunConfig(Section):
         return self.rewarded_steps if self.pace == "lockstep" else self.scoring.max_batch
 
     @property
+    def images_per_evaluation(self) -> tuple[int, int]:
+        """Most pictures that the evaluator draws at once, and decodes at once."""
+        most, actors = self.evaluation.max_batch, self.actors
+        drawn = actors.group_size * actors.groups_per_batch
+        return most or drawn, most or self.scoring.max_batch
+
+    @property
     def max_staleness(self) -> int:
         """Cycles that samplers may be ahead of the learner."""
         given = self.replay.max_staleness

@@ -117,13 +117,14 @@ def memory_findings(
     lowered = {
         "sampler": ("actors", "lower actors.groups_per_batch"),
         "reward_server": ("scoring", "lower scoring.max_batch"),
+        "evaluator": ("evaluation", "set evaluation.max_batch lower"),
         "learner": ("learner", _smaller_learner(config)),
     }
     for role, (section, remedy) in lowered.items():
         booked, needed = _bookings(config)[section], sizes[role]["total"]
         if booked > 0 and needed > (share := gpu_bytes * min(booked, 1.0)):
             yield (
-                f"the plan of a {role.replace('_', ' ')} is {in_bytes(needed)}, and its "
+                f"the plan of one {role.replace('_', ' ')} is {in_bytes(needed)}, and its "
                 f"{section}.num_gpus of {booked:g} is {in_bytes(share)} of this machine's GPU: "
                 f"{remedy}, or book a larger share or GPU"
             )
@@ -196,6 +197,7 @@ def examine(
 def table(plan: Mapping[str, Any]) -> str:
     """A size plan for a terminal, stage by stage."""
     flops, sizes, rows = plan["flops"], plan["bytes"], plan["rows"]
+    first, *evaluator = _stage(sizes["evaluator"], f"of {rows['evaluator']} rows")
     lines = [
         ("model", plan["model"], ""),
         ("", "UNet", f"{plan['unet_params'] / 1e6:,.1f} M parameters"),
@@ -204,6 +206,8 @@ def table(plan: Mapping[str, Any]) -> str:
         *_stage(sizes["sampler"], f"of {rows['sampler']} rows"),
         ("scoring", "decoding one picture", in_flops(flops["decoding_picture"])),
         *_stage(sizes["reward_server"], f"of {rows['reward_server']} pictures"),
+        ("evaluating", *first[1:]),
+        *evaluator,
         ("learning", "one row of a policy step", in_flops(flops["policy_row"])),
         *(
             ("", f"of it {what}", in_flops(flops[f"policy_row_{name}"]))

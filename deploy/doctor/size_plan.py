@@ -58,7 +58,8 @@ def trained_bytes(config: RunConfig) -> int:
 
 
 def size_plan(config: RunConfig, networks: Networks | None = None) -> dict[str, Any]:
-    """Parameters, `flops`, and `bytes` of a sampler, a reward server and a rank of the learner.
+    """Parameters, `flops`, and `bytes` of a sampler, a reward server, the evaluator and a rank of
+    the learner.
 
     `flops` are those of `deploy.doctor.flop_plan`. `rows` are those that pass a network in the
     activations that are told: of the policy, in all calls of a micro-batch together.
@@ -77,6 +78,7 @@ def size_plan(config: RunConfig, networks: Networks | None = None) -> dict[str, 
         "rows": {
             "sampler": _sampler_rows(config),
             "reward_server": config.images_per_decode,
+            "evaluator": _evaluator_rows(config),
             "policy": sum(graph_rows(config).policy),
             "surrogate": surrogate_rows(config),
         },
@@ -84,6 +86,7 @@ def size_plan(config: RunConfig, networks: Networks | None = None) -> dict[str, 
         "bytes": {
             "sampler": sampler_bytes(config, networks),
             "reward_server": reward_server_bytes(config, networks),
+            "evaluator": evaluator_bytes(config, networks),
             "learner": learner_bytes(config, networks),
         },
     }
@@ -93,32 +96,53 @@ def _sampler_rows(config: RunConfig) -> int:
     return config.actors.group_size * config.actors.groups_per_batch * (1 + is_guided(config))
 
 
+def _evaluator_rows(config: RunConfig) -> int:
+    return config.images_per_evaluation[0] * (1 + is_guided(config))
+
+
 def sampler_bytes(config: RunConfig, networks: Networks) -> dict[str, int]:
-    """The untouched UNet, the one that samples, and an adapter apart from it."""
-    rows = _sampler_rows(config)
-    adapter = config.model.trainable == "lora"
-    params = 2 * parameters_of(networks.base)
-    params += _text_encoder_params(config, networks)
-    params += parameters_of(networks.policy, trained=True) if adapter else 0
+    """What draws, and a consistency model where it tells clean latents."""
+    params = _sampling_params(config, networks)
     if isinstance(config.method, Sqdf) and config.method.states.score_clean:
         params += networks.consistency_params
-    activations = networks.once(
-        ("sampling", rows),
-        lambda: peak_of(lambda: networks.ask(networks.base, networks.latents(rows))),
-    )
-    return _with_total(
-        weights=_FLOAT * params, activations=_computed(activations, config.model.precision)
-    )
+    activations = _sampling_activations(config, networks, _sampler_rows(config))
+    return _with_total(weights=_FLOAT * params, activations=activations)
 
 
 def reward_server_bytes(config: RunConfig, networks: Networks) -> dict[str, int]:
     """The whole VAE is loaded; it decodes in float32."""
-    rows = config.images_per_decode
     return _with_total(
         weights=_FLOAT * parameters_of(networks.vae),
-        activations=networks.once(
-            ("decoding", rows), lambda: peak_of(lambda: networks.decode(networks.latents(rows)))
-        ),
+        activations=_decoding_activations(networks, config.images_per_decode),
+    )
+
+
+def evaluator_bytes(config: RunConfig, networks: Networks) -> dict[str, int]:
+    """It draws and decodes in turn."""
+    params = _sampling_params(config, networks) + parameters_of(networks.vae)
+    drawing = _sampling_activations(config, networks, _evaluator_rows(config))
+    decoding = _decoding_activations(networks, config.images_per_evaluation[1])
+    return _with_total(weights=_FLOAT * params, activations=max(drawing, decoding))
+
+
+def _sampling_params(config: RunConfig, networks: Networks) -> int:
+    """Of the untouched UNet, the one that samples, an adapter apart from it, and text encoders."""
+    adapter = config.model.trainable == "lora"
+    params = 2 * parameters_of(networks.base) + _text_encoder_params(config, networks)
+    return params + (parameters_of(networks.policy, trained=True) if adapter else 0)
+
+
+def _sampling_activations(config: RunConfig, networks: Networks, rows: int) -> int:
+    activations = networks.once(
+        ("sampling", rows),
+        lambda: peak_of(lambda: networks.ask(networks.base, networks.latents(rows))),
+    )
+    return _computed(activations, config.model.precision)
+
+
+def _decoding_activations(networks: Networks, rows: int) -> int:
+    return networks.once(
+        ("decoding", rows), lambda: peak_of(lambda: networks.decode(networks.latents(rows)))
     )
 
 

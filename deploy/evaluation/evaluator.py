@@ -37,7 +37,6 @@ from reward_servers.registry import build_reward
 from reward_servers.timed import TimedReward, score_all
 
 log = logging.getLogger(__name__)
-_BATCH = 128
 NUM_PICTURES = 24
 
 
@@ -52,6 +51,7 @@ class Evaluator:
         self, config: RunConfig, pooled: Mapping[str, RewardModel] = MappingProxyType({})
     ) -> None:
         self._config = config
+        self._rows, self._images = config.images_per_evaluation
         torch.set_num_threads(max(1, round(config.evaluation.threads)))
         pipeline = PipelineFolder.of(config.model)
         self._pipeline = pipeline
@@ -145,12 +145,12 @@ class Evaluator:
 
     def _sample(self, groups: list[Group]) -> torch.Tensor:
         rollouts = [
-            rollout for batch in _batches(groups) for rollout in self._singles.sample(batch)
+            rollout for batch in self._batches(groups) for rollout in self._singles.sample(batch)
         ]
         return torch.from_numpy(np.concatenate([rollout.latents for rollout in rollouts])).float()
 
     def _decode(self, latents_BCHW: torch.Tensor) -> np.ndarray:
-        parts = latents_BCHW.split(_BATCH)
+        parts = latents_BCHW.split(self._images)
         return np.concatenate([decode_latents(self._vae, part) for part in parts])
 
     def _scores_at(
@@ -214,11 +214,10 @@ class Evaluator:
 
     def _drift(self, groups: list[Group]) -> dict[str, float]:
         """Means of what tells the policy from the untouched one."""
-        parts = [self._singles.drift(batch) for batch in _batches(groups)]
+        parts = [self._singles.drift(batch) for batch in self._batches(groups)]
         return {
             name: float(np.concatenate([part[name] for part in parts]).mean()) for name in parts[0]
         }
 
-
-def _batches(groups: list[Group]) -> Iterator[list[Group]]:
-    return (groups[start : start + _BATCH] for start in range(0, len(groups), _BATCH))
+    def _batches(self, groups: list[Group]) -> Iterator[list[Group]]:
+        return (groups[start : start + self._rows] for start in range(0, len(groups), self._rows))

@@ -118,10 +118,11 @@ class Monitor:
         return rows
 
     def conclude(self, refs: list[Any], cycle: int) -> Result:
-        """Waits for what is under way, then measures and exports the version that is kept.
+        """Waits for what is under way, then exports and measures the version that is kept.
 
         That is the last one, or the best of all that were evaluated, itself included, by
-        `evaluation.best_by`.
+        `evaluation.best_by`. The last one is written in any case, before it is measured, so that
+        an evaluation that fails costs no result.
 
         Args:
             refs: of the last version's weights.
@@ -132,22 +133,22 @@ class Monitor:
             self._take_first()
         if self._measuring is not None:
             self._take(last_cycle=cycle)
-        by = self._settings.best_by
+        exported, by = self._export(refs), self._settings.best_by
         last = Measured(cycle, self._measure("after" if by is None else "last", refs))
         if cycle not in [each.cycle for each in self._measured]:
             self._row(last)
         if by is None:
-            return self._result("last", refs, last)
+            return Result(dict(last.metrics), exported, "last")
         # The weights to keep may be other ones than the last published, such as their average.
         earlier = [each for each in self._history if each.cycle < cycle]
         best = best_of([*earlier, last], self._settings.stop, by)
         if best is None or best is last:
             pictures = self._folder / "pictures"
             (pictures / "last.npz").replace(pictures / "after.npz")
-            return self._result("last", refs, last)
+            return Result(dict(last.metrics), exported, "last")
         source: WeightsSource = kept_file(self._folder, best.cycle) if best.cycle else []
-        after = Measured(best.cycle, self._measure("after", source))
-        return self._result(f"best, of cycle {best.cycle}", source, after)
+        exported = self._export(source)
+        return Result(self._measure("after", source), exported, f"best, of cycle {best.cycle}")
 
     @property
     def _history(self) -> list[Measured]:
@@ -200,9 +201,8 @@ class Monitor:
     def _measure(self, moment: str, source: WeightsSource) -> dict[str, float]:
         return self._evaluator.result(self._evaluator.measure(moment, source))
 
-    def _result(self, version: str, source: WeightsSource, measured: Measured) -> Result:
-        exported = self._evaluator.result(self._evaluator.export(source))
-        return Result(dict(measured.metrics), exported, version)
+    def _export(self, source: WeightsSource) -> str:
+        return self._evaluator.result(self._evaluator.export(source))
 
 
 def is_due(published: int, tried: int, every: int) -> bool:

@@ -12,9 +12,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from buffer.embedded import EmbeddedServer
+from buffer.records import Record, record_id
+from buffer.redis_replay import RedisReplay
+from buffer.replay_settings import ReplaySettings
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = "deploy/configs/smoke.yaml"
@@ -153,6 +157,10 @@ CASES = {
     "a file where runs should be": Case(
         ("name=n",), ("{tmp}/empty.txt is no folder",), {"FLEETUNE_RUNS": "{tmp}/empty.txt"}
     ),
+    "a run whose records are there already": Case(
+        ("name=old",), ("name: Redis already holds 2 records of a run named 'old'",),
+        {"REDIS_URL": "{url}"},
+    ),
     "a wrong Redis password": Case(
         (), ("replay.redis: redis://:***@", "refused the user, its password"),
         {"REDIS_URL": "{url_with_wrong_password}"},
@@ -223,9 +231,11 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         (tmp / name).write_bytes(content)
     with EmbeddedServer(transport="tcp") as server:
         address = server.url.rpartition("@")[2]
+        _old_run(server.url, "old")
         yield {
             "tmp": str(tmp),
             "password": server.url.split(":")[2].rpartition("@")[0],
+            "url": server.url,
             "url_without_password": f"redis://{address}",
             "url_with_wrong_password": f"redis://:hunter2@{address}",
             "url_with_wrong_user": f"redis://nobody:hunter2@{address}",
@@ -239,6 +249,33 @@ def answers(words: dict[str, str]) -> dict[str, Answer]:
     done = _python("-c", PROGRAM, text=json.dumps(cases), path=words["tmp"])
     assert done.returncode == 0, done.stderr
     return dict(zip(CASES, (Answer(*each) for each in json.loads(done.stdout)), strict=True))
+
+
+def _old_run(url: str, name: str) -> None:
+    """Leaves two records of a run."""
+    replay = RedisReplay.connect(
+        ReplaySettings(url=url, run=name, capacity_records=8, capacity_bytes=2**20)
+    )
+    replay.admit(limit=1, policy_version=0)
+    ticket = replay.lease_ticket("sampler", lease_s=60.0)
+    assert ticket is not None
+    latents = np.zeros((4, 2, 2), np.float16)
+    records = [
+        Record(
+            record_id=record_id(ticket.number, member),
+            ticket=ticket.number,
+            member=member,
+            prompt="a cat",
+            policy_version=0,
+            seed=0,
+            steps=(1,),
+            scored=(0,),
+            latents=(latents,),
+        )
+        for member in range(2)
+    ]
+    assert replay.put_group(ticket, records)
+    replay.close()
 
 
 def _filled(case: Case, words: dict[str, str]) -> tuple[list[str], dict[str, str]]:

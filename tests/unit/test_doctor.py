@@ -80,7 +80,7 @@ def test_a_plan_in_json_is_one_line(here: list[str], capsys: pytest.CaptureFixtu
         "sampling_picture", "decoding_picture", "surrogate_row", "policy_row",
         "policy_row_policy", "policy_row_untracked", "policy_row_frozen", "policy_row_reward",
     }  # fmt: skip
-    assert plan["bytes"].keys() == {"sampler", "reward_server", "learner"}
+    assert plan["bytes"].keys() == {"sampler", "reward_server", "evaluator", "learner"}
 
 
 @pytest.mark.slow
@@ -89,7 +89,8 @@ def test_a_plan_for_a_person_goes_by_stage(
 ) -> None:
     assert main(["--plan", *here]) == 0
     stages = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
-    assert [stage for stage in stages if stage][:4] == ["model", "sampling", "scoring", "learning"]
+    stages = [stage for stage in stages if stage]
+    assert stages[:5] == ["model", "sampling", "scoring", "evaluating", "learning"]
 
 
 @pytest.mark.parametrize(
@@ -149,6 +150,7 @@ def _sizes(sampler: int, learner: int) -> dict[str, dict[str, int]]:
     return {
         "sampler": {"total": sampler},
         "reward_server": {"total": 0},
+        "evaluator": {"total": 0},
         "learner": {"total": learner},
     }
 
@@ -156,10 +158,18 @@ def _sizes(sampler: int, learner: int) -> dict[str, dict[str, int]]:
 def test_a_plan_larger_than_its_share_of_a_gpu_is_found_with_what_makes_it_smaller() -> None:
     config = _config("actors.num_gpus=0.5", "learner.num_gpus=1")
     (finding,) = memory_findings(config, _sizes(13 * GIB, 23 * GIB), 24 * GIB)
-    assert finding.startswith("the plan of a sampler is 13.00 GiB")
+    assert finding.startswith("the plan of one sampler is 13.00 GiB")
     assert "12.00 GiB" in finding
     (finding,) = memory_findings(config, _sizes(11 * GIB, 25 * GIB), 24 * GIB)
     assert "learner.gradient_checkpointing=true" in finding
+
+
+def test_an_evaluator_that_does_not_fit_is_told_of_its_batch() -> None:
+    config = _config("evaluation.num_gpus=1", "evaluation.max_batch=16")
+    sizes = _sizes(0, 0) | {"evaluator": {"total": 25 * GIB}}
+    (finding,) = memory_findings(config, sizes, 24 * GIB)
+    assert "evaluation.num_gpus" in finding
+    assert "set evaluation.max_batch lower" in finding
 
 
 def test_a_process_on_cpus_fits_whatever_the_gpu_is() -> None:

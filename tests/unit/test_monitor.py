@@ -193,7 +193,7 @@ def test_a_stopped_run_leaves_its_best_version(tmp_path: Path) -> None:
         world.publish(version)
     result = world.monitor.conclude(["last"], 3)
     assert (result.version, result.after) == ("best, of cycle 1", {SCORE: 0.5})
-    assert world.evaluator.exported == [kept_file(tmp_path, 1)]
+    assert world.evaluator.exported == [["last"], kept_file(tmp_path, 1)]
 
 
 def test_where_nothing_was_better_the_untouched_policy_is_left(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_where_nothing_was_better_the_untouched_policy_is_left(tmp_path: Path) -
     for version in range(3):
         world.publish(version)
     result = world.monitor.conclude(["last"], 2)
-    assert (result.version, world.evaluator.exported) == ("best, of cycle 0", [[]])
+    assert (result.version, world.evaluator.exported) == ("best, of cycle 0", [["last"], []])
 
 
 def test_where_the_last_version_is_the_best_it_is_left_with_its_pictures(tmp_path: Path) -> None:
