@@ -30,7 +30,7 @@ from deploy.build import Plan, reward_server, sampler
 from deploy.callbacks import Callbacks, callbacks_of
 from deploy.config_sections import Actors, RewardFleet, Scoring
 from deploy.curves import Curves
-from deploy.evaluation.monitor import PHASE, Monitor
+from deploy.evaluation.monitor import Monitor
 from deploy.fleet.autoscale import Bounds
 from deploy.fleet.desk import DESK, FleetDesk
 from deploy.fleet.fleets import Fleets
@@ -46,6 +46,7 @@ from deploy.outcome import Outcome, RunFolder
 from deploy.profile import Profile
 from deploy.ranks import EvaluatorHandle, Ranks, RunFailedError, on_nodes
 from deploy.replay_servers import ReplayServerHost, replay_settings, server_folders
+from deploy.report.data import EVALUATION_PHASE
 from deploy.run_config import RunConfig
 from deploy.supervise import Supervisor, failure_reasons
 from learner.policy.board import PolicyBoard
@@ -295,7 +296,7 @@ class Controller:
         if not self._resume:
             return Curves(self._folder.path)
         step = self._folder.checkpointed_cycle()
-        done = (PHASE,) if step is None else ("pretrain", PHASE)
+        done = (EVALUATION_PHASE,) if step is None else ("pretrain", EVALUATION_PHASE)
         return Curves(self._folder.path, resume_step=-1 if step is None else step, done_phases=done)
 
     def _heed_signals(self) -> None:

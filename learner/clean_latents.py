@@ -85,6 +85,12 @@ class CleanLatents:
                 f"{len(reward_N)} has {reward_N.max():.4g}: lower it, or leave it out to learn "
                 "from the best share"
             )
+        if not (reward_N[good] > 0).any():
+            raise LookupError(
+                f"no picture that is kept has a reward above 0, the best has "
+                f"{reward_N[good].max():.4g}, and gors weights a picture by its reward: set "
+                "rewards.<name>.scale: standard"
+            )
         rows_B = self._drawn(good, self._groups.index.policy_version[good], count, rng)[share]
         return self._read([rows_B], reward_N)[0]
 

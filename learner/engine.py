@@ -133,7 +133,7 @@ class Engine:
 
         Args:
             losses: of as many micro-batches as the engine was made for, equally large; the step
-                is up their mean. Each is asked for when the one before has been differentiated.
+                is down their mean. Each is asked for when the one before has been differentiated.
         """
         own = None
         for number, loss in enumerate(losses, start=1):

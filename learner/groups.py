@@ -281,6 +281,9 @@ class ScoredGroups:
 
         Args:
             to_learn: False: to measure something on them.
+
+        Raises:
+            LookupError: none is left.
         """
         rows_GN = self._rows(tickets)
         entries = self.index.entries(rows_GN.flatten())
@@ -291,6 +294,11 @@ class ScoredGroups:
         per_group = self.source.group_size * len(self.steps)
         by_group = [latents[i : i + per_group] for i in range(0, len(latents), per_group)]
         kept = [i for i, group in enumerate(by_group) if all(x is not None for x in group)]
+        if not kept:
+            raise LookupError(
+                f"none of the {len(tickets)} groups that were asked for is in the replay any more: "
+                "raise replay.capacity_groups"
+            )
         rows = [latent for i in kept for latent in by_group[i] if latent is not None]
         stacked = torch.from_numpy(np.stack(rows).astype(np.float32))
         return GroupBatch(
@@ -312,6 +320,8 @@ class ScoredGroups:
         self.source.drawn(self.policy_version, entries)
 
     def _rows(self, tickets: Sequence[int]) -> np.ndarray:
+        if not tickets:
+            return np.empty((0, self.source.group_size), np.int64)
         return np.stack([self.index.rows_of(ticket, ticket + 1) for ticket in tickets])
 
     def _rewards(self, rows_GN: np.ndarray) -> Tensor:

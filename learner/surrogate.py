@@ -125,7 +125,9 @@ class UNetSurrogate(_Surrogate):
             skips += outputs
             # The block's map before it is halved, at full resolution.
             down_maps.append(outputs[-2] if block.downsamplers is not None else outputs[-1])
-        hidden = middle = self.mid_block(hidden, emb, **_reading(self.mid_block, text_BLE))
+        if self.mid_block is not None:  # some distilled UNets have none
+            hidden = self.mid_block(hidden, emb, **_reading(self.mid_block, text_BLE))
+        middle = hidden
         for block in self.up_blocks:
             own = [skips.pop() for _ in cast("nn.ModuleList", block.resnets)][::-1]
             # An odd size is halved with rounding up; the next skip tells what it was.

@@ -41,14 +41,12 @@ class GroupBatch:
     def __post_init__(self) -> None:
         assert self.latents_GNKCHW.shape[:3] == self.rewards_GNK.shape
 
-    def shard(self, rank: int, ranks: int) -> "GroupBatch":
-        """Every `ranks`-th group, from `rank` on."""
-        mine = slice(rank, None, ranks)
+    def __getitem__(self, groups: slice) -> "GroupBatch":
         return GroupBatch(
-            self.tickets[mine],
-            self.prompts[mine],
-            self.latents_GNKCHW[mine],
-            self.rewards_GNK[mine],
+            self.tickets[groups],
+            self.prompts[groups],
+            self.latents_GNKCHW[groups],
+            self.rewards_GNK[groups],
         )
 
 
@@ -64,11 +62,13 @@ class RewardMoments:
 
     @classmethod
     def of(cls, rewards_GNK: Tensor, *, by_step: bool = True) -> "RewardMoments":
+        """Over all samples: of each step, or of all steps together."""
         flat = rewards_GNK.flatten(0, 1).double()
         flat = flat if by_step else flat.flatten()[:, None]
         return cls(tuple(flat.mean(dim=0).tolist()), tuple(flat.std(dim=0).tolist()))
 
     def standardise(self, rewards_GNK: Tensor) -> Tensor:
+        """With these moments 0 and 1, float32 [G, N, K]."""
         means, stds = torch.tensor(self.means), torch.tensor(self.stds)
         return ((rewards_GNK - means) / stds.clamp(min=1e-6)).float()
 
@@ -80,12 +80,21 @@ class SurrogateTrainer:
         engine: of a surrogate module.
         encode: prompts -> text states.
         tells_steps: whether the module is told which step a latent is of.
+        groups_at_once: of those that are measured: as many as a step has on one rank, which fit.
+            None: as many as a step has.
     """
 
     def __init__(
-        self, settings: Surrogate, engine: Engine, encode: Encode, *, tells_steps: bool = True
+        self,
+        settings: Surrogate,
+        engine: Engine,
+        encode: Encode,
+        *,
+        tells_steps: bool = True,
+        groups_at_once: int | None = None,
     ) -> None:
         self._settings = settings
+        self._at_once = groups_at_once or settings.batch_groups
         self._tells_steps = tells_steps
         self._engine = engine
         self._encode = encode
@@ -104,7 +113,7 @@ class SurrogateTrainer:
             self._settings.heads,
             torch.tensor([_bootstrap_seed(ticket) for ticket in batch.tickets]),
         )
-        scores_GNKH = self._scores(batch, self._engine)
+        scores_GNKH = self._call(batch, self._engine).view(*batch.rewards_GNK.shape, -1)
         winner_PH, loser_PH = members(scores_GNKH, pairs)
         weight_PH = pair_weights(pairs, counts_GH)
         ranking = bradley_terry_loss(
@@ -129,7 +138,7 @@ class SurrogateTrainer:
     @torch.no_grad()
     def accuracy(self, batch: GroupBatch) -> list[float]:
         """Share of all ordered pairs that the surrogate orders rightly, at each of K steps."""
-        return self._accuracy(self._scores(batch, self._engine.module), batch)
+        return self._accuracy(self._measured(batch), batch)
 
     @torch.no_grad()
     def judge(self, batch: GroupBatch) -> dict[str, list[float]]:
@@ -140,7 +149,7 @@ class SurrogateTrainer:
         scores to the reward's size.
         """
         assert self.moments is not None, "set the reward moments before judging"
-        scores_GNKH = self._scores(batch, self._engine.module)
+        scores_GNKH = self._measured(batch)
         own_GNK = self._pessimistic(scores_GNKH).numpy()
         rewards_GNK = self.moments.standardise(batch.rewards_GNK).numpy()
         each = range(own_GNK.shape[2])
@@ -159,7 +168,7 @@ class SurrogateTrainer:
     def features(self, batch: GroupBatch) -> Tensor:
         """Of the last layer but one, [labels, F], on the CPU."""
         module: Any = self._engine.module
-        return self._call(batch, lambda *inputs: module.read(*inputs)[1])
+        return self._in_parts(batch, lambda *inputs: module.read(*inputs)[1])
 
     @property
     def num_features(self) -> int:
@@ -180,9 +189,14 @@ class SurrogateTrainer:
         rule = best_worst_pairs if self._settings.loss == "best_worst" else ordered_pairs
         return rule(rewards_GNK.numpy())
 
-    def _scores(self, batch: GroupBatch, call: Callable[..., Tensor]) -> Tensor:
-        """[G, N, K, H] of all latents in one call."""
-        return self._call(batch, call).view(*batch.rewards_GNK.shape, -1)
+    def _measured(self, batch: GroupBatch) -> Tensor:
+        """Scores [G, N, K, H] of all latents, without the engine."""
+        return self._in_parts(batch, self._engine.module).view(*batch.rewards_GNK.shape, -1)
+
+    def _in_parts(self, batch: GroupBatch, call: Callable[..., Tensor]) -> Tensor:
+        """As `_call`, a few groups after the others."""
+        starts = range(0, len(batch.tickets), self._at_once)
+        return torch.cat([self._call(batch[i : i + self._at_once], call) for i in starts])
 
     def _call(self, batch: GroupBatch, call: Callable[..., Tensor]) -> Tensor:
         """A row for every latent; back on the CPU, where the rewards are."""

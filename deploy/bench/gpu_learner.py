@@ -19,7 +19,7 @@ from learner.engine import Engine
 from learner.exploration import Climb
 from learner.methods.climbed import DecodedReward, RewardOf, SurrogateReward
 from learner.methods.lasro_policy import AnchorData, LasroPolicy
-from learner.methods.parts import policy_engine
+from learner.methods.parts import policy_engine, surrogate_engine
 from learner.methods.sqdf_policy import SqdfPolicy
 from learner.policy.denoiser import Denoiser
 from learner.policy.views import policy_over, with_lora
@@ -47,18 +47,10 @@ def policy_under_engine(config: RunConfig, policy: Denoiser) -> Engine:
 
 
 def surrogate_under_engine(config: RunConfig, network: torch.nn.Module) -> Engine:
-    """As `learner.methods.parts.Surrogacy` has it."""
+    """As every method has it."""
     learning = config.alternation
     assert learning is not None
-    return Engine(
-        network,
-        network.parameters(),
-        learning_rate=learning.surrogate.learning_rate,
-        weight_decay=learning.surrogate.weight_decay,
-        zero_stage=config.learner.zero_stage,
-        grad_clip=config.learner.grad_clip,
-        rows_per_rank=learning.surrogate.batch_groups,
-    )
+    return surrogate_engine(learning.surrogate, config.learner, network)
 
 
 @dataclass(frozen=True)
@@ -161,8 +153,9 @@ def _lasro_step(
     unet = policy_over(pipeline.unet(model.attention), model, seed=config.seed)
     engine = engines.policy(config, Denoiser.of(unet, model))
     surrogate = engines.surrogate(config, _surrogate(config, teacher, config.rewarded_steps))
-    torch.nn.Module.to(teacher, engine.device)
     anchored = settings.anchor.data != "none"
+    if anchored:
+        torch.nn.Module.to(teacher, engine.device)
     steps = LasroPolicy(
         settings,
         model,

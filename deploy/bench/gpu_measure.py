@@ -38,13 +38,21 @@ class Measured:
 
 @contextmanager
 def emptied(device: str) -> Iterator[None]:
-    """Leaves no tensor of the block on the device that nobody holds."""
+    """Neither finds nor leaves a tensor on the device that nobody holds.
+
+    At the end of a block that raises, its error still holds some, so the next one looks again.
+    """
+    _empty(device)
     try:
         yield
     finally:
-        gc.collect()
-        if device == "cuda":
-            torch.cuda.empty_cache()
+        _empty(device)
+
+
+def _empty(device: str) -> None:
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def measured(call: Callable[[], object], *, repeats: int, device: str, before: int) -> Measured:

@@ -102,7 +102,9 @@ class RandomPipeline(PipelineFolder):
             vae.enable_tiling()
         return vae
 
-    def prompt_encoder(self, device: torch.device | str = "cpu") -> PromptEncoder:
+    def prompt_encoder(
+        self, device: torch.device | str = "cpu", prompts: Sequence[str] | None = None
+    ) -> PromptEncoder:
         """Text encoders whose tokens are drawn by the letters of a prompt."""
         with torch.random.fork_rng():
             torch.manual_seed(self._seed)

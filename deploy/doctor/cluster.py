@@ -140,12 +140,22 @@ def answer(folder: str, token: str, name: str) -> dict[str, Any]:
 
 
 def _ask_nodes(ray: Any, folder: Path) -> list[NodeFacts]:
-    """Facts of every living node, in the order of their names."""
+    """Facts of every living node, in the order of their names.
+
+    Raises:
+        ValueError: the head cannot write the folder.
+    """
     token = secrets.token_hex(8)
     nodes = sorted((n for n in ray.nodes() if n["Alive"]), key=lambda n: n["NodeName"])
-    folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f"{_PROBE}{token}"
-    probe.write_text(token)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text(token)
+    except OSError as error:
+        raise ValueError(
+            f"the head cannot write {folder}: {error}; mount the shared folder there, or name "
+            "another by folder=... or FLEETUNE_RUNS"
+        ) from error
     try:
         return [_ask(ray, node, folder, token) for node in nodes]
     finally:
@@ -177,9 +187,14 @@ def _ask(ray: Any, node: Mapping[str, Any], folder: Path, token: str) -> NodeFac
     return NodeFacts(**{**known, **told, "sees_folder": seen}, skew_s=skew_s)
 
 
+def _clock() -> float:
+    """Runs on a node; Ray takes no built-in."""
+    return time.time()
+
+
 def _skew_s(ray: Any, options: Mapping[str, Any]) -> float:
     """How far a node's clock is off, less what the way there and back may explain."""
-    clock = ray.remote(time.time).options(**options)
+    clock = ray.remote(_clock).options(**options)
     ray.get(clock.remote(), timeout=_ANSWER_S)  # so that a worker is there
     before = time.time()
     there = ray.get(clock.remote(), timeout=_ANSWER_S)

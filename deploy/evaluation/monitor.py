@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from deploy.build import WeightsSource
+from deploy.curves import METRICS_FILE, read_points
 from deploy.evaluation.kept import kept_file, read_evaluations, write_evaluations
 from deploy.evaluation.stopping import Measured, best_of, why_stop
 from deploy.outcome import RunFolder
 from deploy.ranks import EvaluatorHandle, FirstEvaluation, RunFailedError
+from deploy.report.data import EVALUATION_PHASE
 from deploy.run_config import RunConfig
 
 log = logging.getLogger(__name__)
-PHASE = "evaluation"
-"""Of its curves; their step is the number of cycles behind the measured policy."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,11 @@ class Monitor:
         self._first = FirstEvaluation(evaluator, folder)
         self._measured = read_evaluations(self._folder)
         self._tried = max((each.cycle for each in self._measured), default=0)
+        if resume:  # what was measured when an earlier start ended stands in the curves alone
+            points = read_points(self._folder / METRICS_FILE)
+            self._tried = max(
+                [self._tried, *(p.step for p in points if p.phase == EVALUATION_PHASE)]
+            )
         self._measuring: Any = None
         self._rows: list[dict[str, Any]] = []
         self._stop_asked = False
@@ -196,7 +201,9 @@ class Monitor:
             self.stopped_early = why_stop(self._history, settings.stop, settings.best_by)
 
     def _row(self, measured: Measured) -> None:
-        self._rows.append({"phase": PHASE, "step": measured.cycle, "values": measured.metrics})
+        """A point of the curves; its step is the number of cycles behind the measured policy."""
+        row = {"phase": EVALUATION_PHASE, "step": measured.cycle, "values": measured.metrics}
+        self._rows.append(row)
 
     def _measure(self, moment: str, source: WeightsSource) -> dict[str, float]:
         return self._evaluator.result(self._evaluator.measure(moment, source))

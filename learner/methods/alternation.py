@@ -10,6 +10,7 @@ Shape suffixes: G groups, N samples of a group, K rewarded steps.
 """
 
 import logging
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -127,13 +128,17 @@ class Alternating:
 
     def improve(self, cycle: int) -> None:
         """n_g policy steps, unless the surrogate was no guide on the newest samples."""
-        self.journal.enter("training")
         self._groups.policy_version = cycle
+        wanted = self._settings.tickets_before(cycle)
+        if self._next_ticket < wanted.stop:  # a budget had ended the run, and was raised
+            self.journal.enter("collecting")
+            self._collect(wanted, version=cycle)
+        self.journal.enter("training")
         if self._surrogate is not None and not self._surrogate.guides:
             self.journal.record("policy", cycle, {"braked": 1.0})
             return
         with self.journal.timed("policy"):
-            newest = self._groups.complete(self._settings.tickets_before(cycle))
+            newest = self._groups.complete(wanted)
             self._steps.begin(self._groups, newest, cycle)
             for _ in range(self._settings.policy_steps):
                 with self.journal.counted("policy", self._steps.kind):
@@ -197,6 +202,12 @@ class Alternating:
         self._groups.moments = {name: tuple(it) for name, it in state["reward_moments"].items()}
         self._next_ticket = state["next_ticket"]
         self._groups.resume(state["log_position"], self._next_ticket)
+        # A run that its budget of queries had ended has ended, unless the budget was raised.
+        ends = self._settings.round_ends
+        rounds = bisect_right(ends, self._next_ticket)
+        if 0 < rounds < len(ends):
+            following = range(ends[rounds - 1], ends[rounds])
+            self.cycles = self.cycles if self._groups.affords(following) else rounds
 
     def state(self) -> dict[str, Any]:
         return {
@@ -224,7 +235,7 @@ class Alternating:
     def _follow(self) -> None:
         """Moves the running average of the policy after a step."""
         decay = self._settings.weight_average
-        if decay is None:
+        if decay is None or not self._seat.is_first:  # who saves and publishes it
             return
         now = self.weights()
         if self._average is None:

@@ -66,6 +66,8 @@ def build_draft(
     )
     # After the surrogate has copied its blocks, which the engine places by itself.
     torch.nn.Module.to(base, engine.device)
+    if learner.gradient_checkpointing:  # the gradient of several last steps passes it
+        base.enable_gradient_checkpointing()
     policy = DraftPolicy(
         settings,
         engine,

@@ -36,6 +36,14 @@ class RewardScale:
         deviation = float((batch - mean).abs().max())
         return RewardScale(mean, max(deviation, self.largest * 0.99))
 
+    def before(self, seen: "RewardScale") -> "RewardScale":
+        """What a batch is squashed by: one that had taken it in would never clip a row of it.
+
+        Args:
+            seen: with that batch, for the very first one.
+        """
+        return seen if self.mean is None else self
+
 
 def squash(rewards_B: Tensor, scale: RewardScale) -> tuple[Tensor, float]:
     """S[R] = clip((R − mean) / (largest + eps), −1, 1), and the share of clipped rows.

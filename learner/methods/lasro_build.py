@@ -54,8 +54,9 @@ def build_lasro(
         journal=journal,
         seat=seat,
     )
-    # After the surrogate has copied its blocks, which the engine places by itself.
-    torch.nn.Module.to(teacher, policy.device)
+    anchored = settings.anchor.data != "none"
+    if anchored:  # after the surrogate has copied its blocks, which the engine places by itself
+        torch.nn.Module.to(teacher, policy.device)
     climb = LasroPolicy(
         settings,
         model,
@@ -63,7 +64,7 @@ def build_lasro(
         pipeline.few_step_chain(model.num_steps),
         pipeline.latent_shape,
         encode,
-        None if settings.anchor.data == "none" else Denoiser.of(teacher, model),
+        Denoiser.of(teacher, model) if anchored else None,
         surrogate.climb,
         seat,
     )

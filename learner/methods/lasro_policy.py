@@ -111,9 +111,9 @@ class LasroPolicy:
         scores, anchor_loss = self._terms(self._engine, draw)
         scales, squashed, clips = [], [], []
         for scale, scores_B in zip(self.state.scales, scores, strict=True):
-            scale = scale.seen(all_rows(scores_B))
-            value_B, clip = squash(scores_B, scale)
-            scales.append(scale)
+            seen = scale.seen(all_rows(scores_B))
+            value_B, clip = squash(scores_B, scale.before(seen))
+            scales.append(seen)
             squashed.append(value_B)
             clips.append(clip)
         gain = reward_loss(squashed, step_weights(self._settings, self._model))
@@ -214,7 +214,7 @@ class LasroPolicy:
         parameters = [p for p in module.parameters() if p.requires_grad]
         scores, anchor_loss = self._terms(module, draw)
         squashed = [
-            squash(scores_B, scale.seen(all_rows(scores_B)))[0]
+            squash(scores_B, scale.before(scale.seen(all_rows(scores_B))))[0]
             for scale, scores_B in zip(state.scales, scores, strict=True)
         ]
         gain = reward_loss(squashed, step_weights(self._settings, self._model))

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from diffusers import UNet2DConditionModel
+from torch import nn
 
 from learner.engine import Engine
 from learner.exploration import Climb
@@ -13,7 +14,7 @@ from learner.methods.surrogate_steps import SurrogateSteps
 from learner.policy.components import PipelineFolder, PromptEncoder
 from learner.policy.denoiser import Denoiser
 from learner.seat import Seat
-from learner.settings import Alternation, Climbing, Cycles, Learner
+from learner.settings import Alternation, Climbing, Cycles, Learner, Surrogate
 from learner.surrogate import new_surrogate
 from learner.surrogate_training import SurrogateTrainer
 from learner.trainer import Journal
@@ -36,6 +37,20 @@ def policy_engine(
         grad_clip=learner.grad_clip,
         rows_per_rank=settings.policy_batch // learner.ranks,
         micro_batches=micro_batches,
+    )
+
+
+def surrogate_engine(options: Surrogate, learner: Learner, network: nn.Module) -> Engine:
+    """A surrogate under its engine."""
+    return Engine(
+        network,
+        network.parameters(),
+        learning_rate=options.learning_rate,
+        weight_decay=options.weight_decay,
+        zero_stage=learner.zero_stage,
+        offload=learner.offload == "cpu",
+        grad_clip=learner.grad_clip,
+        rows_per_rank=options.batch_groups // learner.ranks,
     )
 
 
@@ -82,20 +97,17 @@ class Surrogacy:
             precision=options.precision,
             seed=seat.seed,
         )
-        engine = Engine(
-            network,
-            network.parameters(),
-            learning_rate=options.learning_rate,
-            weight_decay=options.weight_decay,
-            zero_stage=learner.zero_stage,
-            offload=learner.offload == "cpu",
-            grad_clip=learner.grad_clip,
-            rows_per_rank=options.batch_groups // learner.ranks,
-        )
+        engine = surrogate_engine(options, learner, network)
         self.climb = Climb(engine.module, options)
         self.steps = SurrogateSteps(
             settings,
-            SurrogateTrainer(options, engine, encode, tells_steps=tells_steps),
+            SurrogateTrainer(
+                options,
+                engine,
+                encode,
+                tells_steps=tells_steps,
+                groups_at_once=options.batch_groups // learner.ranks,
+            ),
             engine,
             self.climb,
             groups=groups,

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from learner.engine import Engine, rank_mean
+from learner.engine import Engine, mean_over_ranks, rank_mean
 from learner.exploration import Climb, gram
 from learner.groups import ScoredGroups
 from learner.seat import Seat
@@ -95,7 +95,8 @@ class SurrogateSteps:
         """Steps until the held-out accuracy is reached, or stops rising."""
         settings, fit = self._settings.pretrain, self._fit
         held_out = tickets[:: settings.held_out_stride]
-        train = [ticket for ticket in tickets if ticket not in set(held_out)]
+        apart = set(held_out)
+        train = [ticket for ticket in tickets if ticket not in apart]
         while fit.steps < settings.max_steps and fit.stale < settings.patience:
             breathe()
             with self._journal.timed("surrogate"):
@@ -116,8 +117,10 @@ class SurrogateSteps:
         """How it stands to the truth on fresh samples; how many pairs it has right is kept."""
         judged = self._trainer.judge(batch)
         known = [accuracy for accuracy in judged["accuracy"] if not math.isnan(accuracy)]
-        if known:  # without any pair, in groups of equal rewards, the last judgement stands
-            self._fresh_accuracy = float(np.mean(known))
+        # One number for all ranks: each judges what its own log has, and they decide together.
+        told = mean_over_ranks({"sum": float(sum(known)), "count": float(len(known))})
+        if told["count"]:  # without any pair, in groups of equal rewards, the last one stands
+            self._fresh_accuracy = told["sum"] / told["count"]
         named = {
             f"fresh_{what}_{label}": value
             for what, values in judged.items()
@@ -176,16 +179,19 @@ class SurrogateSteps:
         self._climb.gram_FF = rank_mean(own) * self._seat.ranks
 
     def _held_out_accuracy(self, tickets: list[int]) -> dict[str, float]:
-        """All ranks measure the same groups, so all stop at the same step."""
+        """One answer for all ranks, so that all stop at the same step."""
+        batches = [tickets[i : i + _AT_ONCE] for i in range(0, len(tickets), _AT_ONCE)]
         parts = [
-            self._trainer.accuracy(self._groups.fetch(tickets[i : i + _AT_ONCE], to_learn=False))
-            for i in range(0, len(tickets), _AT_ONCE)
+            self._trainer.accuracy(self._groups.fetch(batch, to_learn=False)) for batch in batches
         ]
-        means = np.nanmean(np.array(parts), axis=0)
-        return {
-            f"heldout_accuracy_{label}": float(x)
-            for label, x in zip(self._labels, means, strict=True)
-        }
+        known = np.ma.masked_invalid(np.array(parts))
+        means = np.ma.average(known, axis=0, weights=[len(batch) for batch in batches])
+        return mean_over_ranks(
+            {
+                f"heldout_accuracy_{label}": float(x)
+                for label, x in zip(self._labels, means.filled(math.nan), strict=True)
+            }
+        )
 
     def _update(self, known: Sequence[int], fresh: Sequence[int]) -> dict[str, float]:
         """One step on a batch that every rank draws alike and takes its share of."""

@@ -11,7 +11,7 @@ PartLoss = Callable[[slice], tuple[Tensor, dict[str, float]]]
 
 
 def update_in_parts(engine: Engine, count: int, loss_of: PartLoss) -> dict[str, float]:
-    """Steps up the mean of as many losses; returns the mean of their metrics, over all ranks.
+    """One step down the mean of as many losses; returns the mean of their metrics, over all ranks.
 
     Args:
         count: parts that this rank's rows go through in. Rows of one part are `count` apart, as

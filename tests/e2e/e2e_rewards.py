@@ -27,6 +27,14 @@ def _brightness(images_BHWC: np.ndarray) -> np.ndarray:
     return images_BHWC.mean(axis=(1, 2, 3), dtype=np.float64).astype(np.float32) / 255
 
 
+class SlowBrightness:
+    """A moment for every batch."""
+
+    def score(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        time.sleep(1.0)
+        return _brightness(images_BHWC)
+
+
 class StallsOnce:
     """The first call of every process never returns; all others work."""
 

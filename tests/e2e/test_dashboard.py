@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from deploy.local_head import LocalHead
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
-RUN = "watched"
+RUN = "on-the-dashboard"
 FACTS = {"run": RUN, "preset": SMOKE.name, "method": "lasro", "seed": "0"}
 ACTORS = {
     "controller",

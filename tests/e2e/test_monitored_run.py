@@ -105,8 +105,9 @@ def test_every_evaluation_tells_the_signs_of_over_optimisation(overdone: Ended) 
 def test_the_untouched_policy_has_no_drift_and_a_trained_one_has(overdone: Ended) -> None:
     for name in ("kl_nats", "clean_distance"):
         drift = curve(overdone, name)
-        assert drift.pop(0) == 0
-        assert min(drift.values()) > 0
+        # Not 0: the two networks hold their weights in another order of memory.
+        assert drift.pop(0) < 1e-5
+        assert min(drift.values()) > 1e-5
 
 
 def test_fresh_samples_tell_the_surrogates_rank_correlation(overdone: Ended) -> None:

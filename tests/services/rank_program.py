@@ -89,7 +89,7 @@ class TinyLearner:
         self.surrogate = SurrogateTrainer(SETTINGS.surrogate, self.engines["surrogate"], encode)
         everything = scored_groups()
         self.surrogate.moments = RewardMoments.of(everything.rewards_GNK)
-        self._batch = everything.shard(rank, ranks)
+        self._batch = everything[rank::ranks]
         self.policy = LasroPolicy(
             SETTINGS,
             MODEL,

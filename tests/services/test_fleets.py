@@ -1,5 +1,6 @@
 """A run's fleets under a real local Ray: wishes at the desk, decisions, pages."""
 
+import io
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import ray
+from rich.console import Console
 
 from actors.fleet import Fleet, Worker
 from deploy.fleet.command import rendered
@@ -193,7 +195,9 @@ def test_a_page_tells_the_rate_and_what_the_run_is_at(
 
     eventually(lambda: bool(rate()), lambda: fleets.look({"stage": "training", "cycle": 3}))
     assert (page(desk)["stage"], page(desk)["cycle"]) == ("training", 3)
-    assert rendered(page(desk))
+    shown = io.StringIO()
+    Console(width=100, file=shown).print(rendered(page(desk)))
+    assert "samplers: 1 of 1 at work" in shown.getvalue()
 
 
 @pytest.mark.slow
@@ -232,9 +236,12 @@ def test_bounds_bring_a_fleet_within_them_at_once(
     eventually(lambda: len(states(desk, "samplers")) == 2, lambda: fleets.look({}))
 
 
-def test_a_desk_that_died_loses_no_run(new_fleets: Callable[..., Fleets], desk: Any) -> None:
+def test_a_desk_that_died_loses_no_run(
+    new_fleets: Callable[..., Fleets], desk: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     fleets = new_fleets()
     ray.kill(desk, no_restart=True)
-    for _ in range(3):
-        fleets.look({})
+    told = "the desk of deploy.fleet does not answer"
+    eventually(lambda: told in caplog.text, lambda: fleets.look({}))
     fleets.scale("samplers", 2, "by another way")
+    assert len(fleets._fleets["samplers"]) == 2

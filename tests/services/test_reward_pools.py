@@ -36,9 +36,14 @@ class Grey:
 
 
 @pytest.fixture
-def fleet(tmp_path: Path) -> Iterator[Fleet]:
+def takes_s() -> float:
+    return 0.4
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, takes_s: float) -> Iterator[Fleet]:
     def build(owner: str) -> RewardWorker:
-        return RewardWorker(Grey(tmp_path, 0.4), name="grey", owner=owner, timeout_s=30)
+        return RewardWorker(Grey(tmp_path, takes_s), name="grey", owner=owner, timeout_s=30)
 
     members = Fleet(
         build,
@@ -97,9 +102,13 @@ def test_a_fleet_that_shrinks_ends_the_batch_in_hand(
     eventually(lambda: list(fleet.glance()) == ["reward-grey-0"], fleet.ensure_alive)
 
 
-def test_questions_are_answered_while_a_member_scores(reward: PooledReward, fleet: Fleet) -> None:
+@pytest.mark.parametrize("takes_s", [10.0])
+def test_questions_are_answered_while_a_member_scores(
+    reward: PooledReward, fleet: Fleet, tmp_path: Path
+) -> None:
     asking = threading.Thread(target=lambda: scores(reward))
     asking.start()
+    eventually(lambda: any(tmp_path.iterdir()), fleet.glance)
     begun = time.monotonic()
     assert len(fleet.stats()) == 2
     assert time.monotonic() - begun < 5

@@ -61,7 +61,9 @@ def test_a_wait_ends_when_every_record_is_scored(
     replay: RedisReplay, make_group: MakeGroup
 ) -> None:
     score_groups(replay, make_group, 0, 1)
-    view(replay).collect(range(2), 0)
+    groups = view(replay)
+    groups.collect(range(2), 0)
+    assert groups.complete(range(2)) == [0, 1]
 
 
 def test_a_wait_without_news_ends_and_says_what_is_missing(replay: RedisReplay) -> None:

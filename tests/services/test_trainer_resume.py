@@ -231,6 +231,14 @@ def test_a_budget_of_queries_ends_the_run_and_a_resumed_one_spends_no_more(
     counters = world.replay().counters()
     assert (counters.committed, counters.issued_records, counters.pending) == (paid, paid, 0)
     assert world.reward.pictures == paid * STEPS
+    # Resumed once more it trains no further, until there is more to spend.
+    again = world.live(resume=True)
+    assert again.finished
+    assert max(again.published) == 4
+    assert_same_weights(again, life)
+    world.max_records = None
+    assert max(world.live(resume=True).published) == 5
+    assert world.complete_groups() == list(range(TICKETS))
 
 
 @pytest.mark.slow

@@ -56,6 +56,14 @@ class Fails:
         self.ended = True
 
 
+class FailsEveryOther:
+    """Even points, that is."""
+
+    def on_points(self, points: Sequence[Point]) -> None:
+        if points[0].step % 2 == 0:
+            raise RuntimeError("boom")
+
+
 class Waits:
     """Works when it is let."""
 
@@ -121,17 +129,7 @@ def test_a_failure_is_logged_with_its_traceback_and_the_callback_is_called_on(
 
 
 def test_failures_that_are_not_in_a_row_do_not_take_it_out(tmp_path: Path) -> None:
-    callback = Fails(0)
-    caller = Caller("mine", lambda: callback)
-    callbacks = Callbacks([caller], tmp_path)
-    for n in range(6):
-        callback.left = 1
-        callbacks.points([point(n)])
-        callbacks.points([point(n)])
-        deadline = time.monotonic() + 10
-        while caller.failures <= n and time.monotonic() < deadline:
-            time.sleep(0.005)
-    callbacks.end({"status": "finished"})
+    caller = told(tmp_path, FailsEveryOther(), [[point(n)] for n in range(12)])
     assert caller.stats() == {"failures": 6, "dropped": 0, "out": False}
 
 

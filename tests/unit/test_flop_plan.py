@@ -112,8 +112,8 @@ def test_a_picture_costs_a_call_for_every_step_and_kept_noise(
 
 @pytest.mark.slow
 def test_a_sampler_counts_what_is_planned_for_its_pictures() -> None:
-    config = _config("smoke-sqdf", "method.states.score_clean=true", "actors.group_size=1")
-    pipeline = RandomPipeline.like(config.model.path, seed=0, device="cpu")
+    config = _config("smoke-sqdf", "method.states.score_clean=true")
+    pipeline = RandomPipeline.like(config.model, seed=0, device="cpu")
     (rollout,) = policy_of(config, pipeline, 1).sample([Group(0, "a picture", seed=0)])
     assert rollout.flops == _planned(config)["sampling_picture"]
 

@@ -153,6 +153,13 @@ def test_rewards_beyond_the_largest_are_clipped_and_counted() -> None:
     assert (squashed.tolist(), clipped) == (pytest.approx([-1, 0, 0.5, 1], abs=1e-5), 0.5)
 
 
+def test_a_batch_is_clipped_by_what_was_seen_before_it() -> None:
+    first = RewardScale().seen(torch.tensor([0.0, 1.0]))
+    assert RewardScale().before(first) is first
+    rewards_B = torch.tensor([0.0, 9.0])
+    assert squash(rewards_B, first.before(first.seen(rewards_B)))[1] == 0.5
+
+
 def test_a_clipped_row_gets_no_gradient() -> None:
     rewards_B = torch.tensor([0.5, 9.0], requires_grad=True)
     squash(rewards_B, RewardScale(0.0, 1.0))[0].sum().backward()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from deploy.curves import METRICS_FILE
 from deploy.evaluation.kept import EVALUATIONS_FILE, kept_file
 from deploy.evaluation.monitor import Monitor, is_due
 from deploy.outcome import RunFolder
@@ -250,6 +251,21 @@ def test_a_resumed_run_measures_no_cycle_again_and_knows_its_best(tmp_path: Path
         ["cycle-000001"],
         "best, of cycle 1",
     )
+
+
+def test_what_was_measured_when_an_earlier_start_ended_is_not_measured_again(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path, [0.1, 0.2, 0.3])
+    world.publish(0)
+    world.publish(1)
+    world.monitor.conclude(["last"], 2)
+    lines = [json.dumps({"wall_s": 0.0, **row}) for row in world.monitor.rows()]
+    (tmp_path / METRICS_FILE).write_text("\n".join(lines))
+    world.evaluator.asked.clear()
+    world.monitor = world.new_monitor(resume=True)
+    world.publish(2)
+    assert world.evaluator.asked == []
 
 
 def test_a_resumed_run_that_its_rule_had_ended_is_ended_at_once(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def run_folder(tmp_path: Path) -> Path:
     (folder / "summary.json").write_text(json.dumps(summary), "utf-8")
     with Curves(folder) as curves:
         for step, phase in enumerate(("pretrain", "cycle", "cycle")):
-            curves.write(step, phase, {"eval/exact": step / 10})
+            curves.write(step, phase, {"loss": step / 10})
     for moment in ("before", "after"):
         _save_pictures(folder, moment, ["a red circle", "a blue square"])
     return folder
@@ -70,7 +70,7 @@ def test_scores_stand_before_and_after_with_their_change(run_folder: Path) -> No
 
 def test_every_prompt_has_a_picture_before_and_after(run_folder: Path) -> None:
     alts = [attrs.get("alt") for tag, attrs in Tags(_page(run_folder)).tags if tag == "img"]
-    assert alts == ["before", "after", "before", "after", "eval/exact", "eval/exact"]
+    assert alts == ["before", "after", "before", "after", "loss", "loss"]
 
 
 def test_the_page_loads_nothing_from_elsewhere(run_folder: Path) -> None:
@@ -125,7 +125,10 @@ def test_an_aborted_run_shows_the_pictures_it_has(run_folder: Path) -> None:
 
 def test_without_a_summary_the_first_and_last_evaluation_stand_for_it(run_folder: Path) -> None:
     (run_folder / "summary.json").unlink()
-    assert re.search(r"<td>exact</td>.*0\.0000.*0\.2000", _page(run_folder))
+    with Curves(run_folder, resume_step=9, done_phases=("pretrain",)) as curves:
+        for step, exact in ((0, 0.1), (4, 0.3), (8, 0.2)):
+            curves.write(step, "evaluation", {"exact": exact})
+    assert re.search(r"<td>exact</td>.*0\.1000.*0\.2000", _page(run_folder))
 
 
 @pytest.mark.parametrize(

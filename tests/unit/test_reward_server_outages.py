@@ -49,7 +49,7 @@ def test_a_reward_is_used_again_after_one_stall() -> None:
         return Brightness().score(images, prompts)
 
     replay = FakeReplay([record(0)], attempts=2)
-    serve(replay, {"slow": Doing(stall_once)}, replace(FAST, timeout_s=0.05))
+    serve(replay, {"slow": Doing(stall_once)}, replace(FAST, timeout_s=0.5))
     release.set()
     assert list(replay.committed) == ids([0])
 
