@@ -120,6 +120,10 @@ def _fit_server(info: Mapping[str, object], where: str) -> str:
     return f"{name} {version}"
 
 
+_PASSING = ("READONLY", "MASTERDOWN", "MISCONF", "NOREPLICAS", "UNBLOCKED")
+"""Of a server that takes no writes for now: its role changes, or its disk is full."""
+
+
 def _translate(error: RedisError, where: str) -> ReplayError:
     text = str(error)
     denied = isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError)
@@ -134,6 +138,8 @@ def _translate(error: RedisError, where: str) -> ReplayError:
         return ReplayUnavailable(f"{where} does not answer: {text}")
     if isinstance(error, ResponseError) and text.startswith("NOGROUP"):
         return ReplayUnavailable(f"{where} has lost this run's keys (was it flushed?): {text}")
+    if any(text.startswith(word) or f" {word} " in f" {text} " for word in _PASSING):
+        return ReplayUnavailable(f"{where} takes no writes now: {text}")
     return ReplayError(f"{where}: {text}")
 
 

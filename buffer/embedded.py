@@ -88,11 +88,17 @@ class EmbeddedServer:
 
     @property
     def pid(self) -> int:
+        """Of the server's process."""
         if self._process is None:
             raise EmbeddedServerError("the embedded server is not running: start() it first")
         return self._process.pid
 
     def start(self) -> "EmbeddedServer":
+        """Starts the server and waits until it answers; nothing where it runs already.
+
+        Raises:
+            EmbeddedServerError: it does not start; says why.
+        """
         if self._process is not None:
             return self
         _sweep_temp_folders()

@@ -144,9 +144,11 @@ class LogIndex:
         return sum(n not in self._finished for n in range(max(first, self._floor), stop))
 
     def entry(self, row: int) -> IndexEntry:
+        """What the log tells of a row."""
         return self._columns["entry"][row]
 
     def entries(self, rows: Iterable[int]) -> list[IndexEntry]:
+        """The same of several rows, in their order."""
         return [self.entry(row) for row in rows]
 
     def rows_of(self, first: int, stop: int) -> np.ndarray:

@@ -142,6 +142,7 @@ class Scores:
 
     @property
     def num_scored(self) -> int:
+        """Numbers of each reward: one a scored latent."""
         return len(next(iter(self.rewards.values())))
 
 

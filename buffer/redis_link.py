@@ -83,6 +83,8 @@ class RedisLink:
                     raise
                 attempt += 1
                 log.warning("the replay does not answer; %.0f s are left: %s", left_s, error)
+                # The address may lead to another server by now.
+                self.client.connection_pool.disconnect(inuse_connections=False)
                 time.sleep(min(left_s, 0.1 * 2 ** min(attempt, 5)))
 
     def ask_each(self, fill: Callable[[Any], object]) -> list[Any]:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from buffer.codec import FORMAT_VERSION, encode_record, encode_scores
+from buffer.codec import FORMAT_VERSION, NUM_SCORED_FIELD, encode_record, encode_scores
 from buffer.connection import check_connection, translated
 from buffer.errors import CodecError, ReplayError, ReplayUnfit
 from buffer.latent_reader import LatentReader
@@ -63,7 +63,8 @@ class RedisReplay:
             retries=3 if settings.shards == 1 else 1,
         )
         self._latents = LatentReader(self._link)
-        self._claims: dict[str, bytes] = {}
+        # Of every record in hand: its entry in the queue, and for whom it was claimed.
+        self._claims: dict[str, tuple[bytes, str]] = {}
 
     @classmethod
     def connect(cls, settings: ReplaySettings) -> "RedisReplay":
@@ -111,13 +112,16 @@ class RedisReplay:
         members = [record.member for record in records if record.ticket == ticket]
         if not records or sorted(members) != list(range(len(records))):
             raise ValueError(f"ticket {ticket} needs members 0, 1, ... of its own; got {members}")
-        words = self._staged(records)
+        call = uuid.uuid4().hex
+        names = [record.record_id for record in records]
+        key_of = {name: self._link.record_key(f"staged:{call}:{name}") for name in names}
         is_new = False
         try:
-            is_new = bool(self._link.run("put", ticket, *words))
+            is_new = bool(self._link.run("put", ticket, *self._staged(records, key_of)))
         finally:
+            # A full server may have taken some of them before it refused.
             if not is_new:
-                self._link.drop(words[1::3])
+                self._link.drop(list(key_of.values()))
         return is_new
 
     # Scoring
@@ -130,20 +134,21 @@ class RedisReplay:
             remaining_s = max(0.0, deadline - time.monotonic())
             found = self._take_over(owner, max_records, lease_s)
             found = found or self._take_new(owner, max_records, remaining_s)
-            records = self._load(found)
+            records = self._load(found, owner)
             if records or time.monotonic() >= deadline:
                 return records
 
     def renew_claims(self, owner: str, record_ids: Sequence[str]) -> int:
-        entries = [self._claims[name] for name in record_ids if name in self._claims]
+        # Asked once each: another thread may settle claims meanwhile.
+        claims = [claim for name in record_ids if (claim := self._claims.get(name))]
+        entries = [entry for entry, _ in claims]
         return int(self._link.run("renew", owner, *entries)) if entries else 0
 
     def unclaim(self, record_ids: Sequence[str]) -> int:
-        held = [(name, self._claims[name]) for name in record_ids if name in self._claims]
-        queued = (
-            int(self._link.run("unclaim", *[word for pair in held for word in pair])) if held else 0
-        )
-        for name, _ in held:
+        held = [(name, *self._claims[name]) for name in record_ids if name in self._claims]
+        words = [word for claim in held for word in claim]
+        queued = int(self._link.run("unclaim", *words)) if held else 0
+        for name, *_ in held:
             self._claims.pop(name, None)
         return queued
 
@@ -165,8 +170,8 @@ class RedisReplay:
     def fail(self, record_id: str, reason: str, *, retry: bool) -> bool:
         parse_record_id(record_id)
         # Known until the server has answered: who asks again must name the same claim.
-        entry = self._claims.get(record_id, b"")
-        is_quarantined = self._fail(record_id, reason, retry=retry, entry=entry)
+        claim = self._claims.get(record_id, (b"", ""))
+        is_quarantined = self._fail(record_id, reason, retry=retry, claim=claim)
         self._claims.pop(record_id, None)
         return is_quarantined
 
@@ -255,19 +260,19 @@ class RedisReplay:
 
     # Within
 
-    def _staged(self, records: Sequence[Record]) -> list[Any]:
+    def _staged(self, records: Sequence[Record], key_of: Mapping[str, str]) -> list[Any]:
         """Sends payloads to keys that expire: for each record its id, its key and its bytes.
 
         Outside the script that makes them the run's, which would copy them twice more.
         """
-        call = uuid.uuid4().hex
         fields_of = {record.record_id: encode_record(record) for record in records}
-        key_of = {name: self._link.record_key(f"staged:{call}:{name}") for name in fields_of}
 
         def fill(pipe: Any) -> None:
             for name, fields in fields_of.items():
-                pipe.hset(key_of[name], mapping=fields)
+                # It expires before it holds much: whoever dies meanwhile leaves no payload.
+                pipe.hset(key_of[name], NUM_SCORED_FIELD, fields[NUM_SCORED_FIELD])
                 pipe.expire(key_of[name], _STAGED_S)
+                pipe.hset(key_of[name], mapping=fields)
 
         self._link.ask_each(fill)
         return [
@@ -337,7 +342,7 @@ class RedisReplay:
         )
         return [(entry, fields.get(b"id", b"")) for entry, fields in stream_entries(answer)]
 
-    def _load(self, found: Sequence[tuple[bytes, bytes]]) -> list[Record]:
+    def _load(self, found: Sequence[tuple[bytes, bytes]], owner: str) -> list[Record]:
         named = [(entry, record_name(name)) for entry, name in found]
         self._drop_entries([entry for entry, name in named if name is None])
         known = [(entry, name) for entry, name in named if name is not None]
@@ -353,9 +358,9 @@ class RedisReplay:
             try:
                 records.append(record_named(name, fields))
             except CodecError as error:
-                self._fail(name, f"unreadable record: {error}", retry=False, entry=entry)
+                self._fail(name, f"unreadable record: {error}", retry=False, claim=(entry, owner))
             else:
-                self._claims[name] = entry
+                self._claims[name] = entry, owner
         return records
 
     def _drop_entries(self, entries: Sequence[bytes]) -> None:
@@ -366,10 +371,10 @@ class RedisReplay:
             link.ask(lambda: link.client.xack(link.key("pending"), _GROUP, *entries))
             link.ask(lambda: link.client.xdel(link.key("pending"), *entries))
 
-    def _fail(self, record_id: str, reason: str, *, retry: bool, entry: bytes) -> bool:
+    def _fail(self, record_id: str, reason: str, *, retry: bool, claim: tuple[bytes, str]) -> bool:
         short = reason.encode("utf-8", "replace")[:MAX_REASON_BYTES].decode("utf-8", "ignore")
         attempts = self.settings.max_attempts
-        return int(self._link.run("fail", record_id, short, int(retry), attempts, entry)) == 1
+        return int(self._link.run("fail", record_id, short, int(retry), attempts, *claim)) == 1
 
 
 def _in_words(place: bytes) -> str:

@@ -123,18 +123,18 @@ class Shards(Generic[S]):
 
         Raises:
             ReplayUnavailable: one was away for `outage_s` from now.
-            ReplayError: one refused. In either case the others have done their part.
+            ReplayError, ValueError: one refused. In any case the others have done their part.
         """
         deadline = time.monotonic() + self._outage_s
         answers: dict[int, T] = {}
-        errors: list[ReplayError] = []
+        errors: list[ReplayError | ValueError] = []
         queue = deque(sorted(questions, key=lambda number: self._shards[number].is_away))
         while queue:
             number = queue.popleft()
             self._shards[number].wait_until_due(deadline)
             try:
                 answers[number] = self._shards[number].ask(questions[number])
-            except ReplayError as error:
+            except (ReplayError, ValueError) as error:
                 if isinstance(error, ReplayUnavailable) and time.monotonic() < deadline:
                     queue.append(number)
                 else:

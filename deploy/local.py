@@ -67,14 +67,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     stop = StopRequest()
     stop.listen()
-    launch = launch_arguments(options)
     if options.check:
-        return subprocess.run([sys.executable, "-m", "deploy.launch", *launch], cwd=ROOT).returncode
+        command = [sys.executable, "-m", "deploy.launch", *launch_arguments(options)]
+        return subprocess.run(command, cwd=ROOT).returncode
     found = _checked(options)
     if found is None:
         return _USAGE_ERROR
     runs, facts = found
-    entrypoint = [sys.executable, "-m", "deploy.launch", *launch]
+    options.run = facts["run"]  # a name that is made from the time is made once
+    entrypoint = [sys.executable, "-m", "deploy.launch", *launch_arguments(options)]
     try:
         return run_job(
             entrypoint,
@@ -148,7 +149,7 @@ def run_job(
         if not head.wait_ready(timeout_s=_READY_TIMEOUT_S, should_stop=stop.is_set):
             return _stopped_status(stop)
         log.info("Ray dashboard: %s%s", head.url, f" (token {token})" if token else "")
-        job = f"{run or 'run'}-{secrets.token_hex(3)}"
+        job = f"{run}-{secrets.token_hex(3)}"
         command = head.submit_command(
             entrypoint, job=job, folder=ROOT, env_vars=_job_environ(runs), metadata=facts
         )

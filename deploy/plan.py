@@ -122,28 +122,30 @@ def _unusable_redis(
         return
     from buffer.connection import check_connection
     from buffer.embedded import find_server
-    from buffer.errors import ReplayError
     from buffer.urls import urls_in
-    from deploy.replay_servers import records_of_run, wrong_number_of_urls
+    from deploy.replay_servers import refuse_old_run, wrong_number_of_urls
 
     if (problem := wrong_number_of_urls(config, environ)) is not None:
         yield problem
     urls = config.redis_url(environ)
-    checks = (
-        [find_server]
-        if urls is None
-        else [partial(check_connection, url, timeout_s=5.0) for url in urls_in(urls)]
-    )
+    if urls is None:
+        checks = [find_server]
+    else:
+        checks = [partial(check_connection, url, timeout_s=5.0) for url in urls_in(urls)]
+    problems = [_problem_of(check) for check in checks]
+    if urls is not None and not resume and not any(problems):
+        problems = [_problem_of(partial(refuse_old_run, config, urls))]
+    yield from (f"replay.redis: {problem}" for problem in problems if problem)
+
+
+def _problem_of(check: Callable[[], object]) -> str | None:
+    from buffer.errors import ReplayError
+
     try:
-        for check in checks:
-            check()
-        if urls is not None and not resume and (held := records_of_run(config, urls)):
-            yield (
-                f"name: Redis already holds {held:,} records of a run named {config.name!r}: "
-                "continue it with --resume, or give this one another name"
-            )
+        check()
     except (ReplayError, OSError, RuntimeError, ValueError) as error:
-        yield f"replay.redis: {without_password(str(error))}"
+        return without_password(str(error))
+    return None
 
 
 def describe(config: RunConfig) -> str:

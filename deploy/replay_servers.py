@@ -54,10 +54,11 @@ def replay_settings(config: RunConfig, urls: str) -> ReplaySettings:
     )
 
 
-def records_of_run(config: RunConfig, urls: str) -> int:
-    """Records that a run of this name has put on servers; changes nothing there.
+def refuse_old_run(config: RunConfig, urls: str) -> None:
+    """Makes sure that servers hold no records of a run of this name; changes nothing there.
 
     Raises:
+        ValueError: they do.
         ReplayError: they do not answer.
     """
     held = 0
@@ -65,7 +66,11 @@ def records_of_run(config: RunConfig, urls: str) -> int:
         with contextlib.closing(connect(url, timeout_s=5.0)) as client, translated(url):
             found: Any = client.hget(key(config.name, "counts"), "issued")
             held += int(found or 0)
-    return held
+    if held:
+        raise ValueError(
+            f"there are {held:,} records of a run named {config.name!r} already: continue that one "
+            "with --resume, or give this one another name"
+        )
 
 
 class ReplayServerHost:

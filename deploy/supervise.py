@@ -4,6 +4,7 @@ Each look is short, and nothing here waits for anybody: whoever is slow is seen 
 look. `Supervisor.watch` returns when the learner has ended.
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -11,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from buffer.errors import ReplayUnavailable
+from buffer.errors import ReplayError, ReplayUnavailable
 from buffer.records import Counters
 from buffer.replay import Replay
 from deploy.callbacks import Callbacks
@@ -76,7 +77,8 @@ class Supervisor:
             FleetGaveUpError: a sampler or a reward server cannot be kept alive.
         """
         begun = time.monotonic()
-        at_first = self._replay.counters()
+        while (at_first := self._counters()) is None:
+            time.sleep(_LOOK_EVERY_S)
         counters = at_first
         with Progress(total_cycles=self._config.method.cycles) as progress:
             while True:
@@ -148,7 +150,8 @@ class Supervisor:
         try:
             return self._ranks.poll()
         except RunFailedError:
-            check_failures(self._config, self._replay, at_first, self._replay.counters())
+            with contextlib.suppress(ReplayError):  # its own error then says why
+                check_failures(self._config, self._replay, at_first, self._replay.counters())
             raise
 
     def _must_stop(self, now: float, begun: float) -> bool:

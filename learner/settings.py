@@ -153,7 +153,8 @@ class Pretrain(Section):
     holdout_share: Annotated[float, Field(gt=0, lt=1)] = 0.125
     """Share of the groups that are held out."""
     patience: Count = 5
-    """Checks without a better held-out accuracy before it ends."""
+    """Checks without a better held-out accuracy before it ends. The last weights are kept, not
+    those of the best check."""
     check_every_steps: Count = 50
     """Surrogate steps between two checks."""
 

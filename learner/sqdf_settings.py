@@ -29,7 +29,8 @@ class StateDraw(Section):
     """Share of a batch that comes from the newest policy versions."""
     times: Literal["uniform", "discounted"] = "uniform"
     """How a trajectory's states are drawn: all alike, with the discount in the loss (as in the
-    paper), or in proportion to the discount, which then is not in the loss."""
+    paper), or in proportion to the discount, which then is not in the loss; the KL is discounted
+    with it then, unlike in the paper, and both weigh T / Σ γ^k times as much."""
 
 
 class Clean(Section):

@@ -58,6 +58,7 @@ class AestheticNet(nn.Module):
         self.head = nn.Linear(2 * width, 1)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Scores [B] of images in [0, 1]."""
         features = self.features(4 * (images_BCHW - self.ground))
         return self.head(features.mean(dim=(2, 3)))[:, 0]
 

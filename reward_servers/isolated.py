@@ -131,20 +131,20 @@ class Isolated:
             return all_failed(len(prompts), str(error))
         except (_ChildError, AnswerError) as error:
             log.warning("reward %s: its process is ended: %s", self._hello["kind"], error)
-            self._child.end()
+            self._end()
             return all_failed(len(prompts), str(error))
         finally:
             self._lock.release()
 
     def close(self) -> None:
         """Ends the child; the next call would start another."""
-        self._child.end()
+        self._end()
 
     def _answer(
         self, images_BHWC: np.ndarray, prompts: Sequence[str], deadline: float
     ) -> dict[str, Any]:
         if not self._child.lives:
-            self._child.end()
+            self._end()
             log.info("reward %s: another process is started", self._hello["kind"])
             self._child = self._started()
         try:
@@ -165,7 +165,7 @@ class Isolated:
 
     def _started(self) -> "_Child":
         child = _Child(self._command, self._hello, self._threads)
-        weakref.finalize(self, child.end)
+        self._end = weakref.finalize(self, child.end)  # once called, it lets go of the child
         return child
 
 

@@ -33,9 +33,11 @@ class NoisyReward:
             self._noise(image, prompt) for image, prompt in zip(images_BHWC, prompts, strict=True)
         ]
         noise_B = self._std * np.array(noise, dtype=np.float32)
-        if isinstance(result, Scored):
-            return Scored(result.values + noise_B, result.failures)
-        return result + noise_B
+        values = result.values if isinstance(result, Scored) else result
+        if not isinstance(values, np.ndarray) or values.shape != noise_B.shape:
+            return result  # not a score a row, which whoever asked will say
+        noisy_B = values + noise_B
+        return Scored(noisy_B, result.failures) if isinstance(result, Scored) else noisy_B
 
     def _noise(self, image: np.ndarray, prompt: str) -> float:
         key = zlib.crc32(prompt.encode(), zlib.crc32(np.ascontiguousarray(image).tobytes()))

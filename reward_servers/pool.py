@@ -20,6 +20,7 @@ from typing import Protocol
 
 import numpy as np
 
+from reward_servers.answers import all_failed
 from reward_servers.base import Failure, Outcome, RewardModel, Scored, reason_of
 from reward_servers.timed import TimedReward
 
@@ -152,7 +153,11 @@ class PooledReward:
     def score(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> Scored:
         """A value or a failure a row; does not raise."""
         deadline = time.monotonic() + self._timeout_s
-        num_parts = max(1, min(len(self._members.names()), len(prompts), _MOST_PARTS))
+        try:
+            members = len(self._members.names())
+        except Exception as error:  # noqa: BLE001  whoever looks them up is handed in
+            return all_failed(len(prompts), reason_of(error))
+        num_parts = max(1, min(members, len(prompts), _MOST_PARTS))
         ends = [len(prompts) * part // num_parts for part in range(num_parts + 1)]
         parts = [
             self._threads.submit(

@@ -64,6 +64,7 @@ class Scene:
 
     @property
     def prompt(self) -> str:
+        """The text that `parse` makes this scene of."""
         first, second, *third = self.things
         text = f"{first} {self.relation} {second}"
         return f"{text} and {third[0]} {self.side}" if third else text

@@ -146,7 +146,7 @@ class RewardServer:
             max_failures=self._settings.max_failures,
         )
         self._breaker = Breaker(patience_s=self._settings.outage_s)
-        # A picture that every reward has scored, and its prompt.
+        # A latent whose picture every reward has scored, and its prompt.
         self._probe: tuple[np.ndarray, str] | None = None
         self._images_per_record = 1
         self._counts: dict[str, int] = dict.fromkeys(_COUNTS, 0)
@@ -271,6 +271,7 @@ class RewardServer:
                 return [Failure(f"not decoded: {reason_of(error)}")]
             log.warning("%s: decoding record by record: %s", self._owner, error)
             return [self._decoded([record])[0] for record in records]
+        self._counts["images"] += len(images_BHWC)
         return [*np.split(images_BHWC, np.cumsum([len(each) for each in latents])[:-1])]
 
     def _decode_checked(self, latents_BCHW: np.ndarray) -> np.ndarray:
@@ -280,7 +281,6 @@ class RewardServer:
                 f"decode made {images.dtype} {list(images.shape)} of {len(latents_BCHW)} latents; "
                 "it must make uint8 [B, H, W, 3]"
             )
-        self._counts["images"] += len(images)
         return images
 
     def _outcomes(
@@ -347,23 +347,17 @@ class RewardServer:
         pictures: list[np.ndarray | Failure],
         outcomes: list[Scores | Failure],
     ) -> None:
-        """Keeps a picture that was scored, to probe with."""
+        """Keeps a latent whose picture was scored, to probe with."""
         for record, images_BHWC, outcome in zip(records, pictures, outcomes, strict=True):
             if isinstance(outcome, Scores) and not isinstance(images_BHWC, Failure):
-                self._probe = images_BHWC[:1].copy(), record.prompt
+                self._probe = _to_score(record)[:1].copy(), record.prompt
                 return
 
     def _is_down(self) -> bool:
-        """Whether a reward fails on what it has scored before; notes that in the breaker."""
+        """Whether decoder or reward fail on what has worked before; notes that in the breaker."""
         if self._probe is None:
             return False
-        picture_BHWC, prompt = self._probe
-        (values,) = self._values([picture_BHWC], [prompt])
-        failures = [
-            f"{name}: {outcome.reason}"
-            for name, (outcome,) in values.items()
-            if isinstance(outcome, Failure)
-        ]
+        failures = self._failures_of(*self._probe)
         if not failures:
             self._breaker.succeed()
             return False
@@ -371,6 +365,19 @@ class RewardServer:
             log.warning("%s: a reward is down: %s", self._owner, failures[0])
         self._breaker.fail(failures[0])
         return True
+
+    def _failures_of(self, latent_BCHW: np.ndarray, prompt: str) -> list[str]:
+        """What goes wrong with one latent."""
+        try:
+            picture_BHWC = self._decode_checked(latent_BCHW)
+        except Exception as error:  # noqa: BLE001  the decoder is handed in
+            return [f"not decoded: {reason_of(error)}"]
+        (values,) = self._values([picture_BHWC], [prompt])
+        return [
+            f"{name}: {outcome.reason}"
+            for name, (outcome,) in values.items()
+            if isinstance(outcome, Failure)
+        ]
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

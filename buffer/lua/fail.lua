@@ -1,10 +1,11 @@
 -- A claimed record could not be scored: queue it again or quarantine it.
--- ARGV     2 id, 3 reason, 4 '1' to retry, 5 most attempts, 6 entry that was claimed, '' for any
+-- ARGV     2 id, 3 reason, 4 '1' to retry, 5 most attempts, 6 entry that was claimed, '' for any,
+--          7 who claimed it
 -- Returns  1 if quarantined, 0 if queued again, -1 if it was not ours to fail any more
 -- Invariant: one claim counts one attempt, however often the command is sent.
 local id = ARGV[2]
 local entry = redis.call('HGET', ENTRIES, id)
-if not entry or (ARGV[6] ~= '' and ARGV[6] ~= entry) then
+if not entry or (ARGV[6] ~= '' and (ARGV[6] ~= entry or not is_held(entry, ARGV[7]))) then
   return -1
 end
 local attempts = redis.call('HINCRBY', ATTEMPTS, id, 1)

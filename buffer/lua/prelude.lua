@@ -32,6 +32,11 @@ local function order_of(id)
   return string.sub(id, 1, 10) .. string.sub(id, 12)
 end
 
+-- Whether a claim is still its owner's: whoever takes it over keeps the entry.
+local function is_held(entry, owner)
+  return redis.call('XPENDING', PENDING, GROUP, entry, entry, 1, owner)[1] ~= nil
+end
+
 local function dequeue(entry)
   redis.call('XACK', PENDING, GROUP, entry)
   redis.call('XDEL', PENDING, entry)

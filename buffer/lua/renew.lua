@@ -4,7 +4,7 @@
 -- Invariant: only the present holder keeps a claim.
 local kept = 0
 for at = 3, #ARGV do
-  if redis.call('XPENDING', PENDING, GROUP, ARGV[at], ARGV[at], 1, ARGV[2])[1] then
+  if is_held(ARGV[at], ARGV[2]) then
     redis.call('XCLAIM', PENDING, GROUP, ARGV[2], 0, ARGV[at], 'JUSTID')
     kept = kept + 1
   end

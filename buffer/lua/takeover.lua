@@ -7,8 +7,8 @@ local idle = redis.call('XPENDING', PENDING, GROUP, 'IDLE', ARGV[3], '-', '+', A
 for _, item in ipairs(idle) do
   local entry, consumer = item[1], item[2]
   local found = redis.call('XRANGE', PENDING, entry, entry)[1]
-  if not found then
-    redis.call('XACK', PENDING, GROUP, entry)
+  if not found or redis.call('HGET', ENTRIES, found[2][2]) ~= entry then
+    dequeue(entry)  -- nobody could ever finish it
   else
     local id = found[2][2]
     local attempts = redis.call('HINCRBY', ATTEMPTS, id, 1)

@@ -27,6 +27,7 @@ _DRAIN_TIMEOUT_S = 20.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; 0: all have left, 1: some have not, or Ray does not answer."""
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     options = _options(arguments)
     import ray

@@ -79,8 +79,10 @@ class NamedMembers:
         except ValueError as error:
             raise UnavailableError(f"{name} is gone") from error
         try:
-            return ray.get(actor.score.remote(images_BHWC, list(prompts)), timeout=timeout_s)
+            asked = actor.score.remote(images_BHWC, list(prompts))
+            return ray.get(asked, timeout=timeout_s)
         except GetTimeoutError as error:
+            ray.cancel(asked)  # it may still stand in line, for nobody
             raise TimeoutError(f"{name} did not answer within {timeout_s:.0f} s") from error
         except (ActorDiedError, ActorUnavailableError) as error:
             raise MemberLostError(f"{name} was lost with {len(prompts)} pictures") from error
@@ -107,8 +109,8 @@ def reward_worker(plan: Plan, reward: str, owner: str) -> RewardWorker:
 
 def pooled_rewards(config: RunConfig) -> dict[str, PooledReward]:
     """Those rewards of a run that have fleets of their own, for whoever is beside them in Ray."""
-    # A member's own deadline is told with its reason, so it should come first.
-    timeout_s = config.scoring.timeout_s
+    # Before that of the server that asks, which knows no reason.
+    timeout_s = 0.9 * config.scoring.timeout_s
     return {
         name: PooledReward(name, NamedMembers(name), timeout_s=timeout_s)
         for name, reward in config.rewards.items()

@@ -269,7 +269,11 @@ def _graph(panel: Panel, number: int, place: dict[str, int]) -> dict[str, Any]:
         "description": panel.text,
         "datasource": source,
         "gridPos": place,
-        "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
+        "fieldConfig": {
+            # Of what is never negative the axis begins at 0; rewards and losses may be.
+            "defaults": {"unit": panel.unit, "custom": {"axisSoftMin": 0}},
+            "overrides": [],
+        },
         "options": {"legend": {"displayMode": "list", "placement": "bottom"}},
         "targets": [
             {

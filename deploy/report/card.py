@@ -15,6 +15,7 @@ from deploy.report.data import read_pictures
 from deploy.run_config import RunConfig
 from learner.draft_settings import Draft
 from learner.likelihood_settings import Gors
+from learner.model_settings import Model
 from learner.on_policy_settings import Ppo, Pso
 from learner.settings import Lasro
 from learner.sqdf_settings import Sqdf
@@ -107,10 +108,10 @@ def method_of(config: RunConfig) -> tuple[str, str]:
 
 
 def _sampling(config: RunConfig) -> dict[str, float]:
-    return {
-        "num_inference_steps": config.model.num_steps,
-        "guidance_scale": config.model.guidance_scale,
-    }
+    """For the hub's widget. What guidance a model of few steps takes, only its UNet tells."""
+    model = config.model
+    guidance = {} if model.is_few_step else {"guidance_scale": model.guidance_scale}
+    return {"num_inference_steps": model.num_steps, **guidance}
 
 
 def _opening(config: RunConfig, form: Form) -> str:
@@ -128,27 +129,54 @@ def _opening(config: RunConfig, form: Form) -> str:
 
 
 def _use(config: RunConfig, form: Form, prompt: str) -> str:
-    base = repr(config.model.path)
-    given = ", ".join(f"{name}={value:g}" for name, value in _sampling(config).items())
-    load = {
-        "adapter": [
-            "from diffusers import DiffusionPipeline\n",
-            f"pipe = DiffusionPipeline.from_pretrained({base})",
-            'pipe.load_lora_weights("this folder, or its id on the hub")',
-        ],
-        "unet": [
-            "from diffusers import DiffusionPipeline, UNet2DConditionModel\n",
-            'unet = UNet2DConditionModel.from_pretrained("this folder, or its id on the hub")',
-            f"pipe = DiffusionPipeline.from_pretrained({base}, unet=unet)",
-        ],
-        "pipeline": [
-            "from diffusers import DiffusionPipeline\n",
-            'pipe = DiffusionPipeline.from_pretrained("this folder, or its id on the hub")',
-        ],
-    }[form]
-    lines = [*load, f"image = pipe({prompt!r}, {given}).images[0]"]
-    text = "\n".join(lines)
+    """Code that draws as samplers did: with the run's parts, its scheduler and its guidance."""
+    here = '"this folder, or its id on the hub"'
+    base, model = repr(config.model.path), config.model
+    classes, lines, parts = {"DiffusionPipeline"}, list[str](), list[str]()
+    if form == "pipeline":
+        base = here
+    else:
+        unet = here if form == "unet" else model.unet and repr(model.unet)
+        for part, name, source in (
+            ("unet", "UNet2DConditionModel", unet),
+            ("vae", "AutoencoderKL", model.vae and repr(model.vae)),
+        ):
+            if source:
+                classes.add(name)
+                lines.append(f"{part} = {name}.from_pretrained({source})")
+                parts.append(f", {part}={part}")
+    lines.append(f"pipe = DiffusionPipeline.from_pretrained({base}{''.join(parts)})")
+    if form == "adapter" and model.lcm_lora is not None:
+        lines.append(f"pipe.load_lora_weights({model.lcm_lora!r})")
+        lines += ["pipe.fuse_lora()", "pipe.unload_lora_weights()"]
+    if form != "pipeline" and (scheduler := _scheduler(model)):
+        name, options = scheduler
+        classes.add(name)
+        lines.append(f"pipe.scheduler = {name}.from_config(pipe.scheduler.config{options})")
+    if form == "adapter":
+        lines.append(f"pipe.load_lora_weights({here})")
+    given = {"num_inference_steps": str(model.num_steps), "guidance_scale": "guidance"}
+    if model.size is not None:
+        given |= {"height": str(model.size[0]), "width": str(model.size[1])}
+    guidance = f"{model.guidance_scale:g}"
+    if model.is_few_step:
+        guidance += " if pipe.unet.config.time_cond_proj_dim else 1.0"
+    lines.append(f"guidance = {guidance}")
+    arguments = "".join(f", {name}={value}" for name, value in given.items())
+    lines.append(f"image = pipe({prompt!r}{arguments}).images[0]")
+    text = "\n".join([f"from diffusers import {', '.join(sorted(classes))}\n", *lines])
     return f"```python\n{text}\n```"
+
+
+def _scheduler(model: Model) -> tuple[str, str] | None:
+    """What takes the place of the pipeline's own scheduler: its class, and further options."""
+    if not model.is_few_step:
+        return None
+    if model.sampler == "ancestral":
+        return "EulerAncestralDiscreteScheduler", ', timestep_spacing="trailing"'
+    if model.sampler == "consistency" or model.lcm_lora is not None or model.unet is not None:
+        return "LCMScheduler", ""
+    return None
 
 
 def _training(config: RunConfig) -> str:

@@ -117,11 +117,12 @@ def clean_by_ddim(reference: NoiseModel, chain: Chain, num_calls: int) -> Clean:
 def soft_q_loss(
     reward_B: Tensor, kl_B: Tensor, weight_B: Tensor, *, alpha: float, positive_only: bool = False
 ) -> Tensor:
-    """−mean(w R − α KL). The KL is not discounted.
+    """−mean(w R − α KL). The weight does not discount the KL.
 
     Args:
         weight_B: γ^k, or 1 where times were drawn in proportion to γ^k: both at once would
-            discount twice.
+            discount twice. Drawn so, the KL is discounted as well, unlike in the paper, and both
+            terms are T / Σ γ^k times as large.
         positive_only: rows of R ≤ 0 count 0, their KL too (the reference code; it drops half of
             the data of a reward around zero).
     """

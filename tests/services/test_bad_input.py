@@ -158,7 +158,7 @@ CASES = {
         ("name=n",), ("{tmp}/empty.txt is no folder",), {"FLEETUNE_RUNS": "{tmp}/empty.txt"}
     ),
     "a run whose records are there already": Case(
-        ("name=old",), ("name: Redis already holds 2 records of a run named 'old'",),
+        ("name=old",), ("replay.redis: there are 2 records of a run named 'old' already",),
         {"REDIS_URL": "{url}"},
     ),
     "a wrong Redis password": Case(
@@ -274,7 +274,7 @@ def _old_run(url: str, name: str) -> None:
         )
         for member in range(2)
     ]
-    assert replay.put_group(ticket, records)
+    assert replay.put_group(ticket.number, records)
     replay.close()
 
 

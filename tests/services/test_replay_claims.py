@@ -10,6 +10,7 @@ from tests.services.replay_calls import (
     LEASE_S,
     SHORT_S,
     MakeGroup,
+    MakeScores,
     NewReplay,
     assert_balanced,
     claim,
@@ -79,6 +80,22 @@ def test_a_claim_that_another_took_over_is_not_renewed(
     time.sleep(2 * SHORT_S)
     new_replay().claim("quick", max_records=1, block_s=0, lease_s=SHORT_S)
     assert replay.renew_claims("slow", names) == 1
+
+
+def test_a_late_failure_does_not_end_a_claim_that_another_took_over(
+    replay: RedisReplay, new_replay: NewReplay, make_group: MakeGroup, scores: MakeScores
+) -> None:
+    put(replay, [make_group(0)])
+    names = [record.record_id for record in claim(replay, owner="slow")]
+    time.sleep(2 * SHORT_S)
+    quick = new_replay()
+    taken = quick.claim("quick", max_records=9, block_s=0, lease_s=SHORT_S)
+    assert [record.record_id for record in taken] == names
+    assert not replay.fail(names[0], "boom", retry=True)
+    assert replay.unclaim(names[1:]) == 0
+    assert replay.counters().retried == len(names)  # the takeover's alone
+    assert quick.renew_claims("quick", names) == len(names)
+    assert quick.commit([(name, scores()) for name in names], "quick") == len(names)
 
 
 def test_records_given_back_are_handed_out_again_without_an_attempt(

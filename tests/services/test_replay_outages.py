@@ -45,6 +45,20 @@ def test_an_outage_is_ridden_out(tmp_path: Path, make_group: MakeGroup, scores: 
         replay.close()
 
 
+def test_a_server_that_takes_no_writes_for_a_while_is_waited_for(tmp_path: Path) -> None:
+    with EmbeddedServer(tmp_path) as server:
+        settings = ReplaySettings(url=server.url, run="out", capacity_records=9, outage_s=20)
+        replay, client = RedisReplay.connect(settings), connect(server.url, timeout_s=5)
+        client.execute_command("REPLICAOF", "127.0.0.1", "1")
+        back = threading.Timer(0.5, client.execute_command, ["REPLICAOF", "NO", "ONE"])
+        back.start()
+        replay.admit(limit=1, policy_version=0)
+        back.join()
+        assert replay.counters().admitted == 1
+        client.close()
+        replay.close()
+
+
 def test_an_outage_that_lasts_longer_is_an_error(tmp_path: Path) -> None:
     with EmbeddedServer(tmp_path) as server:
         settings = ReplaySettings(url=server.url, run="out", capacity_records=9, outage_s=0.5)

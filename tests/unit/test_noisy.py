@@ -36,6 +36,16 @@ def test_a_picture_that_is_asked_about_again_gets_the_same_label() -> None:
     assert again == labels()[:5].tolist()
 
 
+def test_a_wrong_result_is_as_wrong_with_noise() -> None:
+    class One:
+        def score(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+            return np.array([0.3], np.float32)
+
+    told = checked_scores(NoisyReward(One(), 0.5, seed=0), IMAGES[:4], PROMPTS[:4])
+    assert told == checked_scores(One(), IMAGES[:4], PROMPTS[:4])
+    assert all(isinstance(each, Failure) for each in told)
+
+
 def test_another_seed_or_prompt_has_other_noise() -> None:
     assert not np.allclose(labels(), labels(seed=1))
     other = checked_scores(NoisyReward(Ones(), 0.5, seed=0), IMAGES[:5], ["b"] * 5)

@@ -22,6 +22,7 @@ from tests.unit.reward_server_fakes import (
     decode,
     ids,
     record,
+    running,
     serve,
 )
 
@@ -120,6 +121,24 @@ def test_records_wait_for_a_reward_that_went_down_and_none_is_worn_out() -> None
     assert sorted(replay.committed) == ids(range(9))
     assert replay.failed == {}
     assert (stats["down"], len(replay.returned)) == ("", 1)
+
+
+def test_a_decoder_that_broke_wears_no_record_out() -> None:
+    service = Service()
+    replay = DownAfterOne([record(i, scored=(0,)) for i in range(9)], service, comes_back=True)
+
+    def decode_while_up(latents_BCHW: np.ndarray) -> np.ndarray:
+        if not service.up:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return decode(latents_BCHW)
+
+    settings = replace(FAST, max_batch=1)
+    rewards = {"brightness": Brightness()}
+    server = RewardServer(replay, decode_while_up, rewards, owner="r-0", settings=settings)
+    with running(server):
+        assert replay.settled.wait(10)
+    assert sorted(replay.committed) == ids(range(9))
+    assert replay.failed == {}
 
 
 def test_the_rest_of_a_claim_is_given_back_too() -> None:
