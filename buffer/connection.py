@@ -15,8 +15,10 @@ from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     ConnectionError,
+    MasterDownError,
     NoPermissionError,
     OutOfMemoryError,
+    ReadOnlyError,
     RedisError,
     ResponseError,
     TimeoutError,
@@ -120,8 +122,8 @@ def _fit_server(info: Mapping[str, object], where: str) -> str:
     return f"{name} {version}"
 
 
-_PASSING = ("READONLY", "MASTERDOWN", "MISCONF", "NOREPLICAS", "UNBLOCKED")
-"""Of a server that takes no writes for now: its role changes, or its disk is full."""
+_PASSING = "MISCONF", "NOREPLICAS", "UNBLOCKED"
+"""Of a server that takes no writes for now: its disk is full, or its role changes."""
 
 
 def _translate(error: RedisError, where: str) -> ReplayError:
@@ -138,7 +140,7 @@ def _translate(error: RedisError, where: str) -> ReplayError:
         return ReplayUnavailable(f"{where} does not answer: {text}")
     if isinstance(error, ResponseError) and text.startswith("NOGROUP"):
         return ReplayUnavailable(f"{where} has lost this run's keys (was it flushed?): {text}")
-    if any(text.startswith(word) or f" {word} " in f" {text} " for word in _PASSING):
+    if isinstance(error, ReadOnlyError | MasterDownError) or text.startswith(_PASSING):
         return ReplayUnavailable(f"{where} takes no writes now: {text}")
     return ReplayError(f"{where}: {text}")
 

@@ -78,8 +78,8 @@ class NamedMembers:
             actor = ray.get_actor(name)
         except ValueError as error:
             raise UnavailableError(f"{name} is gone") from error
+        asked = actor.score.remote(images_BHWC, list(prompts))
         try:
-            asked = actor.score.remote(images_BHWC, list(prompts))
             return ray.get(asked, timeout=timeout_s)
         except GetTimeoutError as error:
             ray.cancel(asked)  # it may still stand in line, for nobody

@@ -185,7 +185,7 @@ class SurrogateSteps:
             self._trainer.accuracy(self._groups.fetch(batch, to_learn=False)) for batch in batches
         ]
         known = np.ma.masked_invalid(np.array(parts))
-        means = np.ma.average(known, axis=0, weights=[len(batch) for batch in batches])
+        means: Any = np.ma.average(known, axis=0, weights=[len(batch) for batch in batches])
         return mean_over_ranks(
             {
                 f"heldout_accuracy_{label}": float(x)

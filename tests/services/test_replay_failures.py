@@ -65,9 +65,9 @@ def test_a_failure_sent_twice_counts_one_attempt(
 ) -> None:
     put(replay, [make_group(0, size=1)])
     name = claim(replay)[0].record_id
-    entry = replay._claims[name]
-    replay._fail(name, "boom", retry=True, entry=entry)
-    replay._fail(name, "boom", retry=True, entry=entry)
+    held = replay._claims[name]
+    for _ in range(2):
+        replay._fail(name, "boom", retry=True, claim=held)
     assert replay.counters().retried == 1
 
 

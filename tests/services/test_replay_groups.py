@@ -2,11 +2,12 @@
 
 import dataclasses
 import time
+from typing import Any
 
 import numpy as np
 import pytest
 
-from buffer.errors import ReplayError
+from buffer.errors import ReplayError, ReplayFull
 from buffer.records import Record
 from buffer.redis_replay import RedisReplay
 from tests.services.replay_calls import (
@@ -95,6 +96,24 @@ def test_a_group_that_is_not_taken_leaves_nothing_behind(
 
 
 @one_server
+def test_what_a_server_took_of_a_group_before_it_was_full_goes_again(
+    replay: RedisReplay, make_group: MakeGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replay.admit(limit=1, policy_version=0)
+    replay.lease_ticket("a", lease_s=LEASE_S)
+    stage = RedisReplay._staged
+
+    def stage_one_and_fail(self: RedisReplay, records: Any, key_of: dict[str, str]) -> list[Any]:
+        stage(self, records[:1], key_of)
+        raise ReplayFull("no room for the second")
+
+    monkeypatch.setattr(RedisReplay, "_staged", stage_one_and_fail)
+    with pytest.raises(ReplayFull):
+        replay.put_group(0, make_group(0))
+    assert staged(replay) == []
+
+
+@one_server
 def test_the_payloads_of_a_group_that_is_put_stay(
     replay: RedisReplay, make_group: MakeGroup
 ) -> None:
@@ -108,7 +127,9 @@ def test_the_payloads_of_a_group_that_is_put_stay(
 def test_payloads_of_a_sampler_that_died_before_the_put_expire(
     replay: RedisReplay, make_group: MakeGroup
 ) -> None:
-    replay._staged(make_group(0))
+    group = make_group(0)
+    keys = [replay._link.record_key(f"staged:call:{record.record_id}") for record in group]
+    replay._staged(group, {r.record_id: key for r, key in zip(group, keys, strict=True)})
     assert len(staged(replay)) == 2
     assert all(0 < replay._link.client.ttl(key) <= 600 for key in staged(replay))
 
@@ -118,7 +139,14 @@ def test_a_group_whose_payload_expired_on_the_way_is_not_stored(
 ) -> None:
     replay.admit(limit=1, policy_version=0)
     replay.lease_ticket("a", lease_s=LEASE_S)
-    monkeypatch.setattr("buffer.redis_replay._STAGED_S", 0)
+    stage = RedisReplay._staged
+
+    def stage_and_lose(self: RedisReplay, records: Any, key_of: dict[str, str]) -> list[Any]:
+        words = stage(self, records, key_of)
+        self._link.drop(list(key_of.values()))
+        return words
+
+    monkeypatch.setattr(RedisReplay, "_staged", stage_and_lose)
     with pytest.raises(ReplayError, match=r"LOST the payload of 0000000000\.000"):
         replay.put_group(0, make_group(0))
     assert (replay.counters().issued_records, claim(replay)) == (0, [])

@@ -177,3 +177,38 @@ def test_a_base_model_of_the_hub_is_named_in_the_front_matter() -> None:
 )  # fmt: skip
 def test_every_method_is_called_by_its_name(preset: str, name: str) -> None:
     assert method_of(configured(preset))[0] == name
+
+
+def code_of(preset: str, form: Any, *overrides: str) -> str:
+    text = card_text(configured(preset, *overrides), {}, form, "a cat")
+    return text.split("```python\n")[1].split("```")[0]
+
+
+@pytest.mark.parametrize("preset", sorted(path.name for path in CONFIGS.glob("*.yaml")))
+@pytest.mark.parametrize("form", ["adapter", "unet", "pipeline"])
+def test_the_code_of_every_presets_card_is_python(preset: str, form: str) -> None:
+    compile(code_of(preset, form), "card", "exec")
+
+
+def test_a_cards_code_has_the_parts_that_the_run_drew_with() -> None:
+    lcm = code_of("sdxl-lcm-lasro-pickscore.yaml", "adapter")
+    lora, mine = (lcm.index(f"load_lora_weights({name}") for name in ("'latent", '"this folder'))
+    assert lora < lcm.index("fuse_lora()") < lcm.index("LCMScheduler.from_config") < mine
+    assert "if pipe.unet.config.time_cond_proj_dim else 1.0" in lcm
+    distilled = code_of("ssd1b-lasro-pickscore.yaml", "adapter")
+    assert "UNet2DConditionModel.from_pretrained('latent-consistency/lcm-ssd-1b')" in distilled
+    many = code_of("shapes-sqdf.yaml", "pipeline", "model.height=32", "model.width=32")
+    assert "scheduler" not in many
+    assert "guidance = 1\n" in many
+    assert "height=32, width=32" in many
+
+
+def test_a_cards_code_loads_and_draws_the_result(lora_run: Path, pipelines: Path) -> None:
+    text = (lora_run / "adapter" / "README.md").read_text(encoding="utf-8")
+    code = text.split("```python\n")[1].split("```")[0]
+    found: dict[str, Any] = {}
+    exec(code.replace("this folder, or its id on the hub", str(lora_run / "adapter")), found)
+    expected = base(pipelines)
+    expected.load_lora_weights(lora_run / "adapter")
+    np.testing.assert_allclose(drawn(found["pipe"]), drawn(expected), atol=1e-5)
+    assert found["image"].size == (32, 32)
