@@ -60,6 +60,9 @@ from deploy.study.tables import (
 
 log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_STOPPED = {128 + number for number in (signal.SIGTERM, signal.SIGHUP)}
+"""Exit statuses of a run that was ended from elsewhere; the study ends with it. Not 130, which is
+also that of a run whose limit of time has ended it."""
 _LOOK_S = 0.2
 
 
@@ -142,6 +145,8 @@ class Runner:
             status = 128 - status if status < 0 else status
             if status != 0:
                 log.error("%s ended with status %d", cell.config.name, status)
+            if status in _STOPPED and self.stopped is None:
+                self._asked_to_end(status - 128, None)
             self._after_each()
 
     def _asked_to_end(self, number: int, _frame: object) -> None:

@@ -39,7 +39,7 @@ def test_a_picture_that_is_asked_about_again_gets_the_same_label() -> None:
 def test_a_wrong_result_is_as_wrong_with_noise() -> None:
     class One:
         def score(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-            return np.array([0.3], np.float32)
+            return np.array(0.3, np.float32)
 
     told = checked_scores(NoisyReward(One(), 0.5, seed=0), IMAGES[:4], PROMPTS[:4])
     assert told == checked_scores(One(), IMAGES[:4], PROMPTS[:4])
