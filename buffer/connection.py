@@ -32,7 +32,7 @@ from buffer.errors import (
     ReplayUnavailable,
     ReplayUnfit,
 )
-from buffer.urls import URL_HELP, check_url, masked, urls_in
+from buffer.urls import URL_HELP, check_url, masked
 
 Client = redis.Redis
 
@@ -40,16 +40,6 @@ _OLDEST_VERSION = (6, 2)
 _DENIED = ("WRONGPASS", "NOAUTH", "NOPERM", "invalid password", "invalid username-password")
 _PROBE_KEY = "fleetune:{probe}:write"
 _PROBE = "redis.call('SET', KEYS[1], '1', 'PX', 1000) return redis.call('TIME')"
-
-
-def redis_url_from(env: Mapping[str, str]) -> str | None:
-    """`REDIS_URL` of an environment, checked; None if it is not set."""
-    text = env.get("REDIS_URL", "").strip()
-    if not text:
-        return None
-    for url in urls_in(text):
-        check_url(url)
-    return text
 
 
 def connect(url: str, *, timeout_s: float, retries: int = 3) -> Client:

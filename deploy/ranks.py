@@ -47,6 +47,7 @@ class Ranks:
         self._restarts_in_a_row = 0
         self._restarted_at_cycle = -1
         self._place: Any = None
+        self._asked_report: Any = None
         self._asked_board: tuple[ray.ObjectRef[int], int] | None = None
         self._stop_asked = False
         self._rows: list[dict[str, Any]] = []
@@ -93,6 +94,7 @@ class Ranks:
                 # Its siblings raised, because they could not reach it any more.
                 self._restart(lost)
                 return None
+            self._read_last_report()
             log.error("the learner ended with an error", exc_info=error)
             raise RunFailedError(f"the learner failed: {_reason(error)}") from error
         except RayActorError as error:
@@ -100,7 +102,7 @@ class Ranks:
             return None
         if len(results) < len(self._running):
             return None
-        self._read_report()
+        self._read_last_report()
         return all(results)
 
     def published(self) -> list[Any]:
@@ -148,13 +150,23 @@ class Ranks:
                 self._actors[0].republish.remote()
         self._asked_board = None
 
-    def _read_report(self) -> None:
+    def _read_report(self, wait_s: float = 0.0) -> None:
+        """Takes a report that has come, or asks for one; what is late is not lost."""
+        if self._asked_report is None:
+            self._asked_report = self._actors[0].report.remote()
+        if not ray.wait([self._asked_report], timeout=wait_s)[0]:
+            return
+        asked, self._asked_report = self._asked_report, None
         try:
-            self.last = ray.get(self._actors[0].report.remote(), timeout=_ANSWER_TIMEOUT_S)
+            self.last = ray.get(asked)
         except RayError as error:
             log.debug("no report: %s", error)
             return
         self._rows += self.last.pop("rows")
+
+    def _read_last_report(self) -> None:
+        for _ in range(2):  # the one that is under way, and the last
+            self._read_report(_ANSWER_TIMEOUT_S)
 
     def _lost_rank(self) -> RayActorError | None:
         """Why a rank is gone, if one is; Ray tells a death later than its siblings notice it."""
@@ -190,7 +202,7 @@ class Ranks:
     def _kill(self) -> None:
         for actor in self._actors:
             ray.kill(actor)
-        self._actors, self._running = [], []
+        self._actors, self._running, self._asked_report = [], [], None
 
     def _ask(self, ref: Any, timeout_s: float) -> Any:
         try:

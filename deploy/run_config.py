@@ -208,7 +208,7 @@ class RunConfig(Section):
         if self.replay.redis == "embedded":
             return None
         if self.replay.redis in ("auto", "environment"):
-            return environ.get("REDIS_URL") or None
+            return environ.get("REDIS_URL", "").strip() or None
         return self.replay.redis
 
     def to_json(self) -> str:

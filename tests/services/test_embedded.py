@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from buffer.connection import Client, check_connection, connect, redis_url_from
+from buffer.connection import Client, check_connection, connect
 from buffer.embedded import EmbeddedServer
 from buffer.errors import EmbeddedServerError, ReplayAccessDenied
-from buffer.urls import masked
+from buffer.urls import check_url, masked, urls_in
 
 pytestmark = pytest.mark.redis
 
@@ -184,10 +184,6 @@ def test_a_masked_url_shows_no_password(url: str, shown: str) -> None:
     assert masked(url) == shown
 
 
-def test_an_unset_url_is_none() -> None:
-    assert redis_url_from({"REDIS_URL": " "}) is None
-
-
 @pytest.mark.parametrize(
     "url",
     [
@@ -200,5 +196,5 @@ def test_an_unset_url_is_none() -> None:
 )
 def test_a_bad_url_is_an_error_that_shows_no_password(url: str) -> None:
     with pytest.raises(ValueError, match="must look like") as caught:
-        redis_url_from({"REDIS_URL": url})
+        list(map(check_url, urls_in(url)))
     assert "secret" not in str(caught.value)

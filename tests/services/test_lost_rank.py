@@ -69,6 +69,23 @@ class Rank:
         return {"rows": [], "cycle": 3}
 
 
+@ray.remote(num_cpus=0, max_concurrency=2)
+class Slow:
+    """Needs a moment for every report, and tells of a point only once."""
+
+    def __init__(self) -> None:
+        self.rows = [{"step": 1}]
+
+    def run(self) -> bool:
+        time.sleep(3600)
+        return True
+
+    def report(self) -> dict[str, Any]:
+        rows, self.rows = self.rows, []
+        time.sleep(2)
+        return {"rows": rows, "cycle": 3}
+
+
 @pytest.fixture
 def ranks_that(cluster: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Ranks]]:
     """The learner's ranks, each of which ends so; a new start is noted in `starts`."""
@@ -116,3 +133,22 @@ def test_an_error_of_a_rank_whose_siblings_live_ends_the_run(
     ranks = ranks_that("raises", "waits")
     with pytest.raises(RunFailedError, match="Connection closed"):
         watched(ranks)
+
+
+@pytest.mark.ray
+def test_a_report_that_is_late_is_not_waited_for_and_not_lost(cluster: None) -> None:
+    ranks: Any = Ranks(SimpleNamespace(), None)
+    kind: Any = Slow
+    ranks._actors = [kind.remote()]
+    ranks._running = [ranks._actors[0].run.remote()]
+    rows: list[dict[str, Any]] = []
+    longest_s, deadline = 0.0, time.monotonic() + 120
+    while not rows and time.monotonic() < deadline:
+        begun = time.monotonic()
+        assert ranks.poll() is None
+        longest_s = max(longest_s, time.monotonic() - begun)
+        rows += ranks.rows()
+        time.sleep(0.1)
+    ray.kill(ranks._actors[0])
+    assert rows == [{"step": 1}]
+    assert longest_s < 1.5
