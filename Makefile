@@ -56,7 +56,9 @@ test: setup
 	@$(BIN)/python -m pytest -q -m 'not slow and not benchmark' tests/services tests/e2e $(ARGS)
 
 test-slow: setup
-	@$(BIN)/python -m pytest -q -m 'slow and not benchmark' $(ARGS)
+	@for part in unit services e2e; do \
+	  $(BIN)/python -m pytest -q -m 'slow and not benchmark' tests/$$part $(ARGS) || failed=1; \
+	done; test -z "$$failed"
 
 check: setup
 	@$(BIN)/ruff check -q .

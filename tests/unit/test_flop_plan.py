@@ -21,6 +21,7 @@ from deploy.doctor.meta_networks import (
 from deploy.run_config import RunConfig, load_config
 from deploy.shapes.models import PIPELINES
 from learner.model_settings import Model
+from learner.policy.denoiser import Denoiser
 from learner.policy.flops import FlopMeter
 from tests.unit.learner_fakes import HandEngine
 
@@ -36,7 +37,9 @@ def _config(preset: str, *overrides: str) -> RunConfig:
     return load_config(CONFIGS / f"{preset}.yaml", [*PLAIN, *overrides])
 
 
-def _by_hand(_config: RunConfig, module: Any) -> Any:
+def _by_hand(config: RunConfig, module: Any) -> Any:
+    if isinstance(module, Denoiser) and config.learner.gradient_checkpointing:
+        module.unet.enable_gradient_checkpointing()
     return HandEngine(module)
 
 
