@@ -61,8 +61,6 @@ def _sampling(config: RunConfig, networks: Networks) -> int:
 def _policy_parts(config: RunConfig, networks: Networks, rows: GraphRows) -> dict[str, int]:
     policy, base = networks.policy, networks.base
     checkpointing = config.learner.gradient_checkpointing
-    # Of frozen networks, SQDF alone checkpoints those that its gradient passes.
-    frozen_again = checkpointing and isinstance(config.method, Sqdf)
     frozen = networks.consistency or base
     parts = dict.fromkeys(POLICY_PARTS, 0)
     parts["policy"] = sum(rows.policy) * networks.once(
@@ -71,8 +69,8 @@ def _policy_parts(config: RunConfig, networks: Networks, rows: GraphRows) -> dic
     )
     if rows.frozen:
         parts["frozen"] = sum(rows.frozen) * networks.once(
-            ("frozen row", frozen_again),
-            lambda: _learning(networks, frozen, again=frozen_again, with_gradient=True),
+            ("frozen row", checkpointing),
+            lambda: _learning(networks, frozen, again=checkpointing, with_gradient=True),
         )
     if rows.reference:
         parts["untracked"] += rows.reference * _asking(

@@ -273,15 +273,13 @@ def _policy_graph(
     )
     graph = _Graph.of(kept, rows.policy, precision)
     if rows.frozen:
-        # Of frozen networks, SQDF alone checkpoints those that its gradient passes.
         frozen = networks.consistency or base
-        again = checkpointing and isinstance(config.method, Sqdf)
         kept = networks.once(
-            ("kept by the frozen", again),
+            ("kept by the frozen", checkpointing),
             lambda: kept_by(
                 frozen,
                 lambda: networks.ask(frozen, networks.latents(1, with_gradient=True)),
-                checkpointed=frozen if again else None,
+                checkpointed=frozen if checkpointing else None,
             ),
         )
         graph += _Graph.of(kept, rows.frozen, precision)

@@ -16,6 +16,7 @@ from tests.services.replay_calls import (
     MakeGroup,
     MakeScores,
     claim,
+    issue,
     one_server,
     put,
 )
@@ -99,8 +100,7 @@ def test_a_group_that_is_not_taken_leaves_nothing_behind(
 def test_what_a_server_took_of_a_group_before_it_was_full_goes_again(
     replay: RedisReplay, make_group: MakeGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replay.admit(limit=1, policy_version=0)
-    replay.lease_ticket("a", lease_s=LEASE_S)
+    issue(replay, 1)
     stage = RedisReplay._staged
 
     def stage_one_and_fail(self: RedisReplay, records: Any, key_of: dict[str, str]) -> list[Any]:
@@ -137,8 +137,7 @@ def test_payloads_of_a_sampler_that_died_before_the_put_expire(
 def test_a_group_whose_payload_expired_on_the_way_is_not_stored(
     replay: RedisReplay, make_group: MakeGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replay.admit(limit=1, policy_version=0)
-    replay.lease_ticket("a", lease_s=LEASE_S)
+    issue(replay, 1)
     stage = RedisReplay._staged
 
     def stage_and_lose(self: RedisReplay, records: Any, key_of: dict[str, str]) -> list[Any]:
