@@ -1,6 +1,6 @@
 # make train    set up, then fine-tune the shapes model on this machine
 # make test     set up, then run the tests, on two cores (JOBS=2)
-# make faults   kill processes of a run and see that nothing is lost (KILLS=50 SEED=0 SHARDS=1)
+# make faults   kill processes of a run and see that nothing is lost (KILLS=50 SEED=0 SHARDS=1 RANKS=1)
 # make fuzz     decode damaged frames and work with damaged keys (N=1000000 STATES=10000)
 # make scale    does a large fleet make as much more, for no more a sample (RECORDS=1000000)
 # See the README for a cluster.
@@ -13,6 +13,7 @@ RUN    ?= shapes-$(METHOD)-seed$(SEED)
 ARGS   ?=
 KILLS  ?= 50
 SHARDS ?= 1
+RANKS  ?= 1
 N      ?= 1000000
 STATES ?= 10000
 RECORDS ?= 1000000
@@ -66,7 +67,7 @@ check: setup
 	@$(BIN)/pyright
 
 faults: setup
-	@$(BIN)/python -W ignore -m deploy.drills.faults --kills $(KILLS) --seed $(SEED) --shards $(SHARDS) $(ARGS)
+	@$(BIN)/python -W ignore -m deploy.drills.faults --kills $(KILLS) --seed $(SEED) --shards $(SHARDS) --ranks $(RANKS) $(ARGS)
 
 fuzz: setup
 	@$(BIN)/python -W ignore -m deploy.drills.fuzz --frames $(N) --states $(STATES) --seed $(SEED)

@@ -71,6 +71,12 @@ class Shard(Generic[S]):
             self._error, self._failures = None, 0
         return answer
 
+    def ask_if_due(self, question: Callable[[S], T]) -> T:
+        """As `ask`; the error that is known already where it is not due."""
+        if self._error is not None and not self.is_due:
+            raise ReplayUnavailable(str(self._error))
+        return self.ask(question)
+
     def lasting_error(self, outage_s: float) -> ReplayUnavailable | None:
         """Why it is away, once it has been so for `outage_s`."""
         error = self._error
@@ -109,8 +115,11 @@ class Shards(Generic[S]):
         return (shard.client for shard in self._shards)
 
     def ask_once(self, number: int, question: Callable[[S], T]) -> T:
-        """One server's answer; ReplayUnavailable if it is away now."""
-        return self._shards[number].ask(question)
+        """One server's answer; ReplayUnavailable if it is away, and not asked until it is due.
+
+        Whoever has others to ask next loses no more time at one that hangs.
+        """
+        return self._shards[number].ask_if_due(question)
 
     def tell(self, question: Callable[[S], T]) -> dict[int, T]:
         """Answers of those that answer; ReplayUnavailable once one is away for `outage_s`."""

@@ -3,6 +3,7 @@
     --kills N     how many processes are killed (default 50)
     --seed S      of the schedule: which, and when (default 0)
     --shards N    Redis servers of each run (default 1)
+    --ranks N     processes of the learner of each run (default 1)
     --keep DIR    leave both runs there
 
 Two runs of a tiny untrained model in lockstep, as Ray jobs on a head of their own: one undisturbed,
@@ -78,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shards", type=int, default=1)
+    parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--keep", type=Path)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -87,14 +89,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             folder = Path(tempfile.mkdtemp(prefix="fleetune-faults-"))
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
         figures = drill(
-            folder.resolve(), kills=options.kills, seed=options.seed, shards=options.shards
+            folder.resolve(),
+            kills=options.kills,
+            seed=options.seed,
+            shards=options.shards,
+            ranks=options.ranks,
         )
     sys.stdout.write(json.dumps(figures) + "\n")
     is_right = not figures["lost"] and not figures["duplicated"] and figures["same_policy"]
     return 0 if is_right else 1
 
 
-def drill(folder: Path, *, kills: int, seed: int, shards: int = 1) -> dict[str, Any]:
+def drill(
+    folder: Path, *, kills: int, seed: int, shards: int = 1, ranks: int = 1
+) -> dict[str, Any]:
     """Both runs and what their comparison says."""
     from deploy.drills.tiny import save_tiny_pipelines
 
@@ -107,11 +115,11 @@ def drill(folder: Path, *, kills: int, seed: int, shards: int = 1) -> dict[str, 
     with LocalHead(num_cpus=4, environ=environ) as head:
         if not head.wait_ready(timeout_s=_READY_S, should_stop=lambda: False):
             raise HeadError("the head did not start")
-        straight = Run(head, folder, "straight", pipelines, cycles, shards)
+        straight = Run(head, folder, "straight", pipelines, cycles, shards, ranks)
         straight.submit()
         straight.wait(_END_S)
         straight_s = time.monotonic() - begun
-        disturbed = Run(head, folder, "disturbed", pipelines, cycles, shards)
+        disturbed = Run(head, folder, "disturbed", pipelines, cycles, shards, ranks)
         killed = disturb(disturbed, kills=kills, rng=random.Random(seed))
     return {
         **figures_of(disturbed, cycles),
@@ -134,6 +142,7 @@ class Run:
     pipelines: Path
     cycles: int
     shards: int = 1
+    ranks: int = 1
     submissions: int = 0
     job: str = ""
     clients: list["subprocess.Popen[bytes]"] = field(default_factory=list)
@@ -155,6 +164,7 @@ class Run:
             "actors.lease_s": 3,
             "scoring.servers": _REWARDS,
             "replay.shards": self.shards,
+            "learner.ranks": self.ranks,
             "scoring.lease_s": 3,
             # A record may be in the hands of every process that is killed.
             "replay.max_attempts": 1000,

@@ -10,16 +10,27 @@ from deploy.drills import faults
 pytestmark = [pytest.mark.ray, pytest.mark.redis, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one server", "two servers"])
+# The seeds are those whose schedules kill the process that each case is about.
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("driver", {"seed": 0}),
+        ("redis", {"seed": 10, "shards": 2}),
+        ("learner", {"seed": 10, "ranks": 2}),
+    ],
+    ids=["one of each", "two servers", "two ranks"],
+)
 def figures(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     folder: Path = tmp_path_factory.mktemp("faults")
-    return faults.drill(folder, kills=4, seed=0, shards=request.param)
+    kind, options = request.param
+    return {**faults.drill(folder, kills=4, **options), "about": kind}
 
 
 def test_as_many_processes_were_killed_as_asked(figures: dict[str, Any]) -> None:
     assert figures["kills"] == 4
+    assert figures["about"] in figures["killed"]
 
 
 def test_every_record_is_accounted_for(figures: dict[str, Any]) -> None:

@@ -88,6 +88,17 @@ def test_nobody_waits_for_a_server_whose_part_it_is_not() -> None:
     assert servers[0].asked == 0
 
 
+def test_who_asks_once_loses_no_time_at_a_server_that_was_away_a_moment_ago() -> None:
+    servers, shards = made(0, outage_s=9)
+    for _ in range(5):
+        with pytest.raises(ReplayUnavailable, match="a is away"):
+            shards.ask_once(0, Server.answer)
+    assert servers[0].asked == 1
+    servers[0].error = None
+    time.sleep(0.15)
+    assert shards.ask_once(0, Server.answer) == "a"
+
+
 def test_items_are_gathered_up_to_the_most() -> None:
     _, shards = made()
     rooms: list[int] = []
