@@ -180,6 +180,7 @@ def reward_server(plan: Plan, owner: str) -> RewardServer:
     from learner.policy.components import PipelineFolder, decode_latents
     from reward_servers.metadata import informed
     from reward_servers.noisy import NoisyReward
+    from reward_servers.probe import scored_before
     from reward_servers.registry import build_reward
     from reward_servers.server import RewardServer, ServerSettings
 
@@ -204,6 +205,7 @@ def reward_server(plan: Plan, owner: str) -> RewardServer:
         lambda latents_BCHW: decode_latents(vae, torch.from_numpy(latents_BCHW)),
         rewards,
         owner=owner,
+        scored_before=lambda: scored_before(plan.replay),
         settings=ServerSettings(
             max_batch=config.images_per_decode,
             timeout_s=config.scoring.timeout_s,

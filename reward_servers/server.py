@@ -3,13 +3,11 @@
     claim ─► decode ─► every reward ─► commit (all values finite) or fail (with a reason) ─► claim …
 
 A record is claimed under a lease and committed by its id, so every step may be repeated: a
-server that dies at any point loses nothing, and a record scored twice counts once. A record
-with one failed value is failed as a whole; a failure never becomes a number. When a reward that
-used to work is down, records stay in the queue until it is back (`Breaker`).
+server that dies at any point loses nothing, and a record scored twice counts once. A failure never
+becomes a number (`Scorer`). When a reward that used to work is down, records stay in the queue
+until it is back (`Breaker`).
 
 A plain class with `run` and `stop`; knows nothing of Ray, Redis, torch or where records go.
-
-Shape suffixes: B images, C H W latent channels, height, width.
 """
 
 import logging
@@ -20,22 +18,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
 from buffer.backoff import Backoff
 from buffer.errors import ReplayFull
 from buffer.heartbeat import Heartbeat
-from buffer.records import Record, Scores, check_rewards
-from reward_servers.base import Failure, Outcome, RewardModel, reason_of
+from buffer.records import Record, Scores
+from reward_servers.base import Failure, RewardModel
 from reward_servers.breaker import Breaker, RewardDownError
-from reward_servers.timed import StalledError, TimedReward
+from reward_servers.probe import Probe
+from reward_servers.scorer import Decode, Scorer, to_score
+from reward_servers.timed import StalledError
 
 log = logging.getLogger(__name__)
 _COUNTS = ("scored", "failed", "retried", "duplicates", "images", "failures")
 _STAGES = ("wait", "decode", "score", "commit")
-
-Decode = Callable[[np.ndarray], np.ndarray]
-"""Scaled latents [B, C, H, W], as they were recorded, -> uint8 [B, H, W, 3]."""
 
 
 class PendingRecords(Protocol):
@@ -108,12 +103,10 @@ class RewardServer:
     """Runs until `stop`, or until it has failed `max_failures` times in a row.
 
     Args:
-        decode: makes the pictures that rewards see.
-        rewards: name -> model; every scored latent of every record gets a value of each.
-            At least one; names as `Scores` takes them.
+        decode, rewards, called: see `Scorer`.
         owner: names the claims; unique among the reward servers of a run.
+        scored_before: finds a probe where this server has scored nothing yet and then cannot.
         on_hang: called from another thread when a batch takes longer than `hold_s`.
-        called: told of every call of a reward: its name, its seconds, its pictures without a score.
     """
 
     def __init__(
@@ -124,20 +117,16 @@ class RewardServer:
         *,
         owner: str,
         settings: ServerSettings | None = None,
+        scored_before: Callable[[], Probe | None] = lambda: None,
         on_hang: Callable[[], object] = lambda: None,
         called: Callable[[str, float, int], object] = lambda name, seconds, num_failed: None,
     ) -> None:
-        check_rewards(dict.fromkeys(rewards, (0.0,)))
         self._settings = settings or ServerSettings()
         self._replay = replay
-        self._decode = decode
-        self._rewards = [
-            TimedReward(name, model, timeout_s=self._settings.timeout_s)
-            for name, model in rewards.items()
-        ]
+        self._scorer = Scorer(decode, rewards, timeout_s=self._settings.timeout_s, called=called)
         self._owner = owner
+        self._scored_before = scored_before
         self._on_hang = on_hang
-        self._called = called
         self._stopping = threading.Event()
         self._backoff = Backoff(
             owner,
@@ -146,8 +135,7 @@ class RewardServer:
             max_failures=self._settings.max_failures,
         )
         self._breaker = Breaker(patience_s=self._settings.outage_s)
-        # A latent whose picture every reward has scored, and its prompt.
-        self._probe: tuple[np.ndarray, str] | None = None
+        self._probe: Probe | None = None
         self._images_per_record = 1
         self._counts: dict[str, int] = dict.fromkeys(_COUNTS, 0)
         self._busy_s: dict[str, float] = dict.fromkeys(_STAGES, 0.0)
@@ -164,8 +152,7 @@ class RewardServer:
             while not self._stopping.is_set():
                 self._guarded_batch()
         finally:
-            for reward in self._rewards:
-                reward.close()
+            self._scorer.close()
 
     def stop(self) -> None:
         """End `run` soon: the batch in hand is scored and committed."""
@@ -199,8 +186,7 @@ class RewardServer:
             self._stopping.wait(wait_s)
 
     def _batch(self) -> None:
-        for reward in self._rewards:
-            reward.check()
+        self._scorer.check()
         if self._breaker.is_open and not self._is_back():
             return
         with self._timed("wait"):
@@ -252,70 +238,15 @@ class RewardServer:
 
     def _score(self, records: list[Record]) -> None:
         with self._timed("decode"):
-            pictures = self._decoded(records)
+            pictures = self._scorer.decoded(records)
+            self._counts["images"] += sum(len(p) for p in pictures if not isinstance(p, Failure))
         with self._timed("score"):
-            outcomes = self._outcomes(records, pictures)
+            outcomes = self._scorer.outcomes(records, pictures)
             if all(isinstance(outcome, Failure) for outcome in outcomes) and self._is_down():
                 return
-        self._remember(records, pictures, outcomes)
+        self._remember(records, outcomes)
         with self._timed("commit"):
             self._settle(records, outcomes)
-
-    def _decoded(self, records: list[Record]) -> list[np.ndarray | Failure]:
-        """Pictures of every record, or why it has none; one bad record fails no other."""
-        latents = [_to_score(record) for record in records]
-        try:
-            images_BHWC = self._decode_checked(np.concatenate(latents))
-        except Exception as error:  # noqa: BLE001  the decoder is handed in
-            if len(records) == 1:
-                return [Failure(f"not decoded: {reason_of(error)}")]
-            log.warning("%s: decoding record by record: %s", self._owner, error)
-            return [self._decoded([record])[0] for record in records]
-        self._counts["images"] += len(images_BHWC)
-        return [*np.split(images_BHWC, np.cumsum([len(each) for each in latents])[:-1])]
-
-    def _decode_checked(self, latents_BCHW: np.ndarray) -> np.ndarray:
-        images = self._decode(latents_BCHW)
-        if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(latents_BCHW):
-            raise ValueError(
-                f"decode made {images.dtype} {list(images.shape)} of {len(latents_BCHW)} latents; "
-                "it must make uint8 [B, H, W, 3]"
-            )
-        return images
-
-    def _outcomes(
-        self, records: list[Record], pictures: list[np.ndarray | Failure]
-    ) -> list[Scores | Failure]:
-        """Of every record: its scores, or why it has none."""
-        rows = [i for i, each in enumerate(pictures) if not isinstance(each, Failure)]
-        values = self._values(
-            [each for each in pictures if not isinstance(each, Failure)],
-            [records[i].prompt for i in rows],
-        )
-        scored = {
-            i: _scores(records[i], of_record) for i, of_record in zip(rows, values, strict=True)
-        }
-        return [each if isinstance(each, Failure) else scored[i] for i, each in enumerate(pictures)]
-
-    def _values(
-        self, pictures: list[np.ndarray], prompts: list[str]
-    ) -> list[dict[str, list[Outcome]]]:
-        """Of every record: name -> one outcome a picture. All rewards work at the same time."""
-        if not pictures:
-            return []
-        images_BHWC = np.concatenate(pictures)
-        of_images = [p for p, each in zip(prompts, pictures, strict=True) for _ in each]
-        pending = [reward.submit(images_BHWC, of_images) for reward in self._rewards]
-        columns: dict[str, Iterator[Outcome]] = {}
-        for reward, each in zip(self._rewards, pending, strict=True):
-            outcomes = reward.collect(each)
-            num_failed = sum(isinstance(outcome, Failure) for outcome in outcomes)
-            self._called(reward.name, each.took_s, num_failed)
-            columns[reward.name] = iter(outcomes)
-        return [
-            {name: [next(column) for _ in each] for name, column in columns.items()}
-            for each in pictures
-        ]
 
     def _settle(self, records: list[Record], outcomes: list[Scores | Failure]) -> None:
         scored = []
@@ -341,23 +272,19 @@ class RewardServer:
                 if self._stopping.wait(self._settings.full_s):
                     raise
 
-    def _remember(
-        self,
-        records: list[Record],
-        pictures: list[np.ndarray | Failure],
-        outcomes: list[Scores | Failure],
-    ) -> None:
-        """Keeps a latent whose picture was scored, to probe with."""
-        for record, images_BHWC, outcome in zip(records, pictures, outcomes, strict=True):
-            if isinstance(outcome, Scores) and not isinstance(images_BHWC, Failure):
-                self._probe = _to_score(record)[:1].copy(), record.prompt
+    def _remember(self, records: list[Record], outcomes: list[Scores | Failure]) -> None:
+        """Keeps a latent that was scored, to probe with."""
+        for record, outcome in zip(records, outcomes, strict=True):
+            if isinstance(outcome, Scores):
+                self._probe = to_score(record)[:1].copy(), record.prompt
                 return
 
     def _is_down(self) -> bool:
         """Whether decoder or reward fail on what has worked before; notes that in the breaker."""
+        self._probe = self._probe or self._scored_before()
         if self._probe is None:
             return False
-        failures = self._failures_of(*self._probe)
+        failures = self._scorer.failures_of(*self._probe)
         if not failures:
             self._breaker.succeed()
             return False
@@ -365,19 +292,6 @@ class RewardServer:
             log.warning("%s: a reward is down: %s", self._owner, failures[0])
         self._breaker.fail(failures[0])
         return True
-
-    def _failures_of(self, latent_BCHW: np.ndarray, prompt: str) -> list[str]:
-        """What goes wrong with one latent."""
-        try:
-            picture_BHWC = self._decode_checked(latent_BCHW)
-        except Exception as error:  # noqa: BLE001  the decoder is handed in
-            return [f"not decoded: {reason_of(error)}"]
-        (values,) = self._values([picture_BHWC], [prompt])
-        return [
-            f"{name}: {outcome.reason}"
-            for name, (outcome,) in values.items()
-            if isinstance(outcome, Failure)
-        ]
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
@@ -406,17 +320,3 @@ def _cut(records: list[Record], max_images: int) -> Iterator[list[Record]]:
 
 def _shape(record: Record) -> tuple[int, ...]:
     return record.latents[0].shape
-
-
-def _to_score(record: Record) -> np.ndarray:
-    """The latents [B, C, H, W] that rewards score."""
-    return np.stack([record.latents[position] for position in record.scored])
-
-
-def _scores(record: Record, values: Mapping[str, list[Outcome]]) -> Scores | Failure:
-    for name, outcomes in values.items():
-        for position, outcome in zip(record.scored, outcomes, strict=True):
-            if isinstance(outcome, Failure):
-                return Failure(f"{name} of step {record.steps[position]}: {outcome.reason}")
-    floats = {name: tuple(o for o in each if isinstance(o, float)) for name, each in values.items()}
-    return Scores(floats)
