@@ -1,8 +1,8 @@
 """Clean latents of scored trajectories, off-policy: the good ones, and pairs of better and worse.
 
-Which are drawn is a function of the index and of the generator alone, so every rank draws the same
-whole batch and reads its share.
-Shape suffixes: B rows, G groups, M members, N trajectories of the index.
+Which are drawn is a function of the tickets that were asked for and of the generator alone, so
+every rank draws the same whole batch and reads its share.
+Shape suffixes: B rows, G groups, M members, N trajectories that are known.
 """
 
 from collections.abc import Sequence
@@ -101,7 +101,7 @@ class CleanLatents:
             LookupError: in no group one is better than another, or what was drawn is gone.
         """
         index, reward_N = self._groups.index, self._groups.final_rewards()
-        rows_GM = index.groups()
+        rows_GM = index.groups(np.arange(len(reward_N)))
         best_G, worst_G, differ_G = best_and_worst(torch.from_numpy(reward_N[rows_GM]))
         told = np.flatnonzero(differ_G.numpy())
         if not len(told):

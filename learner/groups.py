@@ -71,7 +71,9 @@ class GroupSource:
     standardised: frozenset[str] = frozenset()
     fetched: Callable[[Sequence[int], Sequence[float]], object] = lambda staleness, age_s: None
     told: Callable[[Sequence[LogEntry]], object] = lambda entries: None
-    drawn: Callable[[int, Sequence[IndexEntry]], object] = lambda version, entries: None
+    drawn: Callable[[int, int, Sequence[IndexEntry]], object] = lambda version, moment, entries: (
+        None
+    )
 
 
 class ScoredGroups:
@@ -86,6 +88,7 @@ class ScoredGroups:
 
     Attributes:
         policy_version: of the learner now; what it fetches is told to be so much older.
+        moment: number of the part of training that is under way; below 0 before the first cycle.
     """
 
     def __init__(
@@ -103,6 +106,9 @@ class ScoredGroups:
         self._round_ends = tuple(round_ends)
         self.index = LogIndex(group_size=source.group_size)
         self.policy_version = 0
+        self.moment = -1
+        # The first ticket that was never asked for.
+        self._unasked = 0
         # What `collect` was asked for last: the first ticket after it, and the policy version.
         self._asked = 0, 0
         self._admitted = 0
@@ -125,6 +131,7 @@ class ScoredGroups:
         sampled again, `next_ticket` is the first to be issued.
         """
         self.index.finish_below(next_ticket)
+        self._unasked = next_ticket
         # Counted first, which waits for every server: one that is away has not lost its log.
         counters = self._replay.counters()
         self.catch_up()
@@ -167,6 +174,7 @@ class ScoredGroups:
             StoppedError: the learner was told to stop.
         """
         self._asked = tickets.stop, policy_version
+        self._unasked = max(self._unasked, tickets.stop)
         begun = news_at = told_at = time.monotonic()
         while True:
             if self.catch_up():
@@ -244,10 +252,17 @@ class ScoredGroups:
         return [ticket for ticket, keep in zip(tickets, kept, strict=True) if keep]
 
     def entries(self, tickets: Sequence[int]) -> list[IndexEntry]:
-        """The records of complete groups, member by member; told to be fetched."""
-        entries = self.index.entries(self._rows(tickets).flatten())
-        self.tell_fetched(entries)
-        return list(entries)
+        """The records of complete groups, member by member."""
+        return self.index.entries(self._rows(tickets).flatten())
+
+    @property
+    def num_known(self) -> int:
+        """So many rows of the index, its first, are of tickets that were asked for.
+
+        There may be more, of samplers that are ahead or of a life that was cut short: how many of
+        them this rank has seen by now is chance, so nothing is drawn from them.
+        """
+        return len(self.index.rows_of(0, self._unasked))
 
     def standardise(self, tickets: Sequence[int]) -> None:
         """Takes the moments of rewards from complete groups of the untouched policy."""
@@ -266,14 +281,14 @@ class ScoredGroups:
         return self._rewards(self._rows(tickets))
 
     def final_rewards(self) -> np.ndarray:
-        """Weighted sum of the true rewards of every live trajectory's last trained step, [N]."""
-        index = self.index
+        """Weighted sum of the true rewards of the last trained step of known trajectories, [N]."""
+        num_known, step = self.num_known, self.steps[-1]
         return sum(
             (
-                self.weighed(name, index.reward(name)[:, self.steps[-1]].astype(np.float64))
+                self.weighed(name, self.index.reward(name)[:num_known, step].astype(np.float64))
                 for name in self.source.rewards
             ),
-            start=np.zeros(len(index)),
+            start=np.zeros(num_known),
         )
 
     def fetch(self, tickets: Sequence[int], *, to_learn: bool = True) -> GroupBatch:
@@ -317,7 +332,7 @@ class ScoredGroups:
             [max(0, self.policy_version - entry.policy_version) for entry in entries],
             [max(0.0, now_ms - entry.committed_ms) / 1000 for entry in entries],
         )
-        self.source.drawn(self.policy_version, entries)
+        self.source.drawn(self.policy_version, self.moment, entries)
 
     def _rows(self, tickets: Sequence[int]) -> np.ndarray:
         if not tickets:

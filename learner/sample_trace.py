@@ -54,14 +54,20 @@ class SampleTrace:
             self._seen = reached
         self._append(self._scored, lines)
 
-    def drawn(self, policy_version: int, entries: Sequence[IndexEntry]) -> None:
+    def drawn(self, policy_version: int, moment: int, entries: Sequence[IndexEntry]) -> None:
         """Records that a step is made of.
 
         Args:
             policy_version: of the learner, which is the number of cycles behind it.
+            moment: number of the part of training; no checkpoint lies within one, but for those
+                below 0.
         """
-        ids = [entry.record_id for entry in entries]
-        told = {"time_ms": round(1000 * time.time()), "version": policy_version, "ids": ids}
+        told = {
+            "time_ms": round(1000 * time.time()),
+            "version": policy_version,
+            "moment": moment,
+            "ids": [entry.record_id for entry in entries],
+        }
         self._append(self._drawn, [told])
 
     def _append(self, path: Path, told: Sequence[dict[str, Any]]) -> None:
@@ -106,8 +112,9 @@ def _lines(path: Path, is_wanted: Callable[[str], bool]) -> Iterator[dict[str, A
 def draws_of(path: Path, record_id: str) -> list[dict[str, Any]]:
     """Of one rank, the draws of a record whose updates count.
 
-    A start goes on from a checkpoint, so what was drawn before it at the same or a later version is
-    drawn once more: the first draw after a start tells from which.
+    A start goes on from a checkpoint, so what was drawn before it at the same or a later moment is
+    drawn once more: the first draw after a start tells from which. What was drawn before the first
+    cycle is all kept.
     """
     found: list[dict[str, Any]] = []
     has_started = False
@@ -115,10 +122,10 @@ def draws_of(path: Path, record_id: str) -> list[dict[str, Any]]:
         if "started_ms" in told:
             has_started = True
             continue
-        if not {"version", "ids"} <= told.keys():
+        if not {"version", "moment", "ids"} <= told.keys():
             continue
         if has_started:
-            found = [draw for draw in found if draw["version"] < told["version"]]
+            found = [draw for draw in found if draw["moment"] < max(told["moment"], 0)]
             has_started = False
         if record_id in told["ids"]:
             found.append(told)

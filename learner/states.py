@@ -1,9 +1,9 @@
 """Starting points of many-step policies: single states of scored trajectories, off-policy.
 
 A trajectory keeps a few of its chain's states; a draw picks trajectories, then one state of each,
-and reads nothing else. Which are picked is a function of the index and of the generator alone, so
-every rank draws the same whole batch and reads its share.
-Shape suffixes: B rows, N trajectories of the index, C H W latent.
+and reads nothing else. Which are picked is a function of the tickets that were asked for and of the
+generator alone, so every rank draws the same whole batch and reads its share.
+Shape suffixes: B rows, N trajectories that are known, C H W latent.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,6 @@ import torch
 from numpy.random import Generator
 from torch import Tensor
 
-from buffer.index import LogIndex
 from buffer.sampling import fresh_first, prioritised, rank_priority, uniform
 from learner.diffusion.strata import Strata
 from learner.draft_settings import Draft
@@ -44,19 +43,19 @@ class StateBatch:
 
 
 def draw_trajectories(
-    index: LogIndex, reward_N: np.ndarray, count: int, settings: StateDraw, rng: Generator
+    version_N: np.ndarray, reward_N: np.ndarray, count: int, settings: StateDraw, rng: Generator
 ) -> np.ndarray:
     """Rows of the index, int64 [count]; too few trajectories come again.
 
     The share `fresh` comes from the newest policy versions, the rest from all by the rule.
     """
-    num_fresh = min(round(settings.fresh * count), len(index))
-    newest = fresh_first(index.policy_version, num_fresh, rng)
+    num_fresh = min(round(settings.fresh * count), len(version_N))
+    newest = fresh_first(version_N, num_fresh, rng)
     wanted = count - num_fresh
     if settings.trajectories == "prioritised":
         older = prioritised(rank_priority(reward_N, settings.rank_exponent), wanted, rng)
     else:
-        older = uniform(len(index), min(wanted, len(index)), rng)
+        older = uniform(len(version_N), min(wanted, len(version_N)), rng)
     return np.resize(np.concatenate([newest, older]), count)
 
 
@@ -95,7 +94,8 @@ class StateReplay:
         """
         index = self._groups.index
         reward_N = self._groups.final_rewards()
-        rows = draw_trajectories(index, reward_N, count, self._settings, rng)
+        version_N = index.policy_version[: len(reward_N)]
+        rows = draw_trajectories(version_N, reward_N, count, self._settings, rng)
         slots = self._strata.draw(count, rng)
         entries = index.entries(rows[share])
         self._groups.tell_fetched(entries)

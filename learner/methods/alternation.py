@@ -108,7 +108,7 @@ class Alternating:
         self.journal.enter("collecting")
         self._collect(range(count), version=0)
         everything = self._groups.complete(range(count))
-        if len(everything) < 2:
+        if len(everything) < (1 if self._surrogate is None else 2):  # one to hold out
             raise ValueError(
                 f"only {len(everything)} of {count} groups have all their rewards; see the "
                 "quarantined records for the reasons"
@@ -128,7 +128,7 @@ class Alternating:
 
     def improve(self, cycle: int) -> None:
         """n_g policy steps, unless the surrogate was no guide on the newest samples."""
-        self._groups.policy_version = cycle
+        self._groups.policy_version, self._groups.moment = cycle, 2 * cycle
         wanted = self._settings.tickets_before(cycle)
         if self._next_ticket < wanted.stop:  # a budget had ended the run, and was raised
             self.journal.enter("collecting")
@@ -149,7 +149,7 @@ class Alternating:
 
     def adapt(self, cycle: int, *, last: bool) -> None:
         """Fresh groups of the new policy; on them, how good the surrogate is, and its steps."""
-        self._groups.policy_version = cycle + 1
+        self._groups.policy_version, self._groups.moment = cycle + 1, 2 * cycle + 1
         fresh_range = self._settings.tickets_after(cycle)
         if not fresh_range:
             return

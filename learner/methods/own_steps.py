@@ -127,6 +127,7 @@ class OwnSteps:
         plan = self._plan(groups, of_version, slots, rng, seat)
         # A row that comes in several updates is read, and the policy asked about it, once.
         mine, place = np.unique(plan.rows_UB, return_inverse=True)
+        groups.tell_fetched([plan.entries[i] for i in np.unique(mine // slots)])
         taken = read_transitions(
             groups.source.replay,
             self._steps,

@@ -289,7 +289,7 @@ def test_the_end_of_a_trajectory_is_the_last_of_the_trained_steps(
     put(replay, make_group(0))
     commit(replay, make_group(0), a=3.0)
     groups = view(replay, steps=(1, 0))
-    groups.catch_up()
+    groups.collect(range(1), 0)
     assert groups.final_rewards().tolist() == [3.0, 3.0]
     assert groups.rewards([0]).tolist() == [[[3.0, 3.0], [4.0, 3.0]]]
 

@@ -54,7 +54,7 @@ def groups(replay: RedisReplay) -> ScoredGroups:
             [(r.record_id, Scores({"a": (10.0 * ticket + r.member,)})) for r in records], "server"
         )
     view = ScoredGroups(source_of(replay), steps=(0,), admits=False)
-    view.catch_up()
+    view.collect(range(len(KEPT)), 0)
     return view
 
 
@@ -99,13 +99,33 @@ def test_ranks_draw_one_batch_and_share_it(groups: ScoredGroups) -> None:
 
 def test_fresh_rows_are_those_of_the_newest_policy(groups: ScoredGroups) -> None:
     settings = StateDraw(fresh=0.5)
-    rows = draw_trajectories(groups.index, groups.final_rewards(), 4, settings, rng())
+    rows = draw_trajectories(
+        groups.index.policy_version, groups.final_rewards(), 4, settings, rng()
+    )
     assert set(groups.index.ticket[rows[:2]].tolist()) == {2}
+
+
+def test_states_of_cycles_that_a_crash_cut_off_are_not_drawn(
+    groups: ScoredGroups, replay: RedisReplay
+) -> None:
+    resumed = ScoredGroups(source_of(replay), steps=(0,), admits=False)
+    resumed.resume(groups.index.position, next_ticket=2)
+    assert len(resumed.index) == 3 * MEMBERS
+    settings = StateDraw(fresh=0.5)
+    batch = StateReplay(resumed, settings, STRATA).draw(8, rng(), ALL)
+    assert set(batch.prompts) == {"prompt 0", "prompt 1"}
+    # As a learner that was never cut off draws them.
+    straight = ScoredGroups(source_of(replay), steps=(0,), admits=False)
+    straight.collect(range(2), 0)
+    same = StateReplay(straight, settings, STRATA).draw(8, rng(), ALL)
+    assert batch.latents_BCHW.tolist() == same.latents_BCHW.tolist()
 
 
 def test_priorities_go_by_the_rank_of_the_reward(groups: ScoredGroups) -> None:
     settings = StateDraw(trajectories="prioritised", rank_exponent=1.0)
-    rows = draw_trajectories(groups.index, groups.final_rewards(), 6000, settings, rng())
+    rows = draw_trajectories(
+        groups.index.policy_version, groups.final_rewards(), 6000, settings, rng()
+    )
     counts = np.bincount(rows, minlength=6)
     expected = 1 / np.arange(6, 0, -1)
     np.testing.assert_allclose(counts / 6000, expected / expected.sum(), atol=0.02)
@@ -138,7 +158,7 @@ def test_the_references_noise_comes_with_its_state(replay: RedisReplay) -> None:
     replay.put_group(0, records)
     replay.commit([(r.record_id, Scores({"a": (1.0,)})) for r in records], "server")
     view = ScoredGroups(source_of(replay), steps=(0,), admits=False)
-    view.catch_up()
+    view.collect(range(1), 0)
     states = StateReplay(view, StateDraw(kept=2, store_reference=True), STRATA)
     batch = states.draw(8, rng(), ALL)
     assert batch.ref_eps_BCHW is not None

@@ -42,8 +42,8 @@ def test_a_life_goes_from_the_sampler_to_every_draw(tmp_path: Path) -> None:
     first, second = SampleTrace(tmp_path, 0), SampleTrace(tmp_path, 1)
     first.told([entry, committed(12, "2-0")])
     second.told([entry])  # only the first rank tells what is scored
-    first.drawn(5, [entry])
-    second.drawn(6, [committed(12, "2-0"), entry, entry])
+    first.drawn(5, 10, [entry])
+    second.drawn(6, 12, [committed(12, "2-0"), entry, entry])
     life = life_of(tmp_path, record_id(123, 4))
     assert life["scored"]["prompt"] == "ein Kreis: größer"
     assert life["scored"]["rewards"] == {"binding": [0.25, 0.5]}
@@ -78,13 +78,24 @@ def test_draws_of_cycles_that_are_made_once_more_are_left_out(tmp_path: Path) ->
     entry, other = committed(3, "1-0"), committed(4, "2-0")
     trace = SampleTrace(tmp_path, 0)
     for version in (5, 6, 6, 7):
-        trace.drawn(version, [entry])
+        trace.drawn(version, 2 * version, [entry])
     SampleTrace(tmp_path, 0)  # a start that drew nothing
     again = SampleTrace(tmp_path, 0)
-    again.drawn(6, [other])
-    again.drawn(8, [entry])
+    again.drawn(6, 12, [other])
+    again.drawn(8, 16, [entry])
     draws = life_of(tmp_path, entry.record_id)["draws"]
     assert [draw["version"] for draw in draws] == [5, 8]
+
+
+def test_what_an_adapted_surrogate_drew_before_the_checkpoint_stays(tmp_path: Path) -> None:
+    entry, other = committed(3, "1-0"), committed(4, "2-0")
+    trace = SampleTrace(tmp_path, 0)
+    trace.drawn(0, -1, [entry])  # the fit
+    trace.drawn(5, 9, [entry])  # the end of cycle 4, whose policy has the version of cycle 5
+    trace.drawn(5, 10, [entry])
+    SampleTrace(tmp_path, 0).drawn(5, 10, [other])
+    draws = life_of(tmp_path, entry.record_id)["draws"]
+    assert [draw["version"] for draw in draws] == [0, 5]
 
 
 def test_a_full_disk_ends_the_trace_and_nothing_else(
@@ -94,7 +105,7 @@ def test_a_full_disk_ends_the_trace_and_nothing_else(
     (tmp_path / "samples" / "scored.jsonl").mkdir()  # nothing can be appended there
     trace.told([committed(0, "1-0")])
     trace.told([committed(1, "2-0")])
-    trace.drawn(0, [committed(0, "1-0")])
+    trace.drawn(0, 0, [committed(0, "1-0")])
     assert caplog.text.count("no more samples are traced") == 1
 
 
@@ -108,7 +119,7 @@ def test_positions_on_several_servers_are_known_again(tmp_path: Path) -> None:
 def test_a_line_that_a_crash_tore_is_cut_off_and_written_again(tmp_path: Path) -> None:
     trace = SampleTrace(tmp_path, 0)
     trace.told([committed(0, "1-0"), committed(1, "2-0")])
-    trace.drawn(0, [committed(0, "1-0")])
+    trace.drawn(0, 0, [committed(0, "1-0")])
     for name in ("scored.jsonl", "drawn-0.jsonl"):
         path = tmp_path / "samples" / name
         path.write_bytes(path.read_bytes()[:-5])
