@@ -200,13 +200,16 @@ class Cycles(Section):
     """Policy steps of a cycle (n_g)."""
     policy_batch: Count = 32
     """Rows of one policy step: prompts (lasro), replayed states (sqdf, draft), steps of fresh
-    trajectories (ppo), pairs of them (pso), clean latents (gors) or pairs of those (dpo)."""
+    trajectories (ppo), pairs of them (pso), clean latents (gors) or pairs of those (dpo). For ppo
+    and pso a cycle's `policy_steps` of them may take in fewer steps than were sampled."""
     learning_rate: Positive = 1e-4
     """Step size of the policy's AdamW."""
     weight_decay: NonNegative = 0.0
     """Weight decay of the policy's AdamW."""
     weight_average: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay of a running average of the policy, evaluated and saved in its place; null: none."""
+    """Decay of a running average of the policy, which is the result of a run that has trained to
+    its end; null: none. Evaluations on the way, and what `evaluation.stop` or `evaluation.best_by`
+    keep, are of the policy itself."""
 
     @property
     def learns_surrogate(self) -> bool:

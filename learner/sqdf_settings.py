@@ -72,3 +72,12 @@ class Sqdf(Climbing):
     positive_only: bool = False
     """Drop rows whose reward is not above 0, as the paper's code does; wrong for rewards around
     zero, as a standard score is."""
+
+    @model_validator(mode="after")
+    def _target_kl_has_a_weight_to_steer(self) -> Self:
+        if self.target_kl is not None and self.alpha == 0:
+            raise ValueError(
+                "`target_kl` steers `alpha` by a factor, which does nothing for alpha 0: give an "
+                "alpha to begin with, such as 1, or leave target_kl out"
+            )
+        return self

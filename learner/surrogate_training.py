@@ -4,6 +4,7 @@ Shape suffixes: G groups, N samples of a group, K rewarded steps, C H W latent, 
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -126,14 +127,19 @@ class SurrogateTrainer:
             total=rank_mean(counts_GH.sum()),
         )
         norm = self._engine.update([ranking + self._settings.regression_weight * regression])
-        return mean_over_ranks(
+        num_pairs = len(pairs.position)
+        accuracy = pair_accuracy(scores_GNKH.detach().mean(dim=3), pairs) if num_pairs else 0.0
+        told = mean_over_ranks(
             {
                 "ranking_loss": float(ranking.detach()),
                 "regression_loss": float(regression.detach()),
-                "train_accuracy": pair_accuracy(scores_GNKH.detach().mean(dim=3), pairs),
                 "surrogate_gradient_norm": norm,
+                "right": accuracy * num_pairs,
+                "pairs": float(num_pairs),
             }
         )
+        right, pairs_of_all = told.pop("right"), told.pop("pairs")
+        return {**told, "train_accuracy": right / pairs_of_all if pairs_of_all else math.nan}
 
     @torch.no_grad()
     def accuracy(self, batch: GroupBatch) -> list[float]:

@@ -48,15 +48,18 @@ def dpo_loss(
     return -F.logsigmoid(-0.5 * beta * difference_B).mean()
 
 
-def pso_loss(winner_B: Tensor, loser_B: Tensor, *, beta: float, clip: float) -> Tensor:
+def pso_loss(
+    winner_B: Tensor, loser_B: Tensor, weight_B: Tensor, *, beta: float, clip: float
+) -> Tensor:
     """−log σ(β (log ρ_w − log ρ_l)), each ratio to the reference within 1 ± clip.
 
     Args:
         winner_B: log ρ of a step on the way to the better picture of a pair.
+        weight_B: of the step, where not all of a trajectory are drawn alike.
     """
     low, high = float(np.log1p(-clip)), float(np.log1p(clip))
     difference_B = winner_B.clamp(low, high) - loser_B.clamp(low, high)
-    return -F.logsigmoid(beta * difference_B).mean()
+    return -(weight_B * F.logsigmoid(beta * difference_B)).mean()
 
 
 def best_and_worst(reward_GN: Tensor) -> tuple[Tensor, Tensor, Tensor]:

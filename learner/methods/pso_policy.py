@@ -54,7 +54,8 @@ class PsoPolicy(Asking):
         ref_log_B = log_ratio(ref_mean, old_mean, std, noise)
         log_rho_B = log_ratio(mean, old_mean, std, noise) - ref_log_B
         better_B, worse_B = log_rho_B.chunk(2)
-        loss = pso_loss(better_B, worse_B, beta=settings.beta, clip=settings.ratio_clip)
+        weight_B = batch.weight_B[: len(better_B)].to(better_B)
+        loss = pso_loss(better_B, worse_B, weight_B, beta=settings.beta, clip=settings.ratio_clip)
         held_B = (log_rho_B.detach().exp() - 1).abs() > settings.ratio_clip
         return loss, {
             "pso_loss": float(loss.detach()),

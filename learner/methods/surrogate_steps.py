@@ -169,11 +169,12 @@ class SurrogateSteps:
         """For `ucb`: the Gram matrix of all labels, by the network as it is now."""
         if self._settings.surrogate.confidence != "ucb":
             return
-        mine = list(tickets)[self._seat.share]
-        parts = [
-            gram(self._trainer.features(self._groups.fetch(mine[i : i + _AT_ONCE], to_learn=False)))
-            for i in range(0, len(mine), _AT_ONCE)
-        ]
+        mine, parts = list(tickets)[self._seat.share], []
+        with self._journal.timed("surrogate"):
+            for i in range(0, len(mine), _AT_ONCE):
+                batch = self._groups.fetch(mine[i : i + _AT_ONCE], to_learn=False)
+                with self._journal.counted("surrogate", f"labels of {len(batch.tickets)} groups"):
+                    parts.append(gram(self._trainer.features(batch)))
         width = self._trainer.num_features
         own = torch.stack(parts).sum(dim=0) if parts else torch.zeros(width, width).double()
         self._climb.gram_FF = rank_mean(own) * self._seat.ranks

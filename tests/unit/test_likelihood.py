@@ -67,9 +67,10 @@ def test_dpo_is_the_papers_formula_and_swapping_a_pair_negates_its_gradient() ->
 def test_pso_prefers_the_winner_until_its_ratio_is_clipped() -> None:
     winner = torch.tensor([0.0, 0.05, 0.2], dtype=torch.float64, requires_grad=True)
     loser = torch.tensor([0.0, -0.05, -0.3], dtype=torch.float64, requires_grad=True)
-    loss = pso_loss(winner, loser, beta=50.0, clip=0.1)
+    weight = np.array([1.0, 0.9, 1.2])
+    loss = pso_loss(winner, loser, torch.from_numpy(weight), beta=50.0, clip=0.1)
     bounded = np.array([0.0, 0.1, np.log(1.1) - np.log(0.9)])
-    expected = np.mean(np.log1p(np.exp(-50.0 * bounded)))
+    expected = np.mean(weight * np.log1p(np.exp(-50.0 * bounded)))
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-9)
     loss.backward()
     assert winner.grad is not None
