@@ -7,12 +7,14 @@ Shape suffixes: B rows, C H W latent, K heads.
 """
 
 import copy
-from typing import Literal, cast
+from collections.abc import Callable
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from learner.policy.precision import computing_in
 from learner.policy.text import Text
@@ -58,6 +60,10 @@ class Head(nn.Module):
             return self.out(hidden[:, :, None])[:, :, 0], hidden
 
 
+def _again(block: Callable[..., Any], *inputs: Any) -> Any:
+    return checkpoint(block, *inputs, use_reentrant=False)
+
+
 class _Surrogate(nn.Module):
     """Feature maps of clean latents and a head on them."""
 
@@ -67,6 +73,23 @@ class _Surrogate(nn.Module):
     def forward(self, z_BCHW: Tensor, text: Text, step_B: Tensor) -> Tensor:
         """Scores [B, K]."""
         return self.read(z_BCHW, text, step_B)[0]
+
+    def enable_gradient_checkpointing(self, run: Callable[..., Any] | None = None) -> None:
+        """Has the blocks of a UNet compute their activations again in the backward pass.
+
+        Args:
+            run: how, as diffusers' models take it: (block, *its inputs) -> outputs.
+        """
+        for module in self.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                module._gradient_checkpointing_func = run or _again  # pyright: ignore
+                module.gradient_checkpointing = True  # pyright: ignore
+
+    def disable_gradient_checkpointing(self) -> None:
+        """Has them keep their activations."""
+        for module in self.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                module.gradient_checkpointing = False  # pyright: ignore
 
     def read(self, z_BCHW: Tensor, text: Text, step_B: Tensor) -> tuple[Tensor, Tensor]:
         """Scores [B, K], and the features [B, F] of the last layer but one."""
@@ -215,7 +238,7 @@ def new_surrogate(
     timestep: int,
     precision: Precision = "fp32",
     seed: int,
-) -> nn.Module:
+) -> "UNetSurrogate | ConvSurrogate":
     """A surrogate for latents and prompts of this UNet's family, with weights in float32.
 
     Args:

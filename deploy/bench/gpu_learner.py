@@ -211,7 +211,7 @@ def _surrogate(config: RunConfig, unet: Any, num_steps: int) -> torch.nn.Module:
     learning = config.alternation
     assert learning is not None
     options = learning.surrogate
-    return new_surrogate(
+    surrogate = new_surrogate(
         options.backbone,
         unet,
         num_steps=num_steps,
@@ -220,6 +220,9 @@ def _surrogate(config: RunConfig, unet: Any, num_steps: int) -> torch.nn.Module:
         precision=options.precision,
         seed=config.seed,
     )
+    if config.learner.gradient_checkpointing:
+        surrogate.enable_gradient_checkpointing()
+    return surrogate
 
 
 def _pipeline(config: RunConfig, device: str) -> RandomPipeline:

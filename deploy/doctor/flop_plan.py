@@ -39,7 +39,8 @@ def flop_plan(config: RunConfig, networks: Networks) -> dict[str, int]:
     }
     if networks.surrogate is not None:
         flops["surrogate_row"] = networks.once(
-            "surrogate step", lambda: _both_ways(lambda: networks.score(networks.latents(1)))
+            ("surrogate step", config.learner.gradient_checkpointing),
+            lambda: _surrogate_step(config, networks),
         )
     return flops
 
@@ -114,8 +115,14 @@ def _climbing(config: RunConfig, networks: Networks) -> int:
             return _both_ways(lambda: networks.decode(networks.latents(1, with_gradient=True)))
     surrogate = networks.surrogate
     assert surrogate is not None
-    with without_gradient_to(surrogate):
+    again = config.learner.gradient_checkpointing
+    with without_gradient_to(surrogate), _checkpointed(surrogate, again):
         return _both_ways(lambda: networks.score(networks.latents(1, with_gradient=True)))
+
+
+def _surrogate_step(config: RunConfig, networks: Networks) -> int:
+    with _checkpointed(networks.surrogate, config.learner.gradient_checkpointing):
+        return _both_ways(lambda: networks.score(networks.latents(1)))
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import ModelMixin
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -107,9 +106,7 @@ class _Saved:
         return torch.autograd.graph.saved_tensors_hooks(self.hold, lambda tensor: tensor)
 
 
-def kept_by(
-    network: nn.Module, call: Callable[[], object], *, checkpointed: ModelMixin | None = None
-) -> Kept:
+def kept_by(network: nn.Module, call: Callable[[], object], *, checkpointed: Any = None) -> Kept:
     """What a call of a network keeps for its backward pass.
 
     Args:

@@ -27,7 +27,7 @@ from deploy.doctor.meta_networks import (
 from deploy.doctor.size_rows import GraphRows, graph_rows, is_guided, surrogate_rows
 from deploy.run_config import RunConfig
 from learner.likelihood_settings import Gors
-from learner.settings import Precision
+from learner.settings import Lasro, Precision
 from learner.sqdf_settings import Sqdf
 
 _FLOAT = 4
@@ -167,8 +167,9 @@ def learner_bytes(config: RunConfig, networks: Networks) -> dict[str, int]:
         held["surrogate_optimizer"] = sum(surrogate_state.values())
     plain = _policy_graph(config, networks, rows, checkpointing=False)
     checkpointed = _policy_graph(config, networks, rows, checkpointing=True)
-    surrogate = _surrogate_graph(config, networks)
-    used = checkpointed if config.learner.gradient_checkpointing else plain
+    checkpointing = config.learner.gradient_checkpointing
+    used = checkpointed if checkpointing else plain
+    surrogate = _surrogate_graph(config, networks, checkpointing=checkpointing)
     return {
         **held,
         "activations": plain.activations,
@@ -200,7 +201,9 @@ def optimizer_bytes(trained: int, ranks: int, zero_stage: int) -> dict[str, int]
 def _frozen_params(config: RunConfig, networks: Networks) -> int:
     """Of networks beside the policy; one that shares the policy's base costs nothing."""
     method, params = config.method, 0
-    if networks.teacher is not None:
+    if isinstance(method, Lasro) and method.anchor.data == "none":
+        pass  # the surrogate has copied its teacher's blocks
+    elif networks.teacher is not None:
         params = parameters_of(networks.teacher)
     elif config.model.trainable == "full" and not isinstance(method, Gors):
         params = parameters_of(networks.base)
@@ -296,22 +299,28 @@ def _policy_graph(
     elif (surrogate := networks.surrogate) is not None:
         with without_gradient_to(surrogate):
             kept = networks.once(
-                "kept by what is climbed",
+                ("kept by what is climbed", checkpointing),
                 lambda: kept_by(
-                    surrogate, lambda: networks.score(networks.latents(1, with_gradient=True))
+                    surrogate,
+                    lambda: networks.score(networks.latents(1, with_gradient=True)),
+                    checkpointed=surrogate if checkpointing else None,
                 ),
             )
         graph += _Graph.of(kept, (rows.climbed,), _surrogate_precision(config))
     return graph
 
 
-def _surrogate_graph(config: RunConfig, networks: Networks) -> _Graph:
+def _surrogate_graph(config: RunConfig, networks: Networks, *, checkpointing: bool) -> _Graph:
     """Of a surrogate step, whose rows go through together."""
     if (surrogate := networks.surrogate) is None:
         return _Graph()
     kept = networks.once(
-        "kept by the surrogate",
-        lambda: kept_by(surrogate, lambda: networks.score(networks.latents(1))),
+        ("kept by the surrogate", checkpointing),
+        lambda: kept_by(
+            surrogate,
+            lambda: networks.score(networks.latents(1)),
+            checkpointed=surrogate if checkpointing else None,
+        ),
     )
     return _Graph.of(kept, (surrogate_rows(config),), _surrogate_precision(config))
 

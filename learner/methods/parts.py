@@ -97,6 +97,8 @@ class Surrogacy:
             precision=options.precision,
             seed=seat.seed,
         )
+        if learner.gradient_checkpointing:
+            network.enable_gradient_checkpointing()
         engine = surrogate_engine(options, learner, network)
         self.climb = Climb(engine.module, options)
         self.steps = SurrogateSteps(

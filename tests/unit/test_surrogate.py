@@ -106,6 +106,31 @@ def test_it_gives_one_score_a_row_and_head(backbone: Backbone) -> None:
     assert untrained(backbone, heads=4)(*inputs(3)).shape == (3, 4)
 
 
+@pytest.mark.parametrize("backbone", ["unet", "unet_encoder"])
+def test_checkpointing_changes_what_is_kept_and_no_gradient(backbone: Backbone) -> None:
+    kept: dict[bool, int] = {}
+    gradients: dict[bool, list[Tensor]] = {}
+    for checkpointing in (False, True):
+        surrogate: Any = awake(backbone)
+        if checkpointing:
+            surrogate.enable_gradient_checkpointing()
+        sizes: list[int] = []
+
+        def pack(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            score = surrogate(*inputs()).sum()
+        kept[checkpointing] = sum(sizes)
+        score.backward()
+        gradients[checkpointing] = [p.grad for p in surrogate.parameters() if p.grad is not None]
+    assert kept[True] < 0.5 * kept[False]
+    assert len(gradients[True]) == len(gradients[False]) > 0
+    for one, other in zip(gradients[True], gradients[False], strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @every_backbone
 def test_it_starts_at_exactly_zero(backbone: Backbone) -> None:
     assert bool((untrained(backbone, heads=2)(*inputs()) == 0).all())
