@@ -12,8 +12,7 @@ A plain class with `run` and `stop`; knows nothing of Ray, Redis or where weight
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +22,7 @@ from buffer.backoff import Backoff
 from buffer.errors import ReplayFull
 from buffer.heartbeat import Heartbeat
 from buffer.records import Record, Ticket
+from buffer.stage_seconds import StageSeconds
 from learner.policy.board import Weights
 
 log = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ class SamplerWorker:
             ("groups", "images", "duplicates", "returned", "failures", "loads", "full"), 0
         )
         self._flops = 0.0
-        self._busy_s: dict[str, float] = {"wait": 0.0, "load": 0.0, "sample": 0.0, "put": 0.0}
+        self._seconds = StageSeconds("wait", "load", "sample", "put")
 
     def run(self) -> None:
         """Sample until `stop`; every lease that is still held is given back at the end.
@@ -166,10 +166,9 @@ class SamplerWorker:
         trajectories, `flops` the operations that they took, `duplicates` groups that another
         sampler had put first, `full` how often the replay had no room.
         """
-        seconds = {f"{stage}_s": round(value, 3) for stage, value in self._busy_s.items()}
         version = {"policy_version": self._version, "held": len(self._held)}
         counts = {**self._counts, "flops": self._flops}
-        return {"owner": self._owner, **counts, **seconds, **version}
+        return {"owner": self._owner, **counts, **self._seconds.stats(), **version}
 
     def _guarded_batch(self) -> None:
         try:
@@ -182,13 +181,13 @@ class SamplerWorker:
         log.exception("%s: batch failed, %d before it", self._owner, self._backoff.failures)
         self._return_held()
         wait_s = self._backoff.fail(error)
-        with self._timed("wait"):
+        with self._seconds.of("wait"):
             self._stopping.wait(wait_s)
 
     def _batch(self) -> None:
         leased = self._lease()
         if not leased:
-            with self._timed("wait"):
+            with self._seconds.of("wait"):
                 self._stopping.wait(self._settings.idle_s)
             return
         settings = self._settings
@@ -206,7 +205,7 @@ class SamplerWorker:
         if not self._take_version(max(ticket.policy_version for ticket in leased)):
             return
         groups = [self._group(ticket.number) for ticket in leased]
-        with self._timed("sample"):
+        with self._seconds.of("sample"):
             rollouts = self._policy.sample(groups)
         self._flops += sum(rollout.flops for rollout in rollouts)
         for ticket, group, rollout in zip(leased, groups, rollouts, strict=True):
@@ -217,7 +216,7 @@ class SamplerWorker:
 
     def _lease(self) -> list[Ticket]:
         leased: list[Ticket] = []
-        with self._timed("wait"):
+        with self._seconds.of("wait"):
             while len(leased) < self._settings.groups_per_batch:
                 ticket = self._tickets.lease_ticket(self._owner, lease_s=self._settings.lease_s)
                 if ticket is None:
@@ -231,14 +230,14 @@ class SamplerWorker:
 
     def _take_version(self, needed: int) -> bool:
         """Load the newest version; False when stopped while waiting for `needed`."""
-        with self._timed("wait"):
+        with self._seconds.of("wait"):
             newest = self._wait_for_version(needed)
         if newest is None:
             return False
         version, edition = newest
         # Weights as built have no edition: their version tells whether they will do.
         if edition != self._edition and (self._edition is not None or version != self._version):
-            with self._timed("load"):
+            with self._seconds.of("load"):
                 self._load(needed, edition)
         return True
 
@@ -269,7 +268,7 @@ class SamplerWorker:
 
     def _put(self, records: Sequence[Record]) -> bool:
         """Hands a group over; False when stopped while the replay is full."""
-        with self._timed("put"):
+        with self._seconds.of("put"):
             new = self._put_with_retries(records[0].ticket, records)
         if new is None:
             return False
@@ -313,11 +312,3 @@ class SamplerWorker:
                 self._counts["returned"] += 1
             except Exception:  # the lease runs out by itself
                 log.warning("%s: ticket %d not returned", self._owner, ticket.number, exc_info=True)
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        begun = time.monotonic()
-        try:
-            yield
-        finally:
-            self._busy_s[stage] += time.monotonic() - begun

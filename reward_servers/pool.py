@@ -20,6 +20,7 @@ from typing import Protocol
 
 import numpy as np
 
+from buffer.stage_seconds import StageSeconds
 from reward_servers.answers import all_failed
 from reward_servers.base import Failure, Outcome, RewardModel, Scored, reason_of
 from reward_servers.timed import TimedReward
@@ -43,7 +44,7 @@ class Members(Protocol):
     """The processes that score, by name."""
 
     def names(self) -> Sequence[str]:
-        """Those that are there now, or are being built."""
+        """Those that are at work now."""
         ...
 
     def score(
@@ -72,7 +73,7 @@ class RewardWorker:
         self._stopping = threading.Event()
         self._scoring = threading.Lock()
         self._began = time.monotonic()
-        self._score_s = 0.0
+        self._seconds = StageSeconds("score")
         self._images = 0
         self._failures = 0
 
@@ -100,21 +101,21 @@ class RewardWorker:
         with self._scoring:
             if self._stopping.is_set():
                 raise UnavailableError(f"{self._owner} is ending")
-            pending = self._reward.submit(images_BHWC, prompts)
-            outcomes = self._reward.collect(pending)
-            self._score_s += pending.took_s
+            with self._seconds.of("score"):
+                outcomes = self._reward.collect(self._reward.submit(images_BHWC, prompts))
         self._images += len(outcomes)
-        self._failures += sum(isinstance(outcome, Failure) for outcome in outcomes)
+        self._failures += any(isinstance(outcome, Failure) for outcome in outcomes)
         return outcomes
 
     def stats(self) -> dict[str, float | str]:
-        """Counters since the start: pictures, those without a score, seconds by stage."""
-        waited_s = max(time.monotonic() - self._began - self._score_s, 0.0)
+        """Counters since the start: pictures, batches with one that has no score, seconds."""
+        seconds = self._seconds.stats()
+        waited_s = max(time.monotonic() - self._began - seconds["score_s"], 0.0)
         return {
             "owner": self._owner,
             "images": self._images,
             "failures": self._failures,
-            "score_s": round(self._score_s, 3),
+            **seconds,
             "wait_s": round(waited_s, 3),
         }
 

@@ -14,7 +14,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +21,7 @@ from buffer.backoff import Backoff
 from buffer.errors import ReplayFull
 from buffer.heartbeat import Heartbeat
 from buffer.records import Record, Scores
+from buffer.stage_seconds import StageSeconds
 from reward_servers.base import Failure, RewardModel
 from reward_servers.breaker import Breaker, RewardDownError
 from reward_servers.probe import Probe
@@ -30,7 +30,6 @@ from reward_servers.timed import StalledError
 
 log = logging.getLogger(__name__)
 _COUNTS = ("scored", "failed", "retried", "duplicates", "images", "failures")
-_STAGES = ("wait", "decode", "score", "commit")
 
 
 class PendingRecords(Protocol):
@@ -138,7 +137,7 @@ class RewardServer:
         self._probe: Probe | None = None
         self._images_per_record = 1
         self._counts: dict[str, int] = dict.fromkeys(_COUNTS, 0)
-        self._busy_s: dict[str, float] = dict.fromkeys(_STAGES, 0.0)
+        self._seconds = StageSeconds("wait", "decode", "score", "commit")
 
     def run(self) -> None:
         """Score until `stop`.
@@ -166,7 +165,7 @@ class RewardServer:
         `failures` batches that broke; `down` is why nothing is scored now, if so;
         `wait_s`, `decode_s`, `score_s` and `commit_s` are seconds by stage.
         """
-        seconds = {f"{stage}_s": round(value, 3) for stage, value in self._busy_s.items()}
+        seconds = self._seconds.stats()
         return {"owner": self._owner, **self._counts, **seconds, "down": self._breaker.reason}
 
     def _guarded_batch(self) -> None:
@@ -182,14 +181,14 @@ class RewardServer:
         self._counts["failures"] += 1
         log.exception("%s: batch failed, %d before it", self._owner, self._backoff.failures)
         wait_s = self._backoff.fail(error)
-        with self._timed("wait"):
+        with self._seconds.of("wait"):
             self._stopping.wait(wait_s)
 
     def _batch(self) -> None:
         self._scorer.check()
         if self._breaker.is_open and not self._is_back():
             return
-        with self._timed("wait"):
+        with self._seconds.of("wait"):
             claimed = self._claim()
         if not claimed:
             return
@@ -210,7 +209,7 @@ class RewardServer:
 
     def _is_back(self) -> bool:
         """Whether a reward that was down works again; asked after a while."""
-        with self._timed("wait"):
+        with self._seconds.of("wait"):
             stopped = self._stopping.wait(self._breaker.wait_s())
         return not stopped and not self._is_down()
 
@@ -237,15 +236,15 @@ class RewardServer:
         )
 
     def _score(self, records: list[Record]) -> None:
-        with self._timed("decode"):
+        with self._seconds.of("decode"):
             pictures = self._scorer.decoded(records)
             self._counts["images"] += sum(len(p) for p in pictures if not isinstance(p, Failure))
-        with self._timed("score"):
+        with self._seconds.of("score"):
             outcomes = self._scorer.outcomes(records, pictures)
             if all(isinstance(outcome, Failure) for outcome in outcomes) and self._is_down():
                 return
         self._remember(records, outcomes)
-        with self._timed("commit"):
+        with self._seconds.of("commit"):
             self._settle(records, outcomes)
 
     def _settle(self, records: list[Record], outcomes: list[Scores | Failure]) -> None:
@@ -292,14 +291,6 @@ class RewardServer:
             log.warning("%s: a reward is down: %s", self._owner, failures[0])
         self._breaker.fail(failures[0])
         return True
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        begun = time.monotonic()
-        try:
-            yield
-        finally:
-            self._busy_s[stage] += time.monotonic() - begun
 
 
 def _cut(records: list[Record], max_images: int) -> Iterator[list[Record]]:

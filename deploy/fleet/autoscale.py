@@ -2,13 +2,14 @@
 
 The learner is to be kept busy and the queue for rewards bounded, with as few actors as do that:
 
-    queue half full, a reward's own fleet busy   more of that fleet
-    queue half full, reward servers busy         more reward servers
+    rewards lag, a reward's own fleet busy       more of that fleet
+    rewards lag, reward servers busy             more reward servers
     learner waits, and samplers are what for     more samplers: n / (1 − its waiting share)
     learner does not wait, samplers mostly idle  fewer samplers: their work / 0.8
     reward servers mostly idle, no queue         fewer of them likewise; so of a reward's own fleet
 
-Reward servers that wait for a reward's own fleet count as busy. Shares are of wall time, in [0, 1].
+Rewards lag where the queue for them is half full, or the learner waits for nothing but them. Reward
+servers that wait for a reward's own fleet count as busy. Shares are of wall time, in [0, 1].
 """
 
 import math
@@ -36,13 +37,14 @@ class Reading:
 
     Args:
         at_s: of any clock.
-        learner_waited_s: seconds that the learner waited for scored samples.
+        waited_s: seconds that the learner waited for scored samples, by the role that was to make
+            them: samplers or rewards.
         worked_s: seconds of work by actor, of every actor of a role that is at work.
         queue: records that wait for a reward, of those that may.
     """
 
     at_s: float
-    learner_waited_s: float
+    waited_s: Mapping[str, float]
     worked_s: dict[str, dict[str, float]]
     queue: float
 
@@ -52,18 +54,25 @@ class Measured:
     """Shares of the last while.
 
     Args:
-        learner_waits: share of its time that the learner waited for scored samples.
+        waits_for_samplers: share of its time that the learner waited for samplers.
+        waits_for_rewards: and for rewards alone.
         samplers_work: share that samplers sampled, on average.
         rewards_work: share that reward servers decoded and scored.
         queue: records that wait for a reward, of those that may.
         pools_work: by role, share that members of a reward's own fleet scored.
     """
 
-    learner_waits: float
+    waits_for_samplers: float
     samplers_work: float
     rewards_work: float
     queue: float
+    waits_for_rewards: float = 0.0
     pools_work: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def learner_waits(self) -> float:
+        """Share of its time that the learner waited for scored samples."""
+        return self.waits_for_samplers + self.waits_for_rewards
 
 
 @dataclass(frozen=True)
@@ -86,15 +95,23 @@ def measured_between(first: Reading, last: Reading) -> Measured | None:
         shares = [(workers[name] - known[name]) / took_s for name in workers if name in known]
         if not shares:
             return None
-        works[role] = min(max(sum(shares) / len(shares), 0.0), 1.0)
-    waited_s = last.learner_waited_s - first.learner_waited_s
+        works[role] = _share(sum(shares) / len(shares))
+    waits = {
+        role: _share((seconds - first.waited_s.get(role, 0.0)) / took_s)
+        for role, seconds in last.waited_s.items()
+    }
     return Measured(
-        learner_waits=min(max(waited_s / took_s, 0.0), 1.0),
+        waits_for_samplers=waits.get("samplers", 0.0),
+        waits_for_rewards=waits.get("rewards", 0.0),
         samplers_work=works.pop("samplers"),
         rewards_work=works.pop("rewards"),
         queue=(first.queue + last.queue) / 2,
         pools_work=works,
     )
+
+
+def _share(value: float) -> float:
+    return min(max(value, 0.0), 1.0)
 
 
 def advise(measured: Measured, counts: dict[str, int], bounds: dict[str, Bounds]) -> Advice | None:
@@ -119,7 +136,7 @@ def advise(measured: Measured, counts: dict[str, int], bounds: dict[str, Bounds]
 
 
 def _more_rewards(measured: Measured, counts: dict[str, int]) -> Advice | None:
-    if measured.queue < _FULL:
+    if measured.queue < _FULL and measured.waits_for_rewards <= _LEARNER_WAITS:
         return None
     # Who is handed pictures by reward servers holds them up: more servers would not help.
     works, role = max(
@@ -132,13 +149,14 @@ def _more_rewards(measured: Measured, counts: dict[str, int]) -> Advice | None:
     return Advice(
         role,
         counts[role] + max(1, counts[role] // 4),
-        f"the queue for rewards is {_percent(measured.queue)} full and {_named(role)} work "
-        f"{_percent(works)} of the time",
+        f"the queue for rewards is {_percent(measured.queue)} full, the learner waits for them "
+        f"{_percent(measured.waits_for_rewards)} of the time and {_named(role)} work "
+        f"{_percent(works)}",
     )
 
 
 def _more_samplers(measured: Measured, counts: dict[str, int]) -> Advice | None:
-    waits = measured.learner_waits
+    waits = measured.waits_for_samplers
     # What the learner waits for is sampling as long as samplers are busy meanwhile.
     if waits <= _LEARNER_WAITS or measured.samplers_work < _BUSY * waits or measured.queue >= _FULL:
         return None
@@ -146,7 +164,7 @@ def _more_samplers(measured: Measured, counts: dict[str, int]) -> Advice | None:
     return Advice(
         "samplers",
         min(2 * count, math.ceil(count / (1 - min(waits, 0.9)))),
-        f"the learner waits {_percent(waits)} of the time and samplers work "
+        f"the learner waits for them {_percent(waits)} of the time and samplers work "
         f"{_percent(measured.samplers_work)}",
     )
 
@@ -165,7 +183,8 @@ def _fewer_samplers(measured: Measured, counts: dict[str, int]) -> Advice | None
 
 def _fewer_rewards(measured: Measured, counts: dict[str, int]) -> Iterator[Advice]:
     for role, works in {"rewards": measured.rewards_work, **measured.pools_work}.items():
-        if measured.queue <= 0.1 and 1 - works > _IDLE:
+        lag = measured.queue > 0.1 or measured.waits_for_rewards >= _LEARNER_WORKS
+        if not lag and 1 - works > _IDLE:
             yield Advice(
                 role,
                 max(1, math.ceil(counts[role] * works / _BUSY)),

@@ -23,6 +23,10 @@ from deploy.report.data import DECISIONS_FILE
 log = logging.getLogger(__name__)
 _SHOW_EVERY_S = 1.0
 _RATE_WINDOW_S = 30.0
+_STUCK_S = 120.0
+"""An actor that has no place after so long is not waited for: the cluster may have none."""
+_LONG = 10
+"""Of a cycle that takes longer than so many times `measured_s`, no end is waited for."""
 _DECISIONS_SHOWN = 10
 
 
@@ -33,7 +37,8 @@ class Fleets:
         desk: handle of the `FleetDesk`.
         folder: the run's, for the decisions.
         bounds: of the roles that are scaled by what is measured; others are as they are told.
-        measured_s: what is measured for one decision; longer than a batch or a policy step.
+        measured_s: least that is measured for one decision: of whole cycles, so that every role has
+            had its turn. Of a longer one only more actors can come.
     """
 
     def __init__(
@@ -55,6 +60,9 @@ class Fleets:
         self._bounds = dict(bounds or {})
         self._measured_s = measured_s
         self._first: Reading | None = None
+        self._first_begins_cycle = False
+        self._cycle: Any = None
+        self._placing_since: dict[str, float] = {}
 
     def start(self, counts: Mapping[str, int]) -> None:
         """Creates the first actors."""
@@ -65,7 +73,8 @@ class Fleets:
         """Replaces what has ended, does what was asked for, and shows how it stands.
 
         Args:
-            facts: of the run, for the page; `learner_waited_s` and `queue_share` are read here.
+            facts: of the run, for the page; `learner_waited_s` by role, `queue_share`, `stage`
+                and `cycle` are read here.
 
         Returns:
             The page that is shown, about once a second; None in between.
@@ -130,27 +139,51 @@ class Fleets:
         self, facts: Mapping[str, Any], seen: Mapping[str, Mapping[str, Seen]], now: float
     ) -> None:
         """Does what the rule advises, once there is a whole while to judge by."""
+        stuck = self._stuck(seen, now)
         if not self._bounds or facts.get("stage") != "training":
             self._first = None
             return
+        begins_cycle, self._cycle = facts.get("cycle") != self._cycle, facts.get("cycle")
         reading = Reading(
             now,
-            float(facts.get("learner_waited_s", 0.0)),
+            facts.get("learner_waited_s", {}),
             {role: _worked_s(workers) for role, workers in seen.items()},
             float(facts.get("queue_share", 0.0)),
         )
-        counts = {role: len(fleet) for role, fleet in self._fleets.items()}
-        complete = all(len(reading.worked_s[role]) == count for role, count in counts.items())
-        if self._first is None or not complete:
+        there = {role: len(fleet) - len(stuck[role]) for role, fleet in self._fleets.items()}
+        if any(len(reading.worked_s[role]) != count for role, count in there.items()):
             # While a new actor finds its place or loads its models, nothing can be judged.
-            self._first = reading if complete else None
+            self._first = None
             return
-        if now - self._first.at_s < self._measured_s:
+        took_s = 0.0 if self._first is None else now - self._first.at_s
+        is_whole = begins_cycle and self._first_begins_cycle and took_s >= self._measured_s
+        is_long = took_s >= _LONG * self._measured_s
+        if self._first is not None and not is_whole and not is_long:
+            if begins_cycle and not self._first_begins_cycle:
+                self._first, self._first_begins_cycle = reading, True
             return
-        measured, self._first = measured_between(self._first, reading), reading
-        if measured is not None and (advice := advise(measured, counts, self._bounds)):
+        measured = measured_between(self._first, reading) if self._first is not None else None
+        self._first, self._first_begins_cycle = reading, begins_cycle
+        bounds = {
+            role: Bounds(
+                bounds.least if is_whole else max(bounds.least, there[role]),
+                # More of those that find no place would not find one either.
+                min(bounds.most, there[role]) if stuck[role] else bounds.most,
+            )
+            for role, bounds in self._bounds.items()
+        }
+        if measured is not None and (advice := advise(measured, there, bounds)):
             self._first = None
             self.scale(advice.role, advice.count, advice.why)
+
+    def _stuck(self, seen: Mapping[str, Mapping[str, Seen]], now: float) -> dict[str, list[str]]:
+        """By role, who has looked for a place for long."""
+        placing = {n for each in seen.values() for n, it in each.items() if it.state == "placing"}
+        self._placing_since = {name: self._placing_since.get(name, now) for name in placing}
+        return {
+            role: [n for n in workers if now - self._placing_since.get(n, now) > _STUCK_S]
+            for role, workers in seen.items()
+        }
 
     def _wishes(self) -> dict[str, int | tuple[int, int]]:
         """Those that have come since the last look."""

@@ -208,9 +208,16 @@ def test_a_fleet_that_is_left_to_the_rule_grows_to_its_bound_and_is_taken_back(
     begun = time.monotonic()
 
     def look() -> None:
-        # A learner that waits for samples half of the time.
-        waited_s = (time.monotonic() - begun) / 2
-        fleets.look({"stage": "training", "learner_waited_s": waited_s, "queue_share": 0.2})
+        # A learner that waits for samplers half of the time.
+        passed_s = time.monotonic() - begun
+        fleets.look(
+            {
+                "stage": "training",
+                "cycle": int(passed_s / 0.3),
+                "learner_waited_s": {"samplers": passed_s / 2},
+                "queue_share": 0.2,
+            }
+        )
 
     ray.get(desk.ask.remote({"samplers": (1, 3)}))
     three = {f"samplers-{i}": "working" for i in range(3)}
@@ -219,13 +226,36 @@ def test_a_fleet_that_is_left_to_the_rule_grows_to_its_bound_and_is_taken_back(
     assert page(desk)["fleets"]["rewards"]["bounds"] is None
     written = [json.loads(line) for line in (tmp_path / DECISIONS_FILE).read_text().splitlines()]
     assert [(each["from"], each["to"]) for each in written] == [(1, 2), (2, 3)]
-    assert all("the learner waits 5" in each["why"] for each in written)
+    assert all("the learner waits for them 5" in each["why"] for each in written)
     ray.get(desk.ask.remote({"samplers": 1}))
     eventually(lambda: states(desk, "samplers") == {"samplers-0": "working"}, look)
     for _ in range(30):
         look()
         time.sleep(0.1)
     assert len(states(desk, "samplers")) == 1
+
+
+@pytest.mark.slow
+def test_actors_without_a_place_keep_the_rule_from_nothing_but_more_of_them(
+    new_fleets: Callable[..., Fleets], desk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deploy.fleet.fleets._STUCK_S", 1.0)
+    cpus = ray.cluster_resources()["CPU"]
+    fleets = new_fleets(Counting, measured_s=1.0, num_cpus=cpus / 3)  # room for three in all
+    begun = time.monotonic()
+
+    def look(waits: float) -> None:
+        passed_s = time.monotonic() - begun
+        facts = {"stage": "training", "cycle": int(passed_s / 0.3), "queue_share": 0.0}
+        fleets.look({**facts, "learner_waited_s": {"samplers": waits * passed_s}})
+
+    ray.get(desk.ask.remote({"samplers": 4}))
+    two = {"samplers-0": "working", "samplers-1": "working"}
+    none = {"samplers-2": "placing", "samplers-3": "placing"}
+    eventually(lambda: states(desk, "samplers") == two | none, lambda: look(0.0))
+    ray.get(desk.ask.remote({"samplers": (1, 8)}))
+    # They count images and no seconds: idle all the time, as the learner never waits.
+    eventually(lambda: states(desk, "samplers") == {"samplers-0": "working"}, lambda: look(0.0))
 
 
 def test_bounds_bring_a_fleet_within_them_at_once(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from deploy.fleet.autoscale import Bounds, Measured, advise
 
-QUIET = Measured(learner_waits=0.0, samplers_work=0.9, rewards_work=0.9, queue=0.2)
+QUIET = Measured(waits_for_samplers=0.0, samplers_work=0.9, rewards_work=0.9, queue=0.2)
 BOTH = {"samplers": Bounds(1, 16), "rewards": Bounds(1, 8)}
 COUNTS = {"samplers": 4, "rewards": 4}
 SHARES = st.floats(0, 1)
@@ -18,8 +18,9 @@ SHARES = st.floats(0, 1)
     ("change", "role", "count", "why"),
     [
         ({"queue": 0.9}, "rewards", 5, "the queue for rewards is 90 % full"),
-        ({"learner_waits": 0.4}, "samplers", 7, "the learner waits 40 % of the time"),
-        ({"learner_waits": 0.95}, "samplers", 8, "the learner waits 95 %"),
+        ({"waits_for_rewards": 0.3}, "rewards", 5, "the learner waits for them 30 % of the time"),
+        ({"waits_for_samplers": 0.4}, "samplers", 7, "the learner waits for them 40 % of the time"),
+        ({"waits_for_samplers": 0.95}, "samplers", 8, "the learner waits for them 95 %"),
         ({"samplers_work": 0.2}, "samplers", 1, "samplers are idle 80 %"),
         ({"rewards_work": 0.3, "queue": 0.0}, "rewards", 2, "reward servers are idle 70 %"),
     ],
@@ -57,13 +58,13 @@ def test_a_busy_run_whose_learner_works_is_left_alone() -> None:
 
 def test_more_samplers_are_no_answer_where_samplers_are_not_waited_for() -> None:
     # A learner that waits while samplers idle waits for rewards, or for nobody.
-    idle = replace(QUIET, learner_waits=0.5, samplers_work=0.1, rewards_work=0.7)
+    idle = replace(QUIET, waits_for_samplers=0.5, samplers_work=0.1, rewards_work=0.7)
     assert advise(idle, COUNTS, BOTH) is None
 
 
 def test_samplers_that_wait_while_the_learner_works_are_still_worth_adding_to() -> None:
     # Learner and samplers take turns: each waits half of the time.
-    turns = replace(QUIET, learner_waits=0.5, samplers_work=0.5)
+    turns = replace(QUIET, waits_for_samplers=0.5, samplers_work=0.5)
     advice = advise(turns, COUNTS, BOTH)
     assert advice is not None
     assert (advice.role, advice.count) == ("samplers", 8)
@@ -71,7 +72,7 @@ def test_samplers_that_wait_while_the_learner_works_are_still_worth_adding_to() 
 
 def test_a_role_that_nobody_gave_away_is_not_touched() -> None:
     assert advise(replace(QUIET, queue=1.0), COUNTS, {"samplers": Bounds(1, 16)}) is None
-    assert advise(replace(QUIET, learner_waits=0.5), COUNTS, {}) is None
+    assert advise(replace(QUIET, waits_for_samplers=0.5), COUNTS, {}) is None
 
 
 @given(SHARES, SHARES, SHARES, SHARES, st.integers(1, 50), st.integers(1, 50))
