@@ -9,6 +9,7 @@ its reason. Nothing here waits but `stop`, and nothing imports torch: the worker
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,14 @@ from threading import Event
 from typing import Any, ClassVar, Literal, Protocol
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+)
 
 from learner.policy.board import Weights
 
@@ -24,6 +32,8 @@ log = logging.getLogger(__name__)
 # Ray may take a minute to see that a node is lost.
 _DOUBT_S = 120.0
 _LONGEST_REASON = 200
+LOST = (RayActorError, OutOfMemoryError)
+"""What Ray raises of a call whose actor has ended; the second where its memory monitor ended it."""
 
 
 class Worker(Protocol):
@@ -65,16 +75,19 @@ class FleetSettings:
     Args:
         backoff_s: before the first replacement in a row; doubles up to `max_backoff_s`.
         max_failures: of one worker in a row; one more and the fleet gives up.
-        healthy_s: a worker that ran so long starts its count afresh.
-        drain_s: for a stopping worker to finish its batch; then it is killed.
+        healthy_s: a worker that was at work so long starts its count afresh; longer than one that
+            fails at each batch takes to give up.
+        drain_s: for a worker of a fleet that shrinks to finish its batch; then it is killed.
+        stop_s: and of one that ends: with all else that does, less than `ray job stop` waits.
         stats_timeout_s: a worker that does not answer within it is left out.
     """
 
     backoff_s: float = 1.0
     max_backoff_s: float = 30.0
     max_failures: int = 5
-    healthy_s: float = 120.0
+    healthy_s: float = 600.0
     drain_s: float = 60.0
+    stop_s: float = 25.0
     stats_timeout_s: float = 5.0
 
 
@@ -174,7 +187,7 @@ class _Slot:
     running: Any = None  # the reference that `run` will fill
     asked: Any = None  # the reference that `stats` will fill
     stats: Mapping[str, float | str] | None = None
-    started_at: float = 0.0
+    working_since: float | None = None
     due_at: float = 0.0  # an empty slot is filled from then on; a draining actor killed
     failures: int = 0
     doubted_at: float | None = None
@@ -198,17 +211,24 @@ class _Slot:
 
     def kill(self) -> None:
         ray.kill(self.actor)
-        self.actor = self.running = self.asked = self.stats = self.doubted_at = None
+        self.actor = self.running = self.asked = self.stats = None
+        self.working_since = self.doubted_at = None
 
     def glance(self) -> None:
         """Takes an answer that has come, and asks again."""
         if self.actor is None:
             return
         if self.asked is not None and ray.wait([self.asked], timeout=0)[0]:
-            self.stats = _value_or_none(self.asked) or self.stats
+            self.take(value_or_none(self.asked))
             self.asked = None
         if self.asked is None:
             self.asked = self.actor.stats.remote()
+
+    def take(self, stats: Mapping[str, float | str] | None) -> None:
+        """Its newest answer; None: it gave none."""
+        self.stats = stats or self.stats
+        if self.state == "working":
+            self.working_since = self.working_since or time.monotonic()
 
     @property
     def state(self) -> State:
@@ -303,9 +323,10 @@ class Fleet:
         )
         answers = {}
         for ref in ready:
-            slot, answer = asked[ref], _value_or_none(ref)
+            slot, answer = asked[ref], value_or_none(ref)
             if answer is not None:
-                answers[slot.name] = slot.stats = answer  # who has answered is no more `placing`
+                answers[slot.name] = answer
+                slot.take(answer)  # who has answered is no more `placing`
         return answers
 
     def glance(self) -> dict[str, Seen]:
@@ -315,13 +336,21 @@ class Fleet:
         seen = {f"{s.name} (ending)": Seen("draining", s.stats or {}) for s in self._draining}
         return {slot.name: Seen(slot.state, slot.stats or {}) for slot in self._slots} | seen
 
-    def stop(self) -> None:
-        """End every actor: batches in hand are finished and leases returned, within `drain_s`."""
+    def ask_to_stop(self) -> None:
+        """Have every actor end: batches in hand are finished and leases returned."""
         ending, self._slots = self._slots, []
         self._drain(ending)
+        until = time.monotonic() + self._settings.stop_s
+        for slot in self._draining:
+            slot.due_at = min(slot.due_at, until)
+
+    def stop(self) -> None:
+        """End every actor, within `stop_s` of when they were asked to."""
+        self.ask_to_stop()
         running = [slot.running for slot in self._draining]
         if running:
-            ray.wait(running, num_returns=len(running), timeout=self._settings.drain_s)
+            left_s = max(slot.due_at for slot in self._draining) - time.monotonic()
+            ray.wait(running, num_returns=len(running), timeout=max(left_s, 0.0))
         for slot in self._draining:
             slot.due_at = 0.0
         self._clear_drained()
@@ -350,12 +379,12 @@ class Fleet:
             return False
         slot.running = slot.actor.run.remote()
         slot.glance()
-        slot.started_at = time.monotonic()
         self._lives += 1
         return True
 
     def _note_end(self, slot: _Slot) -> None:
         error, was_doubted = _error_of_end(slot.running), slot.doubted_at is not None
+        worked_s = time.monotonic() - (slot.working_since or math.inf)
         slot.kill()
         if is_node_lost(error):
             # No fault of the worker, and nothing to wait for: Ray looks for another place.
@@ -363,7 +392,7 @@ class Fleet:
             slot.due_at = time.monotonic()
             return
         reason = "it was out of reach" if error is None and was_doubted else _reason(error)
-        if time.monotonic() - slot.started_at >= self._settings.healthy_s:
+        if worked_s >= self._settings.healthy_s:
             slot.failures = 0
         slot.failures += 1
         if slot.failures > self._settings.max_failures:
@@ -405,7 +434,8 @@ def _actor_class(host: type[WorkerHost]) -> Any:
     return remote(concurrency_groups=groups)(host) if groups else remote(host)
 
 
-def _value_or_none(ref: Any) -> Any:
+def value_or_none(ref: Any) -> Any:
+    """What an actor answered, in the form that it has; None where it could not."""
     try:
         return ray.get(ref)
     except RayError:

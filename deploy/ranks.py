@@ -6,18 +6,21 @@ error that a rank raises is the run's: it would only come again.
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.fleet import LOST
 from deploy.build import EvaluatorHost, LearnerRank, Plan, WeightsSource
+from deploy.config_sections import Evaluation
 from deploy.outcome import RunFolder
 from deploy.run_config import RunConfig
+from learner.settings import Learner
 
 log = logging.getLogger(__name__)
 _ANSWER_TIMEOUT_S = 120.0
@@ -54,7 +57,13 @@ class Ranks:
         self.last: dict[str, Any] = {}
 
     def start(self, *, resume: bool) -> None:
-        """Places the ranks and sets them to work."""
+        """Places the ranks and sets them to work; one that dies meanwhile is placed anew."""
+        try:
+            self._start(resume=resume)
+        except LOST as error:
+            self._restart(error)
+
+    def _start(self, *, resume: bool) -> None:
         options = self._plan.config.learner
         host = ray.remote(LearnerRank)
         self._place = self._place or packed_place(
@@ -97,7 +106,7 @@ class Ranks:
             self._read_last_report()
             log.error("the learner ended with an error", exc_info=error)
             raise RunFailedError(f"the learner failed: {_reason(error)}") from error
-        except RayActorError as error:
+        except LOST as error:
             self._restart(error)
             return None
         if len(results) < len(self._running):
@@ -122,13 +131,6 @@ class Ranks:
         self._stop_asked = True
         for actor in self._actors:
             actor.stop.remote()
-
-    def stop(self, timeout_s: float) -> None:
-        """Ends the ranks: asked first, killed after `timeout_s`."""
-        self.ask_to_stop()
-        if self._running:
-            ray.wait(self._running, num_returns=len(self._running), timeout=timeout_s)
-        self._kill()
 
     def ensure_published(self) -> None:
         """Has the newest version published again where the board was lost; waits for nobody."""
@@ -168,7 +170,7 @@ class Ranks:
         for _ in range(2):  # the one that is under way, and the last
             self._read_report(_ANSWER_TIMEOUT_S)
 
-    def _lost_rank(self) -> RayActorError | None:
+    def _lost_rank(self) -> RayError | None:
         """Why a rank is gone, if one is; Ray tells a death later than its siblings notice it."""
         waiting, deadline = list(self._running), time.monotonic() + _NOTICED_S
         while len(self._running) > 1 and waiting:
@@ -179,11 +181,11 @@ class Ranks:
                 ray.get(ready)
             except RayTaskError:
                 continue
-            except RayActorError as error:
+            except LOST as error:
                 return error
         return None
 
-    def _restart(self, error: RayActorError) -> None:
+    def _restart(self, error: RayError) -> None:
         self._restarts += 1
         cycle = self.last.get("cycle", 0)
         self._restarts_in_a_row = (
@@ -191,7 +193,7 @@ class Ranks:
         )
         self._restarted_at_cycle = cycle
         log.warning("a learner rank died (%d): %s", self._restarts, error)
-        self._kill()
+        self.kill()
         if self._restarts_in_a_row > _MAX_RESTARTS or self._stop_asked:
             raise RunFailedError(
                 f"a learner rank died {self._restarts_in_a_row} times in cycle {cycle}: {error}"
@@ -199,7 +201,8 @@ class Ranks:
         time.sleep(_BACKOFF_S * self._restarts_in_a_row)
         self.start(resume=True)
 
-    def _kill(self) -> None:
+    def kill(self) -> None:
+        """Ends the ranks at once; the newest checkpoint is what is left of one that is busy."""
         for actor in self._actors:
             ray.kill(actor)
         self._actors, self._running, self._asked_report = [], [], None
@@ -208,12 +211,18 @@ class Ranks:
         try:
             return ray.get(ref, timeout=timeout_s)
         except GetTimeoutError as error:
-            options = self._plan.config.learner
-            labels = "".join(f", {key}={value}" for key, value in options.node_labels.items())
             raise RunFailedError(
-                f"learner-0 did not answer within {timeout_s:g} s: the cluster may lack a node "
-                f"with {options.num_cpus:g} CPUs and {options.num_gpus:g} GPUs left for it{labels}"
+                f"learner-0 did not answer within {timeout_s:g} s: "
+                + _lacks(self._plan.config.learner)
             ) from error
+
+
+def _lacks(part: Learner | Evaluation) -> str:
+    labels = "".join(f", {key}={value}" for key, value in part.node_labels.items())
+    return (
+        f"the cluster may lack a node with {part.num_cpus:g} CPUs and {part.num_gpus:g} GPUs left "
+        f"for it{labels}"
+    )
 
 
 def packed_place(
@@ -250,7 +259,8 @@ class EvaluatorHandle:
     def __init__(self, config: RunConfig, folder: Path) -> None:
         self._folder = folder
         self._timeout_s = config.evaluation.timeout_s
-        options = config.evaluation
+        self._stall_s = config.limits.stall_s
+        options = self._options = config.evaluation
         self._actor = (
             ray.remote(EvaluatorHost)
             .options(
@@ -263,6 +273,23 @@ class EvaluatorHandle:
             )
             .remote(config)
         )
+        self._asked_at = time.monotonic()
+        ready: Any = self._actor.__ray_ready__  # pyright: ignore  of every actor
+        self._placed: Any = ready.remote()
+
+    def check_placed(self) -> None:
+        """Nothing while it is at work, or may still find its place.
+
+        Raises:
+            RunFailedError: it has none after `limits.stall_s`; a run would end without a result.
+        """
+        if self._placed is None or ray.wait([self._placed], timeout=0)[0]:
+            self._placed = None
+        elif time.monotonic() - self._asked_at > self._stall_s:
+            raise RunFailedError(
+                f"the evaluator found no place within limits.stall_s of {self._stall_s:g} s: "
+                + _lacks(self._options)
+            )
 
     def measure(self, moment: str, source: WeightsSource) -> Any:
         """Begins an evaluation of weights, by references or in a file; none: the untouched ones."""
@@ -281,15 +308,22 @@ class EvaluatorHandle:
         """Whether `result` would not wait."""
         return bool(ray.wait([ref], timeout=0)[0])
 
-    def result(self, ref: Any) -> Any:
-        """Waits for what `measure` or `export` began."""
+    def result(self, ref: Any, meanwhile: Callable[[], None] = lambda: None) -> Any:
+        """Waits for what `measure` or `export` began.
+
+        Args:
+            meanwhile: called about once a second; what it raises ends the wait.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        while not ray.wait([ref], timeout=1.0)[0]:
+            meanwhile()
+            if time.monotonic() > deadline:
+                raise RunFailedError(
+                    f"the evaluator took longer than evaluation.timeout_s of {self._timeout_s:g} s:"
+                    " raise it, or lower evaluation.samples"
+                )
         try:
-            return ray.get(ref, timeout=self._timeout_s)
-        except GetTimeoutError as error:
-            raise RunFailedError(
-                f"the evaluator took longer than evaluation.timeout_s of {self._timeout_s:g} s: "
-                "raise it, or lower evaluation.samples"
-            ) from error
+            return ray.get(ref)
         except RayError as error:
             log.error("the evaluator ended with an error", exc_info=error)
             raise RunFailedError(f"the evaluation failed: {_reason(error)}") from error
@@ -316,10 +350,10 @@ class FirstEvaluation:
         if self._measuring is not None and self._evaluator.is_ready(self._measuring):
             self.wait()
 
-    def wait(self) -> None:
+    def wait(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Until they are there."""
         if self._measuring is not None:
-            self.metrics = self._evaluator.result(self._measuring)
+            self.metrics = self._evaluator.result(self._measuring, meanwhile)
             self._measuring = None
             self._folder.write_before(self.metrics)
 

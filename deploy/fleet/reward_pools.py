@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError
+from ray.exceptions import GetTimeoutError
 
-from actors.fleet import WorkerHost
+from actors.fleet import LOST, WorkerHost, value_or_none
 from reward_servers.pool import MemberLostError, PooledReward, UnavailableError
 
 if TYPE_CHECKING:
@@ -55,37 +57,76 @@ class RewardHost(WorkerHost):
         return worker.score(images_BHWC, prompts)
 
 
+@dataclass
+class _Member:
+    """An actor, and what it was asked until it was seen at work."""
+
+    actor: Any
+    asked: ray.ObjectRef[Any] | None
+
+    def look(self) -> None:
+        if self.asked is None or not ray.wait([self.asked], timeout=0)[0]:
+            return
+        stats = value_or_none(self.asked)
+        is_built = stats is not None and len(stats) > 1  # until then they are its owner
+        self.asked = None if is_built else self.actor.stats.remote()
+
+
 class NamedMembers:
-    """The actors of a reward's fleet in this process's namespace."""
+    """The actors of a reward's fleet in this process's namespace that are at work.
+
+    One for which Ray still looks for a place would let pictures wait until they are failed.
+    """
 
     def __init__(self, reward: str) -> None:
         self._pattern = re.compile(re.escape(fleet_name(reward)) + r"-\d+")
-        self._names: list[str] = []
+        self._members: dict[str, _Member] = {}
+        self._looking = threading.Lock()
         self._looked_at = -_LOOK_EVERY_S
 
     def names(self) -> list[str]:
-        """Those that were there when it was last looked, every two seconds."""
-        if time.monotonic() - self._looked_at >= _LOOK_EVERY_S:
-            self._names = sorted(filter(self._pattern.fullmatch, ray.util.list_named_actors()))
-            self._looked_at = time.monotonic()
-        return self._names
+        """Those that were at work when it was last looked, every two seconds."""
+        with self._looking:
+            if time.monotonic() - self._looked_at >= _LOOK_EVERY_S:
+                self._look()
+                self._looked_at = time.monotonic()
+            return sorted(name for name, it in self._members.items() if it.asked is None)
 
     def score(
         self, name: str, images_BHWC: np.ndarray, prompts: Sequence[str], timeout_s: float
     ) -> list[Outcome]:
         """See `Members`."""
-        try:
-            actor = ray.get_actor(name)
-        except ValueError as error:
-            raise UnavailableError(f"{name} is gone") from error
-        asked = actor.score.remote(images_BHWC, list(prompts))
+        member = self._members.get(name)
+        if member is None or _actor_named(name) != member.actor:
+            raise UnavailableError(f"{name} is gone")
+        asked = member.actor.score.remote(images_BHWC, list(prompts))
         try:
             return ray.get(asked, timeout=timeout_s)
         except GetTimeoutError as error:
             ray.cancel(asked)  # it may still stand in line, for nobody
             raise TimeoutError(f"{name} did not answer within {timeout_s:.0f} s") from error
-        except (ActorDiedError, ActorUnavailableError) as error:
+        except LOST as error:
             raise MemberLostError(f"{name} was lost with {len(prompts)} pictures") from error
+
+    def _look(self) -> None:
+        members: dict[str, _Member] = {}
+        for name in filter(self._pattern.fullmatch, ray.util.list_named_actors()):
+            if (actor := _actor_named(name)) is None:
+                continue
+            known = self._members.get(name)
+            is_same = known is not None and known.actor == actor
+            members[name] = known if known and is_same else _Member(actor, actor.stats.remote())
+        for member in members.values():
+            member.look()
+        self._members = members
+
+
+def _actor_named(name: str) -> Any:
+    """None where there is none any more."""
+    try:
+        return ray.get_actor(name)
+    except ValueError:
+        return None
 
 
 def reward_worker(plan: Plan, reward: str, owner: str) -> RewardWorker:

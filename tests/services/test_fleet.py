@@ -112,6 +112,20 @@ def test_a_sampler_that_does_not_drain_in_time_is_killed(
     assert "sampler-0 did not end in time and is killed" in caplog.text
 
 
+def test_work_makes_a_sampler_healthy_and_waiting_for_a_place_does_not(
+    new_fleet: Callable[..., Fleet],
+) -> None:
+    fleet = new_fleet(Waiting, FleetSettings(healthy_s=0.5, backoff_s=0.1, stats_timeout_s=30))
+    fleet.start(1)
+    for life in range(3):
+        eventually(lambda life=life: owners(fleet) == [f"sampler-0.{life}"], fleet)
+        time.sleep(0.6)
+        ray.kill(ray.get_actor("sampler-0"))
+    eventually(lambda: owners(fleet) == ["sampler-0.3"], fleet)
+    (slot,) = fleet._slots
+    assert slot.failures == 1
+
+
 def test_stopping_lets_every_sampler_finish(
     new_fleet: Callable[..., Fleet], tmp_path: Path
 ) -> None:

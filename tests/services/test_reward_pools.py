@@ -102,6 +102,27 @@ def test_a_fleet_that_shrinks_ends_the_batch_in_hand(
     eventually(lambda: list(fleet.glance()) == ["reward-grey-0"], fleet.ensure_alive)
 
 
+def test_a_member_that_finds_no_place_is_handed_nothing(tmp_path: Path) -> None:
+    cpus = ray.cluster_resources()["CPU"]
+    members = Fleet(
+        lambda owner: RewardWorker(Grey(tmp_path, 0.0), name="tight", owner=owner, timeout_s=30),
+        name=fleet_name("tight"),
+        actor_options={"num_cpus": cpus},  # of which there is room for one
+        settings=FAST,
+        host=RewardHost,
+    )
+    members.start(2)
+    try:
+        found = NamedMembers("tight")
+        pooled = PooledReward("tight", found, timeout_s=20)
+        pooled.wait(60)
+        assert scores(pooled) == list(range(8))
+        assert found.names() == ["reward-tight-0"]
+        assert [each.state for each in members.glance().values()] == ["working", "placing"]
+    finally:
+        members.stop()
+
+
 @pytest.mark.parametrize("takes_s", [10.0])
 def test_questions_are_answered_while_a_member_scores(
     reward: PooledReward, fleet: Fleet, tmp_path: Path
