@@ -5,14 +5,15 @@
 
 One JSON object a line: `step`, `wall_s` (of training, without the pauses between two starts),
 `phase` and `values`. A resumed run goes on after the step that its checkpoint names: what had been
-written past it is dropped, so that every step stands once.
+written past it is dropped. What a learner that was placed anew tells once more takes the place of
+what it had told, so that every step stands once.
 """
 
 import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -62,20 +63,19 @@ class Curves:
         self._started_s = 0.0
         self._file: Any = None
         self._events: Any = None
+        # By phase, its last step, and what was written of that.
+        self._last: dict[str, tuple[int, set[str]]] = {}
 
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
-        kept = self._keep()
+        kept = self._keep(self._counts)
         self._started_s = self._clock() - (kept[-1].wall_s if kept else 0.0)
-        self._file = (self._folder / METRICS_FILE).open("a", encoding="utf-8")
+        self._open()
         if self._resume_step is None:
             shutil.rmtree(self._folder / _EVENTS_FOLDER, ignore_errors=True)
         self._events = EventFileWriter(str(self._folder / _EVENTS_FOLDER))
         if self._resume_step is not None:
-            self._purge_events(self._resume_step + 1)
-            for point in kept:
-                if point.step > self._resume_step:  # of a phase with steps of its own
-                    self._add_events(point)
+            self._purge_events(self._resume_step + 1, kept)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -90,15 +90,35 @@ class Curves:
         wall_s = self._clock() - self._started_s
         numbers = {name: float(value) for name, value in values.items() if _is_number(value)}
         point = Point(step, round(wall_s, 3), phase, numbers)
+        last, names = self._last.get(phase, (step, set()))
+        if step < last or (step == last and names & numbers.keys()):
+            self._rewind(phase, step)
+        self._note(point)
         self._file.write(_line(point))
         self._file.flush()
         self._add_events(point)
         return point
 
-    def _keep(self) -> list[Point]:
+    def _open(self) -> None:
+        self._file = (self._folder / METRICS_FILE).open("a", encoding="utf-8")
+
+    def _note(self, point: Point) -> None:
+        last, names = self._last.get(point.phase, (point.step, set()))
+        before = names if last == point.step else set()
+        self._last[point.phase] = point.step, before | point.values.keys()
+
+    def _rewind(self, phase: str, step: int) -> None:
+        """Forgets a phase from a step on."""
+        self._file.close()
+        kept = self._keep(lambda point: point.phase != phase or point.step < step)
+        self._open()
+        self._last.pop(phase, None)
+        self._purge_events(step, kept)
+
+    def _keep(self, counts: Callable[[Point], bool]) -> list[Point]:
         """Rewrites the file with the points that count, which also drops a torn last line."""
         path = self._folder / METRICS_FILE
-        kept = [point for point in read_points(path) if self._counts(point)]
+        kept = [point for point in read_points(path) if counts(point)]
         partial = path.with_suffix(".partial")
         partial.write_text("".join(_line(point) for point in kept), encoding="utf-8")
         partial.replace(path)
@@ -108,9 +128,12 @@ class Curves:
         last = self._resume_step
         return last is not None and (point.step <= last or point.phase in self._done_phases)
 
-    def _purge_events(self, step: int) -> None:
-        """Tells TensorBoard to forget what an earlier event file holds from this step on."""
+    def _purge_events(self, step: int, kept: Iterable[Point]) -> None:
+        """Tells TensorBoard to forget what it was told from this step on, but for what is kept."""
         self._add(step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+        for point in kept:
+            if point.step >= step:
+                self._add_events(point)
 
     def _add_events(self, point: Point) -> None:
         value = summary_pb2.Summary.Value

@@ -2,8 +2,8 @@
 
 The driver exports what it knows already: counts of the replay, counters of every actor, the
 learner's seconds and newest values. How single calls and samples are spread, only those know who
-make them: reward servers and the learner's first rank export that themselves. Ray puts `ray_`
-before every name.
+make them: reward servers and the learner's ranks export that themselves. Ray puts `ray_` before
+every name, and forgets a gauge that is not set for a while.
 """
 
 from collections.abc import Mapping, Sequence
@@ -81,7 +81,9 @@ WORKER_SECONDS = Metric(
     ("role", "actor", "stage"),
 )
 WORKER_FAILURES = Metric(
-    "fleetune_worker_failures_total", "Batches of an actor that failed.", ("role", "actor")
+    "fleetune_worker_failures_total",
+    "Batches of an actor that failed, in whole or in part.",
+    ("role", "actor"),
 )
 POLICY_VERSION = Metric(
     "fleetune_sampler_policy_version",
@@ -94,7 +96,7 @@ CURVE = Metric(
     ("phase", "curve"),
 )
 MEMORY = Metric(
-    "fleetune_resident_bytes", "Resident memory of the run's processes on the driver's node."
+    "fleetune_resident_bytes", "Resident memory of Ray's processes on the driver's node."
 )
 REWARD_SECONDS = Metric(
     "fleetune_reward_seconds",
@@ -147,7 +149,10 @@ class RunMetrics:
     def __init__(self, run: str) -> None:
         self._run = run
         self._exported = {metric.name: metric.exported() for metric in OF_DRIVER}
-        self._last: dict[tuple[str, tuple[str, ...]], float] = {}
+        self._stages: set[str] = set()
+        self._curves: dict[tuple[str, str], float] = {}
+        # What counters have been given, by the life of who counts.
+        self._counted: dict[tuple[str, tuple[str, ...], str], float] = {}
 
     def show_counters(self, counters: Counters) -> None:
         """The replay's ledger."""
@@ -171,45 +176,58 @@ class RunMetrics:
                 self._put(FLEET, count, role, state)
             for name, row in workers.items():
                 self._put_worker(role, name.partition(" ")[0], row)
+        for tags, value in self._curves.items():
+            self._put(CURVE, value, *tags)
 
     def show_learner(self, report: Mapping[str, Any]) -> None:
         """Stage and seconds of the learner's newest report."""
         stage = str(report.get("stage", "starting"))
-        for known in {tags[0] for name, tags in self._last if name == STAGE.name} | {stage}:
+        self._stages.add(stage)
+        for known in self._stages:
             self._put(STAGE, float(known == stage), known)
         for phase, seconds in report.get("seconds", {}).items():
             self._put(LEARNER_SECONDS, seconds, phase)
 
     def show_curve(self, phase: str, values: Mapping[str, float]) -> None:
-        """A new point of the run's curves."""
+        """A new point of the run's curves, exported with every page from now on."""
         for name, value in values.items():
             if isinstance(value, int | float):
-                self._put(CURVE, value, phase, name)
+                self._curves[phase, name] = value
 
     def show_memory(self, num_bytes: float) -> None:
         """Of the run's processes."""
         self._put(MEMORY, num_bytes)
 
     def _put_worker(self, role: str, actor: str, row: Mapping[str, Any]) -> None:
+        life = str(row.get("owner", ""))
         if "images" in row:
-            self._put(IMAGES, row["images"], role, actor)
+            self._put(IMAGES, row["images"], role, actor, life=life)
         if "failures" in row:
-            self._put(WORKER_FAILURES, row["failures"], role, actor)
+            self._put(WORKER_FAILURES, row["failures"], role, actor, life=life)
         if "policy_version" in row:
             self._put(POLICY_VERSION, row["policy_version"], actor)
         for name, value in row.items():
             if name.endswith("_s"):
-                self._put(WORKER_SECONDS, value, role, actor, name.removesuffix("_s"))
+                stage = name.removesuffix("_s")
+                self._put(WORKER_SECONDS, value, role, actor, stage, life=life)
 
-    def _put(self, metric: Metric, value: float, *tags: str) -> None:
-        """A gauge is set; a counter goes up by what its source went up by, which may start anew."""
-        key = metric.name, tags
+    def _put(self, metric: Metric, value: float, *tags: str, life: str = "") -> None:
+        """A gauge is set; a counter goes up to what its source has reached.
+
+        A source that goes back, such as a learner that resumes, is counted when it is beyond.
+
+        Args:
+            life: of the source; another one counts from 0.
+        """
         labels = dict(zip(("run", *metric.tags), (self._run, *tags), strict=True))
         exported = self._exported[metric.name]
-        before, self._last[key] = self._last.get(key, 0.0), float(value)
         if isinstance(exported, Gauge):
             exported.set(float(value), tags=labels)
-        elif (gained := value - before if value >= before else value) > 0:
+            return
+        key = metric.name, tags, life
+        gained = value - self._counted.get(key, 0.0)
+        if gained > 0:
+            self._counted[key] = float(value)
             exported.inc(gained, tags=labels)
 
 

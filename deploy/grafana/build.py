@@ -5,6 +5,7 @@
 Grafana's own format repeats a page of settings for every panel; what differs stands here.
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Iterator
@@ -71,7 +72,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "Memory",
-            "Resident memory of the run's processes on the driver's node.",
+            "Resident memory of Ray's processes on the driver's node.",
             (("ray_fleetune_resident_bytes{RUN}", "resident"),),
             "bytes",
         ),
@@ -300,8 +301,9 @@ def _run() -> dict[str, Any]:
         "query": {"query": "label_values(ray_fleetune_cycle, run)", "refId": "run"},
         "refresh": 2,
         "sort": 1,
-        "includeAll": True,
-        "multi": True,
+        # One at a time: actors of different runs have the same names.
+        "includeAll": False,
+        "multi": False,
     }
 
 
@@ -312,6 +314,11 @@ def text() -> str:
 
 def main() -> None:
     """The command."""
+    argparse.ArgumentParser(
+        prog="python -m deploy.grafana.build",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
     TARGET.write_text(text(), encoding="utf-8")
     sys.stdout.write(f"{TARGET}\n")
 

@@ -5,6 +5,7 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from deploy.curves import METRICS_FILE, Curves, read_points
@@ -223,3 +224,29 @@ def test_tensorboard_keeps_a_phase_that_goes_on_past_the_checkpoint(
     with Curves(tmp_path, resume_step=2, done_phases=("cycle",), clock=clock):
         pass
     assert _tensorboard(tmp_path) == [(step, step / 10) for step in range(5)]
+
+
+def test_what_a_learner_tells_once_more_takes_the_place_of_what_it_told(
+    tmp_path: Path, clock: Clock
+) -> None:
+    with Curves(tmp_path, clock=clock) as curves:
+        curves.write(600, "pretrain", {"loss": 1.0})
+        for step in (0, 1, 2, 3, 1, 2):  # it was placed anew after three steps
+            clock.now_s += 1
+            curves.write(step, "cycle", {"reward": clock.now_s})
+            curves.write(step, "cycle", {"kl": 0.0})
+    points = read_points(tmp_path / METRICS_FILE)
+    told = [(point.phase, point.step) for point in points if "kl" not in point.values]
+    assert told == [("pretrain", 600), ("cycle", 0), ("cycle", 1), ("cycle", 2)]
+    rewards = [point.values["reward"] for point in points if "reward" in point.values]
+    assert rewards == [reward for _, reward in _tensorboard(tmp_path)]
+    assert np.diff(rewards).tolist() == [4.0, 1.0]
+
+
+def test_the_same_step_told_once_more_stands_once(tmp_path: Path, clock: Clock) -> None:
+    with Curves(tmp_path, clock=clock) as curves:
+        for _ in range(2):
+            curves.write(4, "cycle", {"reward": 0.5})
+            curves.write(4, "cycle", {"kl": 0.1})
+    points = read_points(tmp_path / METRICS_FILE)
+    assert [point.values for point in points] == [{"reward": 0.5}, {"kl": 0.1}]
