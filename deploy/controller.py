@@ -48,12 +48,10 @@ from deploy.ranks import EvaluatorHandle, Ranks, RunFailedError, on_nodes
 from deploy.replay_servers import ReplayServerHost, replay_settings, server_folders
 from deploy.report.data import EVALUATION_PHASE
 from deploy.run_config import RunConfig
-from deploy.supervise import Supervisor, failure_reasons
+from deploy.supervise import StopAskedError, Supervisor, failure_reasons
 from learner.policy.board import PolicyBoard
 
 log = logging.getLogger(__name__)
-# Longer than the learner's own grace, so that a stopped cycle can be saved.
-_STOP_TIMEOUT_S = 25.0
 _SERVER_TIMEOUT_S = 90.0
 # Ray notices a killed driver, or a lost machine, and ends its actors within that.
 _TAKE_OVER_TIMEOUT_S = 60.0
@@ -88,12 +86,19 @@ class Controller:
         except ValueError as error:
             log.error("%s", error)
             return 2
-        outcome = Outcome(self._config, setup_s=float(self._environ.get("FLEETUNE_SETUP_S") or 0))
+        outcome = Outcome(
+            self._config,
+            setup_s=float(self._environ.get("FLEETUNE_SETUP_S") or 0),
+            earlier_s=self._folder.earlier_s() if self._resume else 0.0,
+        )
         callbacks = callbacks_of(self._config, self._folder.path)
         callbacks.start(self._config, resumed=self._resume)
         try:
             with contextlib.ExitStack() as stack:
                 self._run(stack, outcome, callbacks)
+        except StopAskedError as error:
+            outcome.status, outcome.reason = "stopped", str(error)
+            log.warning("%s; --resume measures it", error)
         except (RunFailedError, FleetGaveUpError, ReplayError) as error:
             outcome.reason = str(error)
             log.error("the run failed: %s", error)
@@ -132,7 +137,7 @@ class Controller:
             resume=self._resume,
         )
         fleets = self._start_fleets(stack, plan, board)
-        stack.push(partial(_end_ranks, ranks))
+        stack.callback(ranks.kill)
         ranks.start(resume=self._resume)
         # Who watches must not wait with the others when Redis does not answer.
         watcher = type(replay)(replace(replay.settings, outage_s=0.0, timeout_s=5.0))
@@ -161,7 +166,7 @@ class Controller:
                 # Trained to the end, a learner publishes the weights to keep as one more version.
                 cycle = ranks.last["published"] - int(trained)
                 with profile.spent("run", "last evaluation and export"):
-                    result = monitor.conclude(ranks.published(), cycle)
+                    result = monitor.conclude(ranks.published(), cycle, supervisor.tend)
                 supervisor.write_rows(curves)
                 outcome.before, outcome.after = monitor.before, result.after
                 outcome.exported, outcome.exported_version = result.exported, result.version
@@ -232,6 +237,9 @@ class Controller:
             stack.callback(pool.stop)
         stack.callback(rewards.stop)
         stack.callback(samplers.stop)
+        # First, and then waited for: what all of them need to end is what the slowest needs.
+        for fleet in (samplers, rewards, *(pool for pool, _ in pools.values())):
+            stack.callback(fleet.ask_to_stop)
         auto = {"rewards": scoring.auto, "samplers": actors.auto}
         auto |= {role: settings.auto for role, (_, settings) in pools.items()}
         counts = {"rewards": scoring.servers, "samplers": actors.count}
@@ -343,11 +351,6 @@ def _stop_servers(hosts: list[Any]) -> None:
         ray.get([host.stop.remote() for host in hosts], timeout=_SERVER_TIMEOUT_S)
     except RayError as error:
         log.warning("an embedded server did not end in order: %s", error)
-
-
-def _end_ranks(ranks: Ranks, error: type[BaseException] | None, *_: object) -> None:
-    """Asks the ranks to end; where the run has failed, its last checkpoint is good enough."""
-    ranks.stop(timeout_s=0.0 if error else _STOP_TIMEOUT_S)
 
 
 def _note(outcome: Outcome, ranks: Ranks, fleets: Fleets, replay: Replay) -> None:

@@ -12,6 +12,7 @@ runs/<name>/
     adapter/ or unet/   the result, as diffusers loads it, with its card
 """
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -25,6 +26,7 @@ from typing import Any
 import psutil
 
 from buffer.records import Counters
+from deploy.curves import METRICS_FILE, read_points
 from deploy.report.data import CONFIG_FILE, SUMMARY_FILE, versions
 from deploy.run_config import RunConfig
 from learner import checkpoint
@@ -40,6 +42,7 @@ class Outcome:
 
     config: RunConfig
     setup_s: float
+    earlier_s: float = 0.0
     status: str = "failed"
     begun: float = field(default_factory=time.monotonic)
     before: dict[str, float] = field(default_factory=dict)
@@ -59,14 +62,15 @@ class Outcome:
     def summary(self) -> dict[str, Any]:
         """`summary.json`.
 
-        `reward_queries` counts single scores of single pictures, `reward_queries_again` those that
-        may have been asked more than once, after a failure or a crash; `failures` how often each
-        reason stands among the quarantined records; `reason` is why the run failed,
-        `stopped_early` why `evaluation.stop` ended its training; `exported_version` is `last` or
-        `best, of cycle 8`, which `after` are the scores of. `flops` are the floating-point
-        operations of sampling and of the learner's policy and surrogate steps, on all ranks. Looks
-        at a surrogate's accuracy, decoding and rewards are not in them. `callbacks` are how often
-        each failed and missed a call before the run's end.
+        `wall_s` are seconds of all starts of the run. `reward_queries` counts single scores of
+        single pictures, `reward_queries_again` those that may have been asked more than once, after
+        a failure or a crash; what is asked with a gradient inside the learner is in neither.
+        `failures` how often each reason stands among the quarantined records; `reason` is why the
+        run failed, `stopped_early` why `evaluation.stop` ended its training; `exported_version` is
+        `last` or `best, of cycle 8`, which `after` are the scores of. `flops` are the
+        floating-point operations of sampling and of the learner's policy and surrogate steps, on
+        all ranks. Looks at a surrogate's accuracy, decoding and rewards are not in them.
+        `callbacks` are how often each failed and missed a call before the run's end.
         """
         rewards = self.config.queries_per_record
         counters = vars(self.counters) if self.counters else {}
@@ -78,7 +82,7 @@ class Outcome:
             "seed": self.config.seed,
             "before": self.before,
             "after": self.after,
-            "wall_s": round(time.monotonic() - self.begun, 1),
+            "wall_s": round(self.earlier_s + time.monotonic() - self.begun, 1),
             "setup_s": self.setup_s,
             "peak_rss_mb": round(self.peak_rss_mb),
             "reward_queries": counters.get("committed", 0) * rewards,
@@ -171,6 +175,14 @@ class RunFolder:
 
     def write_before(self, metrics: dict[str, float]) -> None:
         (self.path / BEFORE_FILE).write_text(json.dumps(metrics))
+
+    def earlier_s(self) -> float:
+        """Seconds that earlier starts of the run have taken, as far as they have told."""
+        points = read_points(self.path / METRICS_FILE)
+        told = points[-1].wall_s if points else 0.0
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            told = max(told, float(json.loads((self.path / SUMMARY_FILE).read_text())["wall_s"]))
+        return told
 
     def write_cluster(self, cluster: dict[str, str]) -> None:
         """Where commands find the run while it is under way."""

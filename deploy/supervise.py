@@ -35,6 +35,10 @@ _MEMORY_EVERY_S = 3.0
 _STOP_PATIENCE_S = 45.0
 
 
+class StopAskedError(Exception):
+    """The run is to stop in the middle of its last evaluation."""
+
+
 class Supervisor:
     """One run's supervision.
 
@@ -89,7 +93,8 @@ class Supervisor:
                     self.write_rows(curves)
                     counters = self._counters() or counters
                     check_failures(self._config, self._replay, at_first, counters)
-                    self._show(progress, counters)
+                    progress.show(snapshot(self._ranks.last, counters))
+                    self._show(counters)
                     self._ranks.ensure_published()
                     self._monitor.look(self._ranks.last)
                     self._measure_memory()
@@ -100,10 +105,22 @@ class Supervisor:
             self.write_rows(curves)
         return finished
 
-    def _show(self, progress: Progress, counters: Counters) -> None:
-        """How it stands: in the log, on the page of the fleets, as metrics, in the profile."""
+    def tend(self) -> None:
+        """A look while the result is measured, which a reward's own fleet may be needed for.
+
+        Raises:
+            StopAskedError: the run is asked to stop.
+            FleetGaveUpError: see `watch`.
+        """
+        if self._stopping.is_set():
+            raise StopAskedError("stopped before the result was measured")
+        if (counters := self._counters()) is not None:
+            self._show(counters)
+        self._measure_memory()
+
+    def _show(self, counters: Counters) -> None:
+        """How it stands: on the page of the fleets, as metrics, in the profile."""
         now_known = snapshot(self._ranks.last, counters)
-        progress.show(now_known)
         page = self._fleets.look({**now_known, **self._for_fleets(counters)})
         if page is not None:
             self._metrics.show_page(page)
@@ -118,13 +135,14 @@ class Supervisor:
             self.peak_mb, self._measured_at = max(self.peak_mb, resident), now
             self._metrics.show_memory(resident * 2**20)
 
-    def _for_fleets(self, counters: Counters) -> dict[str, float]:
+    def _for_fleets(self, counters: Counters) -> dict[str, Any]:
         """What is known of the run that fleets are shown and scaled by."""
         seconds = self._ranks.last.get("seconds", {})
-        waits = [spent for phase, spent in seconds.items() if phase.startswith("waiting_")]
         return {
             "cycles": self._config.method.cycles,
-            "learner_waited_s": sum(waits),
+            "learner_waited_s": {
+                role: seconds.get(f"waiting_for_{role}", 0.0) for role in ("samplers", "rewards")
+            },
             "queue_share": counters.pending / self._config.replay.max_pending_records,
         }
 

@@ -79,6 +79,7 @@ class Monitor:
         self._measuring: Any = None
         self._rows: list[dict[str, Any]] = []
         self._stop_asked = False
+        self._meanwhile: Callable[[], None] = lambda: None
         self.stopped_early: str | None = None
         if self.before:
             if not resume:
@@ -100,7 +101,11 @@ class Monitor:
 
         Args:
             report: the learner's newest.
+
+        Raises:
+            RunFailedError: the evaluator finds no place.
         """
+        self._evaluator.check_placed()
         if not self.before:
             self._first.look()
             self._take_first()
@@ -122,7 +127,9 @@ class Monitor:
         rows, self._rows = self._rows, []
         return rows
 
-    def conclude(self, refs: list[Any], cycle: int) -> Result:
+    def conclude(
+        self, refs: list[Any], cycle: int, meanwhile: Callable[[], None] = lambda: None
+    ) -> Result:
         """Waits for what is under way, then exports and measures the version that is kept.
 
         That is the last one, or the best of all that were evaluated, itself included, by
@@ -132,9 +139,11 @@ class Monitor:
         Args:
             refs: of the last version's weights.
             cycle: cycles behind it.
+            meanwhile: called about once a second; what it raises ends the wait.
         """
+        self._meanwhile = meanwhile
         if not self.before:
-            self._first.wait()
+            self._first.wait(meanwhile)
             self._take_first()
         if self._measuring is not None:
             self._take(last_cycle=cycle)
@@ -175,7 +184,7 @@ class Monitor:
         """Notes a finished evaluation of a version that has no later cycle than the last."""
         measuring, self._measuring = self._measuring, None
         try:
-            answer = self._evaluator.result(measuring)
+            answer = self._evaluator.result(measuring, self._meanwhile)
         except RunFailedError as error:
             log.warning("training goes on without this evaluation: %s", error)
             return
@@ -206,10 +215,10 @@ class Monitor:
         self._rows.append(row)
 
     def _measure(self, moment: str, source: WeightsSource) -> dict[str, float]:
-        return self._evaluator.result(self._evaluator.measure(moment, source))
+        return self._evaluator.result(self._evaluator.measure(moment, source), self._meanwhile)
 
     def _export(self, source: WeightsSource) -> str:
-        return self._evaluator.result(self._evaluator.export(source))
+        return self._evaluator.result(self._evaluator.export(source), self._meanwhile)
 
 
 def is_due(published: int, tried: int, every: int) -> bool:

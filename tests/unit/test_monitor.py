@@ -1,7 +1,7 @@
 """The monitor with an evaluator made by hand: what is due, what is kept, what survives."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class HandEvaluator:
         self.newest = 0
         self.ready = True
         self.broken = False
+        self.has_place = True
         self.asked: list[int] = []
         self.exported: list[Any] = []
 
@@ -57,7 +58,12 @@ class HandEvaluator:
     def is_ready(self, ref: Any) -> bool:
         return self.ready
 
-    def result(self, ref: Any) -> Any:
+    def check_placed(self) -> None:
+        if not self.has_place:
+            raise RunFailedError("the evaluator found no place")
+
+    def result(self, ref: Any, meanwhile: Callable[[], None] = lambda: None) -> Any:
+        meanwhile()
         if self.broken:
             raise RunFailedError("no device")
         return ref
@@ -275,3 +281,20 @@ def test_a_resumed_run_that_its_rule_had_ended_is_ended_at_once(tmp_path: Path) 
     world.stops, world.monitor = 0, world.new_monitor(resume=True)
     world.look(0)
     assert world.stops == 1
+
+
+def test_an_evaluator_without_a_place_ends_the_run_before_it_is_trained(tmp_path: Path) -> None:
+    world = World(tmp_path, [0.5])
+    world.evaluator.has_place = False
+    with pytest.raises(RunFailedError, match="no place"):
+        world.monitor.look({"published": 0, "stage": "collecting"})
+
+
+def test_a_stop_is_heeded_while_the_result_is_measured(tmp_path: Path) -> None:
+    world = World(tmp_path, [0.5, 0.6])
+
+    def asked_to_stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        world.monitor.conclude(["last"], 1, asked_to_stop)
