@@ -334,6 +334,13 @@ def _wait_problems(config: "RunConfig") -> Iterator[Problem]:
 
 
 def _measure_problems(config: "RunConfig") -> Iterator[Problem]:
+    # Pictures are drawn by the evaluation's seed, and by the next one for their diversity.
+    if config.seed in (config.evaluation.seed, config.evaluation.seed + 1):
+        yield Problem(
+            "evaluation.seed",
+            f"is {config.evaluation.seed} and seed {config.seed}: the policy would be measured on "
+            "noise that it is trained on; give two seeds that are further apart",
+        )
     training, held_out = config.prompts, config.evaluation.prompts
     same_file = not isinstance(training, ShapesPrompts) and training == held_out
     same_scenes = (

@@ -28,7 +28,8 @@ class Model(Section):
     width: Count | None = None
     """Their width."""
     teacher: str | None = None
-    """Multi-step pipeline that the anchor distils from; null: no anchor."""
+    """Multi-step pipeline that a model of few steps is held to: lasro needs it for its anchor, gors
+    for its loss."""
     num_steps: Literal[1, 2, 3, 4, 8, 50] = 2
     """Sampling steps of the policy."""
     sampler: Literal["auto", "consistency", "ancestral"] = "auto"
@@ -36,7 +37,9 @@ class Model(Section):
     steps on the trailing grid, as SDXL-Turbo; auto: the latter where the pipeline's scheduler is
     such a one and no LCM-LoRA is fused in."""
     guidance_scale: NonNegative = 1.0
-    """Guidance w: embedded where the UNet has an embedding for it, classifier-free otherwise."""
+    """Guidance w. Of many steps: classifier-free. Of few steps: embedded where the UNet has an
+    embedding for it, else of no effect on samples, and that of the teacher which the anchor or a
+    distillation loss asks."""
     trainable: Literal["lora", "full"] = "lora"
     """Train low-rank adapters of the UNet, or all its weights."""
     lora_rank: Count = 16

@@ -136,7 +136,7 @@ class ClipReward(nn.Module):
 class ClipScore(ClipReward):
     """Cosine of picture and prompt, in [-1, 1]; about 0.2 to 0.3 for pictures that fit.
 
-    With OpenAI's CLIP this is CLIPScore without its factor (Hessel et al. 2021,
+    With OpenAI's CLIP this is the cosine that CLIPScore is made of (Hessel et al. 2021,
     arXiv:2104.08718).
 
     Args:

@@ -79,6 +79,7 @@ class Isolated:
         except (_ChildError, TimeoutError) as error:
             self.close()
             raise ValueError(f"{kind} in {python}: {error}") from error
+        self._asks_for_metadata = self._child.asks_for_metadata
 
     @staticmethod
     def check(
@@ -108,8 +109,21 @@ class Isolated:
         finally:
             child.end()
 
-    def score(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> Scored:
+    @property
+    def asks_for_metadata(self) -> bool:
+        """Whether the class has a `score` with a parameter of that name."""
+        return self._asks_for_metadata
+
+    def score(
+        self,
+        images_BHWC: np.ndarray,
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Scored:
         """Scores [B] of the child.
+
+        Args:
+            metadata: what each prompt comes with; for a class that asks for it.
 
         Raises:
             RuntimeError: the reward raised; the child lives on.
@@ -123,7 +137,14 @@ class Isolated:
         if not self._lock.acquire(timeout=self._timeout_s):
             return all_failed(len(prompts), "the call before this one still runs")
         try:
-            message = self._answer(images_BHWC, prompts, deadline)
+            more = {} if metadata is None else {"metadata": [dict(each) for each in metadata]}
+            request = {
+                "shape": list(images_BHWC.shape),
+                "images": images_BHWC.tobytes(),
+                "prompts": list(prompts),
+                **more,
+            }
+            message = self._answer(request, deadline)
             if "error" in message:
                 raise RuntimeError(str(message["error"]))
             return of_answer(message, len(prompts))
@@ -140,9 +161,7 @@ class Isolated:
         """Ends the child; the next call would start another."""
         self._end()
 
-    def _answer(
-        self, images_BHWC: np.ndarray, prompts: Sequence[str], deadline: float
-    ) -> dict[str, Any]:
+    def _answer(self, request: dict[str, Any], deadline: float) -> dict[str, Any]:
         if not self._child.lives:
             self._end()
             log.info("reward %s: another process is started", self._hello["kind"])
@@ -153,11 +172,6 @@ class Isolated:
             if self._child.age_s > self._start_s:
                 raise _ChildError(f"it was not ready after {self._start_s:g} s") from None
             raise
-        request = {
-            "shape": list(images_BHWC.shape),
-            "images": images_BHWC.tobytes(),
-            "prompts": list(prompts),
-        }
         try:
             return self._child.ask(request, deadline - time.monotonic())
         except TimeoutError:
@@ -182,6 +196,7 @@ class _Child:
         self._kind = hello["kind"]
         self._began = time.monotonic()
         self._ready = False
+        self.asks_for_metadata = False
         self._last_lines: deque[str] = deque(maxlen=3)
         self._requests: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[dict[str, Any] | Exception] = queue.SimpleQueue()
@@ -219,6 +234,7 @@ class _Child:
             raise TimeoutError(f"its process loads for {self.age_s:.0f} s already") from None
         if answer.get("ready") is not True:
             raise _ChildError(str(answer.get("error", "it sent no greeting")))
+        self.asks_for_metadata = answer.get("asks_for_metadata") is True
         self._ready = True
 
     def ask(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def main() -> None:
         try:
             if model is None:
                 model = _load(message)
-                answer = {"ready": True}
+                answer = {"ready": True, "asks_for_metadata": _asks_for_metadata(model)}
             else:
                 answer = _score(model, message)
         except BaseException as error:  # noqa: BLE001  the other end decides what to do
@@ -148,9 +148,17 @@ def _load(message: Dict[str, Any]) -> Any:  # noqa: UP006
     return make(**args)
 
 
+def _asks_for_metadata(model: Any) -> bool:
+    try:
+        return "metadata" in inspect.signature(model.score).parameters
+    except ValueError:  # some callables written in C have no signature
+        return False
+
+
 def _score(model: Any, message: Dict[str, Any]) -> Dict[str, Any]:  # noqa: UP006
     images = np.frombuffer(message["images"], dtype=np.uint8).reshape(message["shape"])
-    result = model.score(images, message["prompts"])
+    more = {"metadata": message["metadata"]} if "metadata" in message else {}
+    result = model.score(images, message["prompts"], **more)
     failures = dict(getattr(result, "failures", {}))
     values = getattr(result, "values", result)
     count = len(message["prompts"])

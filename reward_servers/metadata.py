@@ -26,7 +26,10 @@ Table = Mapping[str, Mapping[str, Any]]
 
 def informed(model: RewardModel, table: Table) -> RewardModel:
     """The model itself, or one that hands it the metadata that its `score` asks for."""
-    return Informed(model, table) if asks_for_metadata(model.score) else model
+    asks = getattr(model, "asks_for_metadata", None)  # of a model that only stands for another
+    if asks is None:
+        asks = asks_for_metadata(model.score)
+    return Informed(model, table) if asks else model
 
 
 def asks_for_metadata(method: Callable[..., Any]) -> bool:

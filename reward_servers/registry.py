@@ -81,6 +81,16 @@ def check_reward(kind: str, args: Mapping[str, Any] | None = None) -> None:
         build_reward(kind, args)
 
 
+def default_args(kind: str) -> dict[str, Any]:
+    """What a reward of a kind takes where nothing is given.
+
+    Raises:
+        ValueError: the kind is unknown or cannot be imported.
+    """
+    parameters = inspect.signature(_class_at(kind, path_of(kind))).parameters.values()
+    return {each.name: each.default for each in parameters if each.default is not each.empty}
+
+
 def check_metadata(
     kind: str, args: Mapping[str, Any], table: Mapping[str, Mapping[str, Any]]
 ) -> None:

@@ -108,6 +108,11 @@ class HttpReward:
             raise ValueError(f"url is {url!r}; give http://host:port/path or https://…")
         if parts.username or parts.password:
             raise ValueError("url holds a user or password; give a token through token_env")
+        if parts.query or parts.fragment:
+            raise ValueError(
+                "url holds a query or a fragment, which may be a secret and would be shown in logs "
+                "and on the run's model card: give a token through token_env"
+            )
         if format not in TYPES or pixels not in PIXELS:
             raise ValueError(
                 f"format is {format!r} and pixels {pixels!r}; formats are {', '.join(TYPES)} and "

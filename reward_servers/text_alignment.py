@@ -140,12 +140,16 @@ def _mean_cosine(
 def _recall(
     captions: tuple[Tensor, Tensor, Tensor], references: tuple[Tensor, Tensor, Tensor]
 ) -> Tensor:
-    """BERTScore's recall [B]; 0 where either text has no token of its own."""
-    (caption, _, in_caption), (reference, _, in_reference) = captions, references
+    """BERTScore's recall [B]; 0 where either text has no token of its own.
+
+    A token of the reference may be likest to the caption's first or last, special ones, which are
+    themselves not weighed: so has it the package of its authors.
+    """
+    (caption, there, in_caption), (reference, _, in_reference) = captions, references
     cosines_BRC = nn.functional.normalize(reference, dim=-1) @ nn.functional.normalize(
         caption, dim=-1
     ).transpose(1, 2)
-    best_BR = cosines_BRC.masked_fill(~in_caption[:, None], -1.0).amax(dim=2)
+    best_BR = cosines_BRC.masked_fill(~there[:, None], -1.0).amax(dim=2)
     recall = (best_BR * in_reference).sum(dim=1) / in_reference.sum(dim=1).clamp(min=1)
     return recall * in_caption.any(dim=1)
 

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,3 +55,15 @@ class Partial:
 
 class NoScore:
     """Is no reward."""
+
+
+class Wanted:
+    """What a prompt comes with."""
+
+    def score(
+        self,
+        images_BHWC: np.ndarray,
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, float]],
+    ) -> np.ndarray:
+        return np.array([each["wanted"] for each in metadata], np.float32)

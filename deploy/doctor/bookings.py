@@ -1,5 +1,6 @@
 """Whether what a config books fits on the nodes of a cluster; counts alone, no Ray."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -52,36 +53,63 @@ def bookings(config: RunConfig) -> list[Booking]:
     ]
 
 
+@dataclass
+class _Left:
+    """What is free of a room: its CPUs, and the share of each of its GPUs."""
+
+    cpus: float
+    gpus: list[float]
+
+    @classmethod
+    def of(cls, room: Room) -> "_Left":
+        return cls(room.cpus, [1.0] * int(room.gpus))
+
+    def gpus_for(self, booking: Booking) -> list[int] | None:
+        """Which GPUs a process would take: a part of one, or whole ones; None: it does not fit."""
+        if booking.cpus > self.cpus + _ROUNDING:
+            return None
+        share = min(booking.gpus, 1.0)
+        fitting = [i for i, free in enumerate(self.gpus) if share <= free + _ROUNDING]
+        fitting.sort(key=lambda i: self.gpus[i])
+        count = math.ceil(booking.gpus)
+        return fitting[:count] if len(fitting) >= count else None
+
+    def take(self, booking: Booking, gpus: Sequence[int]) -> None:
+        self.cpus -= booking.cpus
+        for i in gpus:
+            self.gpus[i] -= min(booking.gpus, 1.0)
+
+
 def booking_findings(wanted: Sequence[Booking], rooms: Sequence[Room]) -> Iterator[str]:
     """Roles of which some process finds no place.
 
     The largest are placed first, each where least is left. That is not the order of Ray, and an
-    arrangement that only another order finds is told as missing.
+    arrangement that only another order finds is told as missing. As with Ray, a process that books
+    a part of a GPU has it of one.
     """
-    left = {room.name: [room.cpus, room.gpus] for room in rooms}
+    left = {room.name: _Left.of(room) for room in rooms}
     for booking in sorted(wanted, key=lambda each: (each.gpus, each.cpus), reverse=True):
-        welcome = [room.name for room in rooms if booking.is_welcome(room)]
+        welcome = [left[room.name] for room in rooms if booking.is_welcome(room)]
         placed = 0
         for _ in range(booking.count):
-            fitting = [name for name in welcome if _fits(booking, left[name])]
+            fitting = [
+                (sum(room.gpus), room.cpus, number, gpus)
+                for number, room in enumerate(welcome)
+                if (gpus := room.gpus_for(booking)) is not None
+            ]
             if not fitting:
                 break
-            name = min(fitting, key=lambda each: (left[each][1], left[each][0]))
-            left[name][0] -= booking.cpus
-            left[name][1] -= booking.gpus
+            _, _, number, gpus = min(fitting)
+            welcome[number].take(booking, gpus)
             placed += 1
         if placed < booking.count:
-            yield _missing(booking, placed, [left[name] for name in welcome])
+            yield _missing(booking, placed, welcome)
 
 
-def _fits(booking: Booking, free: Sequence[float]) -> bool:
-    return booking.cpus <= free[0] + _ROUNDING and booking.gpus <= free[1] + _ROUNDING
-
-
-def _missing(booking: Booking, placed: int, free: Sequence[Sequence[float]]) -> str:
+def _missing(booking: Booking, placed: int, free: Sequence[_Left]) -> str:
     labels = ", ".join(f"{key}={value}" for key, value in booking.labels.items())
     having = f" with {labels}" if labels else ""
-    cpus, gpus = (sum(each[i] for each in free) for i in (0, 1))
+    cpus, gpus = sum(each.cpus for each in free), sum(sum(each.gpus) for each in free)
     section = booking.role.rpartition(".")[0] or booking.role
     return (
         f"{booking.role}: {placed} of {booking.count} find a place, each of which books "

@@ -6,6 +6,7 @@ from pathlib import Path
 from deploy.model_checks import is_hub_id
 from deploy.run_config import RunConfig
 from learner.sqdf_settings import Sqdf
+from reward_servers.registry import default_args
 
 _TRUE = {"1", "on", "true", "yes"}
 
@@ -24,7 +25,10 @@ def hub_ids(config: RunConfig) -> dict[str, str]:
     scores = {"rewards": config.rewards, "evaluation.rewards": config.evaluation.rewards}
     for section, rewards in scores.items():
         for name, reward in rewards.items():
-            named |= {f"{section}.{name}.args.{key}": it for key, it in reward.args.items()}
+            named |= {
+                f"{section}.{name}.args.{key}": it
+                for key, it in {**default_args(reward.kind), **reward.args}.items()
+            }
     return {
         name: value
         for name, value in named.items()

@@ -129,13 +129,18 @@ def mean_distance(distance: PictureDistance, images_NHWC: np.ndarray, per_prompt
     Args:
         images_NHWC: prompt by prompt.
     """
-    pairs = [
-        (start + a, start + b)
-        for start, _ in pairwise(range(0, len(images_NHWC) + 1, per_prompt))
-        for a, b in combinations(range(per_prompt), 2)
-    ]
-    first, second = (list(side) for side in zip(*pairs, strict=True))
-    return float(np.mean(distance.distance(images_NHWC[first], images_NHWC[second])))
+    first, second = np.transpose(list(combinations(range(per_prompt), 2)))
+    return float(
+        np.mean(
+            [
+                distance.distance(of_prompt[first], of_prompt[second])
+                for of_prompt in (
+                    images_NHWC[start : start + per_prompt]
+                    for start, _ in pairwise(range(0, len(images_NHWC) + 1, per_prompt))
+                )
+            ]
+        )
+    )
 
 
 def _alexnet() -> nn.Sequential:

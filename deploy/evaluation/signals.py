@@ -18,9 +18,11 @@ def colour_entropy(images_NHWC: np.ndarray) -> float:
 
     0: one colour everywhere; 9, the most: every bin equally often.
     """
-    levels = images_NHWC.reshape(-1, 3).astype(np.int64) * _LEVELS // 256
-    counts = np.bincount(levels @ np.array([_LEVELS**2, _LEVELS, 1]))
-    shares = counts[counts > 0] / len(levels)
+    counts = np.zeros(_LEVELS**3, np.int64)
+    for image_HWC in images_NHWC:  # one at a time: large ones take eight times their size
+        levels = image_HWC.reshape(-1, 3).astype(np.int64) * _LEVELS // 256
+        counts += np.bincount(levels @ np.array([_LEVELS**2, _LEVELS, 1]), minlength=_LEVELS**3)
+    shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log2(shares)).sum() + 0.0)  # no −0
 
 
@@ -30,12 +32,10 @@ def sharpness(images_NHWC: np.ndarray) -> float:
     The Laplacian is that of four neighbours, at pixels that have all four. A blur lowers it,
     noise and hard edges raise it.
     """
-    grey = images_NHWC.astype(np.float64) @ _LUMA
-    laplacian = (
-        grey[:, :-2, 1:-1]
-        + grey[:, 2:, 1:-1]
-        + grey[:, 1:-1, :-2]
-        + grey[:, 1:-1, 2:]
-        - 4 * grey[:, 1:-1, 1:-1]
-    )
-    return float(laplacian.var(axis=(1, 2)).mean())
+    return float(np.mean([_laplacian_of(image_HWC).var() for image_HWC in images_NHWC]))
+
+
+def _laplacian_of(image_HWC: np.ndarray) -> np.ndarray:
+    grey = image_HWC.astype(np.float64) @ _LUMA
+    neighbours = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
+    return neighbours - 4 * grey[1:-1, 1:-1]

@@ -149,10 +149,10 @@ def _use(config: RunConfig, form: Form, prompt: str) -> str:
     if form == "adapter" and model.lcm_lora is not None:
         lines.append(f"pipe.load_lora_weights({model.lcm_lora!r})")
         lines += ["pipe.fuse_lora()", "pipe.unload_lora_weights()"]
-    if form != "pipeline" and (scheduler := _scheduler(model)):
-        name, options = scheduler
-        classes.add(name)
-        lines.append(f"pipe.scheduler = {name}.from_config(pipe.scheduler.config{options})")
+    if form != "pipeline" and model.is_few_step:
+        named, scheduler = _scheduler(model)
+        classes.add(named)
+        lines += scheduler
     if form == "adapter":
         lines.append(f"pipe.load_lora_weights({here})")
     given = {"num_inference_steps": str(model.num_steps), "guidance_scale": "guidance"}
@@ -168,20 +168,31 @@ def _use(config: RunConfig, form: Form, prompt: str) -> str:
     return f"```python\n{text}\n```"
 
 
-def _scheduler(model: Model) -> tuple[str, str] | None:
-    """What takes the place of the pipeline's own scheduler: its class, and further options."""
-    if not model.is_few_step:
-        return None
+def _scheduler(model: Model) -> tuple[str, list[str]]:
+    """What takes the place of the pipeline's scheduler for few steps: a class, and lines."""
     if model.sampler == "ancestral":
-        return "EulerAncestralDiscreteScheduler", ', timestep_spacing="trailing"'
-    if model.sampler == "consistency" or model.lcm_lora is not None or model.unet is not None:
-        return "LCMScheduler", ""
-    return None
+        name, options = "EulerAncestralDiscreteScheduler", ', timestep_spacing="trailing"'
+    else:
+        name, options = "LCMScheduler", ""
+    line = f"pipe.scheduler = {name}.from_config(pipe.scheduler.config{options})"
+    if model.sampler != "auto" or model.lcm_lora is not None:
+        return name, [line]
+    # As samplers do: one of few steps that the pipeline was saved with stays.
+    return name, [
+        'told = pipe.scheduler.config.get("timestep_spacing"), type(pipe.scheduler).__name__',
+        'if told != ("trailing", "EulerAncestralDiscreteScheduler"):',
+        f"    {line}",
+    ]
 
 
 def _training(config: RunConfig) -> str:
     rewards = [
-        (name, f"`{each.kind}`", f"{each.weight:g}", f"`{json.dumps(each.args)}`")
+        (
+            name,
+            f"`{each.kind}`",
+            f"{each.weight:g}",
+            f"`{json.dumps(_public(each.kind, each.args))}`",
+        )
         for name, each in config.rewards.items()
     ]
     prompts = json.dumps(config.prompts.model_dump(mode="json", exclude_none=True))
@@ -189,6 +200,17 @@ def _training(config: RunConfig) -> str:
         f"Prompts: `{prompts}`, seed {config.seed}, {config.model.num_steps} sampling steps.\n\n"
         + _table(("reward", "kind", "weight", "arguments"), rewards)
     )
+
+
+def _public(kind: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a reward that tell of the reward, and not of a service or a machine."""
+    if kind in ("http", "isolated", "image-reward"):
+        return {}
+    return {
+        name: value
+        for name, value in args.items()
+        if not (isinstance(value, str) and Path(value).is_absolute())
+    }
 
 
 def _scores(config: RunConfig, summary: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from diffusers import DiffusionPipeline, EulerAncestralDiscreteScheduler, LCMSch
 
 from learner.model_settings import Model
 from learner.policy.components import PipelineFolder
+from learner.policy.sources import variant_of
 
 
 def whole_pipeline(model: Model) -> Any:
@@ -25,7 +26,10 @@ def whole_pipeline(model: Model) -> Any:
     if model.vae is not None:
         parts["vae"] = folder.vae()
     pipeline: Any = DiffusionPipeline.from_pretrained(
-        folder.path, torch_dtype=torch.float32, **parts
+        folder.path,
+        torch_dtype=torch.float32,
+        variant=variant_of(folder.path / "unet"),
+        **parts,
     )
     if model.is_few_step:
         told = pipeline.scheduler.config

@@ -74,6 +74,15 @@ def test_a_fleet_of_one_reward_is_booked_too() -> None:
     assert "lower rewards.binding.fleet.servers or rewards.binding.fleet.num_gpus" in finding
 
 
+@pytest.mark.parametrize(
+    ("count", "gpus", "there", "fits"),
+    [(3, 0.6, 2, False), (2, 0.6, 2, True), (5, 0.4, 2, False), (4, 0.4, 2, True), (1, 2, 2, True)],
+)
+def test_a_part_of_a_gpu_is_of_one_gpu(count: int, gpus: float, there: int, fits: bool) -> None:
+    found = list(booking_findings([Booking("actors.count", count, 0, gpus)], [Room("a", 8, there)]))
+    assert (found == []) == fits
+
+
 def test_what_fits_in_sum_but_on_no_node_is_told() -> None:
     wanted = [Booking("learner.ranks", 1, 8, 0)]
     rooms = [Room("a", 4, 0), Room("b", 4, 0)]

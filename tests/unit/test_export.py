@@ -190,6 +190,26 @@ def test_the_code_of_every_presets_card_is_python(preset: str, form: str) -> Non
     compile(code_of(preset, form), "card", "exec")
 
 
+def test_a_card_tells_of_no_service_and_no_machine() -> None:
+    rewards = (
+        "rewards={shown: {kind: shapes-binding}, there: {kind: http, args: "
+        "{url: 'https://rewards.example/score', token_env: HOME}}, "
+        "seen: {kind: clip-score, args: {clip: /secret/place}}}"
+    )
+    text = card_text(configured("shapes-rlcm.yaml", rewards), {}, "adapter", "a cat")
+    assert "`shapes-binding`" in text
+    assert "`http`" in text
+    for private in ("rewards.example", "HOME", "/secret/place"):
+        assert private not in text
+
+
+def test_a_cards_code_keeps_a_scheduler_of_few_steps_as_samplers_do() -> None:
+    code = code_of("shapes-rlcm.yaml", "adapter")
+    assert 'if told != ("trailing", "EulerAncestralDiscreteScheduler"):' in code
+    fixed = code_of("shapes-rlcm.yaml", "adapter", "model.sampler=consistency")
+    assert "if told" not in fixed
+
+
 def test_a_cards_code_has_the_parts_that_the_run_drew_with() -> None:
     lcm = code_of("sdxl-lcm-lasro-pickscore.yaml", "adapter")
     lora, mine = (lcm.index(f"load_lora_weights({name}") for name in ("'latent", '"this folder'))

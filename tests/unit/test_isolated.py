@@ -18,6 +18,7 @@ from reward_servers.base import Failure, checked_scores
 from reward_servers.isolated import Isolated
 from reward_servers.isolated_worker import FrameError, read_frame, write_frame
 from reward_servers.jpeg import JpegSize
+from reward_servers.metadata import informed
 from reward_servers.registry import build_reward, check_reward
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 8, 12, 3)).astype(np.uint8)
@@ -46,6 +47,20 @@ def means(reward: Isolated, prompt: str = "") -> None:
 def test_scores_are_those_of_the_class(shared: Isolated) -> None:
     means(shared)
     means(shared, "ünïcode ✓")
+
+
+def test_metadata_reach_a_class_that_asks_for_them() -> None:
+    prompts = ["one", "two", "one"]
+    table = {"one": {"wanted": 1.0, "tags": ["a"]}, "two": {"wanted": 2.0, "tags": []}}
+    reward = Isolated(sys.executable, "tests.isolated_rewards:Wanted")
+    try:
+        assert checked_scores(informed(reward, table), IMAGES, prompts) == [1.0, 2.0, 1.0]
+    finally:
+        reward.close()
+
+
+def test_metadata_are_kept_from_a_class_that_does_not(shared: Isolated) -> None:
+    assert informed(shared, {}) is shared
 
 
 def test_what_a_reward_prints_is_no_answer(shared: Isolated) -> None:

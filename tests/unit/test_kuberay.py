@@ -163,6 +163,15 @@ def test_a_stopped_job_has_time_to_save_and_its_pod_more() -> None:
     assert 3 < wait < PODS["head"]["terminationGracePeriodSeconds"]
 
 
+@pytest.mark.parametrize("name", ["head", "learner"])
+def test_ray_ends_nothing_on_a_pod_before_the_job_has_had_its_time(name: str) -> None:
+    env = {each["name"]: each.get("value") for each in PODS[name]["containers"][0]["env"]}
+    head = {each["name"]: each.get("value") for each in PODS["head"]["containers"][0]["env"]}
+    drains_s = int(env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] or 0)
+    stops_s = int(head["RAY_JOB_STOP_WAIT_TIME_S"] or 0)
+    assert stops_s < drains_s < PODS[name]["terminationGracePeriodSeconds"]
+
+
 def secrets() -> Iterator[tuple[str, str]]:
     """Name and key of every secret that a pod reads."""
     for pod in (*PODS.values(), REDIS):

@@ -214,6 +214,7 @@ def test_a_refused_picture_does_not_fail_its_neighbours(service: Any) -> None:
         ({"url": "ftp://host/x"}, "give http://host:port/path"),
         ({"url": "http://"}, "give http://host:port/path"),
         ({"url": "http://me:word@host/"}, "give a token through token_env"),
+        ({"url": "https://host/x?key=secret"}, "give a token through token_env"),
         ({"format": "pickle"}, "formats are json, msgpack"),
         ({"pixels": "jpeg"}, "pixels png, raw"),
         ({"tries": 0}, "tries 0"),

@@ -310,6 +310,8 @@ def test_an_override_does_not_leak_through_a_yaml_alias(tmp_path: Path) -> None:
             "depend on its speed",
         ),
         (["evaluation.prompts.held_out=false"], "evaluation.prompts", "the training prompts"),
+        (["seed=1234"], "evaluation.seed", "measured on noise that it is trained on"),
+        (["seed=8", "evaluation.seed=7"], "evaluation.seed", "two seeds that are further apart"),
         (["evaluation.samples=1"], "evaluation.samples", "diversity.prompts = 2"),
         (
             ["method.surrogate.heads=1"],
