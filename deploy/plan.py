@@ -6,7 +6,7 @@ asked there, inside the function that needs it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
@@ -255,11 +255,16 @@ def _redis_in_words(config: RunConfig) -> str:
 
 @dataclass(frozen=True)
 class _Use:
-    """A setting as one kind of a section has it; the kind is empty where there are no others."""
+    """A setting as one kind of a section has it; the kind is empty where there are no others.
+
+    Args:
+        only_some: another kind of the section has no such setting.
+    """
 
     kind: str
     types: str
     field: FieldInfo
+    only_some: bool = False
 
 
 def schema_table() -> str:
@@ -272,18 +277,25 @@ def schema_table() -> str:
             default, uses = "**required**", uses[:1]
         else:
             default = ", ".join(_by_kind(uses, lambda use: _default(use.field), "{1} ({0})"))
-        described = _by_kind(uses, lambda use: _cell(use.field.description or ""), "*{0}:* {1}")
+        described = _by_kind(
+            uses,
+            lambda use: _cell(use.field.description or ""),
+            "*{0}:* {1}",
+            always=not tells_kinds and any(use.only_some for use in uses),
+        )
         meaning = " ".join(described)
         rows.append(f"| `{name}` | {_cell(types)} | {default} | {meaning} |")
     return "\n".join(rows) + "\n"
 
 
-def _by_kind(uses: Sequence[_Use], told: Callable[[_Use], str], form: str) -> list[str]:
-    """What all kinds say, once; otherwise what each says, with its name."""
+def _by_kind(
+    uses: Sequence[_Use], told: Callable[[_Use], str], form: str, *, always: bool = False
+) -> list[str]:
+    """What all kinds say, once, unless names are to stand there `always`; else what each says."""
     kinds: dict[str, list[str]] = {}
     for use in uses:
         kinds.setdefault(told(use), []).append(use.kind)
-    if len(kinds) == 1:
+    if len(kinds) == 1 and not always:
         return list(kinds)
     return [form.format(", ".join(names), text) for text, names in kinds.items()]
 
@@ -295,14 +307,23 @@ def _settings(model: type[BaseModel], prefix: str = "", kind: str = "") -> dict[
         sections = list(nested_models(field.annotation))
         if not sections:
             found[f"{prefix}{name}"] = [_Use(kind, _type_name(field.annotation), field)]
-        between = between_of(field.annotation)
-        for section in sections:
-            own = section.model_fields.get("kind")
-            names = get_args(own.annotation) if own is not None else ()
-            of_kind = str(names[0]) if names else kind
-            for nested, uses in _settings(section, f"{prefix}{name}{between}", of_kind).items():
-                found.setdefault(nested, []).extend(uses)
+        within: dict[str, list[_Use]] = {}
+        kinds = {section: _kind_of(section) or kind for section in sections}
+        for section, of_kind in kinds.items():
+            place = f"{prefix}{name}{between_of(field.annotation)}"
+            for nested, uses in _settings(section, place, of_kind).items():
+                within.setdefault(nested, []).extend(uses)
+        for nested, uses in within.items():
+            some = len({use.kind for use in uses}) < len(set(kinds.values()))
+            found[nested] = [replace(use, only_some=some or use.only_some) for use in uses]
     return found
+
+
+def _kind_of(section: type[BaseModel]) -> str:
+    """Empty: it is the only one of its place."""
+    own = section.model_fields.get("kind")
+    names = get_args(own.annotation) if own is not None else ()
+    return str(names[0]) if names else ""
 
 
 def _type_name(annotation: Any) -> str:
