@@ -2,7 +2,10 @@
 # make test     set up, then run the tests, on two cores (JOBS=2)
 # make faults   kill processes of a run and see that nothing is lost (KILLS=50 SEED=0 SHARDS=1 RANKS=1)
 # make fuzz     decode damaged frames and work with damaged keys (N=1000000 STATES=10000)
-# make scale    does a large fleet make as much more, for no more a sample (RECORDS=1000000)
+# make scale    how rate and cost per sample go with the size of a fleet (RECORDS=1000000)
+# make check    ruff, its formatter, pyright
+# make bench    rates of the parts, beside plain ways of doing the same
+# make test-slow   tests that take minutes each
 # See the README for a cluster.
 
 VENV   ?= .venv

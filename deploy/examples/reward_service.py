@@ -149,7 +149,11 @@ class _Telling:
 
 def main() -> None:
     """Serves until Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="deploy.examples.reward_service", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m deploy.examples.reward_service",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--kind", required=True, help="a shipped reward, or module:Class")
     parser.add_argument("--args", default="{}", help="its arguments, as JSON")
     parser.add_argument("--host", default="127.0.0.1")
