@@ -27,13 +27,20 @@ def hub_ids(config: RunConfig) -> dict[str, str]:
         for name, reward in rewards.items():
             named |= {
                 f"{section}.{name}.args.{key}": it
-                for key, it in {**default_args(reward.kind), **reward.args}.items()
+                for key, it in {**_defaults(reward.kind), **reward.args}.items()
             }
     return {
         name: value
         for name, value in named.items()
         if isinstance(value, str) and is_hub_id(value) and not Path(value).exists()
     }
+
+
+def _defaults(kind: str) -> dict[str, object]:
+    try:
+        return default_args(kind)
+    except ValueError:  # a kind that cannot be had is a finding of another look
+        return {}
 
 
 def cache_folder(environ: Mapping[str, str]) -> Path:

@@ -37,10 +37,11 @@ ROWS: dict[str, tuple[Panel, ...]] = {
     "The run": (
         Panel(
             "Progress",
-            "Cycles that have ended, of the whole run.",
+            "Cycles that have ended, of the whole run, and what the learner is at.",
             (
                 ("ray_fleetune_cycle{RUN}", "cycle"),
                 ("ray_fleetune_cycles{RUN}", "of"),
+                ("ray_fleetune_stage{RUN} == 1", "{{stage}}"),
             ),
         ),
         Panel(

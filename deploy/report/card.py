@@ -240,8 +240,12 @@ def _cost(summary: Mapping[str, Any]) -> str:
 
 
 def _settings(config: RunConfig) -> str:
-    told = json.dumps(config.model_dump(mode="json", exclude=_PRIVATE), indent=1)
-    return f"<details>\n<summary>All settings</summary>\n\n```json\n{told}\n```\n\n</details>"
+    told = config.model_dump(mode="json", exclude=_PRIVATE)
+    for rewards in (told["rewards"], told["evaluation"]["rewards"]):
+        for each in rewards.values():
+            each["args"] = _public(each["kind"], each["args"])
+    text = json.dumps(told, indent=1)
+    return f"<details>\n<summary>All settings</summary>\n\n```json\n{text}\n```\n\n</details>"
 
 
 def _table(head: Sequence[str], rows: Any) -> str:

@@ -208,6 +208,11 @@ def test_what_is_not_cached_is_a_finding_offline_and_a_note_else(tmp_path: Path)
     assert f"HF_HOME={tmp_path} hf download latent-consistency/lcm-lora-sdv1-5" in findings[0]
 
 
+def test_models_that_a_reward_takes_by_default_are_looked_for() -> None:
+    ids = hub_ids(config("shapes-rlcm", "rewards={pick: {kind: pickscore}}"))
+    assert ids["rewards.pick.args.clip"] == "yuvalkirstain/PickScore_v1"
+
+
 def test_the_cache_is_where_the_hub_s_client_has_it() -> None:
     assert cache_folder({"HF_HUB_CACHE": "/c", "HF_HOME": "/h"}) == Path("/c")
     assert cache_folder({}) == Path.home() / ".cache" / "huggingface" / "hub"
