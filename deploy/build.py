@@ -139,7 +139,7 @@ def sampler(plan: Plan, board: Any, owner: str) -> SamplerWorker:
     """A sampler worker; its policy starts as version 0, which is the untouched one."""
     import torch
 
-    from actors.fleet import BoardWeights
+    from actors.host import BoardWeights
     from actors.prompts import PromptSource
     from actors.worker import SamplerWorker, WorkerSettings
     from learner.policy.components import PipelineFolder

@@ -6,7 +6,7 @@ Shape suffixes: N pairs, C channels, H W pixels.
 """
 
 from collections.abc import Mapping
-from itertools import combinations, pairwise
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -130,17 +130,9 @@ def mean_distance(distance: PictureDistance, images_NHWC: np.ndarray, per_prompt
         images_NHWC: prompt by prompt.
     """
     first, second = np.transpose(list(combinations(range(per_prompt), 2)))
-    return float(
-        np.mean(
-            [
-                distance.distance(of_prompt[first], of_prompt[second])
-                for of_prompt in (
-                    images_NHWC[start : start + per_prompt]
-                    for start, _ in pairwise(range(0, len(images_NHWC) + 1, per_prompt))
-                )
-            ]
-        )
-    )
+    starts = range(0, len(images_NHWC) - per_prompt + 1, per_prompt)
+    of_prompts = [images_NHWC[start : start + per_prompt] for start in starts]
+    return float(np.mean([distance.distance(each[first], each[second]) for each in of_prompts]))
 
 
 def _alexnet() -> nn.Sequential:

@@ -13,7 +13,8 @@ import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError
 
-from actors.fleet import LOST, WorkerHost, value_or_none
+from actors.fleet import LOST, value_or_none
+from actors.host import WorkerHost
 from reward_servers.pool import MemberLostError, PooledReward, UnavailableError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from actors.fleet import WorkerHost
+from actors.host import WorkerHost
 from deploy.local_head import LocalHead
 from tests.e2e.ray_nodes import RayNode, actors_of
 from tests.services.fleet_world import Waiting

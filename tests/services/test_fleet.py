@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import ray
 
-from actors.fleet import BoardWeights, Fleet, FleetGaveUpError, FleetSettings, Worker
+from actors.fleet import Fleet, FleetGaveUpError, FleetSettings
+from actors.host import BoardWeights, Worker
 from learner.policy.board import PolicyBoard
 from tests.services import fleet_world
 from tests.services.fleet_world import FAST, Waiting
@@ -160,7 +161,7 @@ def test_weights_come_through_the_board_and_the_object_store() -> None:
 
 
 def test_the_fleet_is_light_to_import() -> None:
-    code = "import sys, actors.fleet; sys.exit('torch' in sys.modules)"
+    code = "import sys, actors.fleet, actors.host; sys.exit('torch' in sys.modules)"
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, timeout=120).returncode == 0
 

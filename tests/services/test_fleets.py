@@ -11,7 +11,8 @@ import pytest
 import ray
 from rich.console import Console
 
-from actors.fleet import Fleet, Worker
+from actors.fleet import Fleet
+from actors.host import Worker
 from deploy.fleet.command import rendered
 from deploy.fleet.desk import FleetDesk
 from deploy.fleet.fleets import Fleets
