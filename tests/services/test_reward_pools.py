@@ -118,7 +118,10 @@ def test_a_member_that_finds_no_place_is_handed_nothing(tmp_path: Path) -> None:
         pooled.wait(60)
         assert scores(pooled) == list(range(8))
         assert found.names() == ["reward-tight-0"]
-        assert [each.state for each in members.glance().values()] == ["working", "placing"]
+        eventually(
+            lambda: [each.state for each in members.glance().values()] == ["working", "placing"],
+            members.ensure_alive,
+        )
     finally:
         members.stop()
 
