@@ -99,7 +99,14 @@ def test_a_version_that_is_never_published_is_an_error_that_names_it() -> None:
 
 def test_leases_are_renewed_while_waiting_for_a_version() -> None:
     scene = Scene(3, published=2, settings=WorkerSettings(idle_s=0.001, lease_s=0.01))
-    threading.Timer(0.2, scene.worker.stop).start()
+
+    def stop_when_renewed() -> None:
+        deadline = time.monotonic() + 20
+        while scene.tickets.renewals <= 3 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        scene.worker.stop()
+
+    threading.Thread(target=stop_when_renewed).start()
     scene.worker.run()
     assert scene.tickets.renewals > 3
 
