@@ -88,27 +88,33 @@ class RedisReplay:
     # Tickets
 
     def admit(self, *, limit: int, policy_version: int) -> None:
+        """As `Replay.admit`."""
         if not 0 <= limit <= MAX_TICKET or not 0 <= policy_version <= MAX_VERSION:
             raise ValueError(f"limit {limit} or policy_version {policy_version} is out of range")
         self._link.run("admit", limit, policy_version)
 
     def skip_to(self, ticket: int) -> None:
+        """As `Replay.skip_to`."""
         if not 0 <= ticket <= MAX_TICKET:
             raise ValueError(f"ticket {ticket} is out of range")
         self._link.run("skip", ticket, self.settings.first_ticket(ticket))
 
     def lease_ticket(self, owner: str, *, lease_s: float) -> Ticket | None:
+        """As `Replay.lease_ticket`."""
         lease_id = f"{owner}/{uuid.uuid4().hex}"
         found = self._link.run("lease", lease_id, milliseconds(lease_s), *self._stride)
         return Ticket(int(found[0]), int(found[1]), lease_id) if found else None
 
     def renew_ticket(self, ticket: Ticket, *, lease_s: float) -> bool:
+        """As `Replay.renew_ticket`."""
         return bool(self._link.run("extend", ticket.number, ticket.lease_id, milliseconds(lease_s)))
 
     def return_ticket(self, ticket: Ticket) -> None:
+        """As `Replay.return_ticket`."""
         self._link.run("extend", ticket.number, ticket.lease_id, 0)
 
     def put_group(self, ticket: int, records: Sequence[Record]) -> bool:
+        """As `Replay.put_group`."""
         members = [record.member for record in records if record.ticket == ticket]
         if not records or sorted(members) != list(range(len(records))):
             raise ValueError(f"ticket {ticket} needs members 0, 1, ... of its own; got {members}")
@@ -129,6 +135,7 @@ class RedisReplay:
     def claim(
         self, owner: str, *, max_records: int, block_s: float, lease_s: float
     ) -> list[Record]:
+        """As `Replay.claim`."""
         deadline = time.monotonic() + block_s
         while True:
             remaining_s = max(0.0, deadline - time.monotonic())
@@ -139,12 +146,14 @@ class RedisReplay:
                 return records
 
     def renew_claims(self, owner: str, record_ids: Sequence[str]) -> int:
+        """As `Replay.renew_claims`."""
         # Asked once each: another thread may settle claims meanwhile.
         claims = [claim for name in record_ids if (claim := self._claims.get(name))]
         entries = [entry for entry, _ in claims]
         return int(self._link.run("renew", owner, *entries)) if entries else 0
 
     def unclaim(self, record_ids: Sequence[str]) -> int:
+        """As `Replay.unclaim`."""
         held = [(name, *self._claims[name]) for name in record_ids if name in self._claims]
         words = [word for claim in held for word in claim]
         queued = int(self._link.run("unclaim", *words)) if held else 0
@@ -153,6 +162,7 @@ class RedisReplay:
         return queued
 
     def commit(self, scored: Sequence[tuple[str, Scores]], owner: str = "") -> int:
+        """As `Replay.commit`."""
         words: list[str | int | bytes] = []
         for record_id, scores in scored:
             parse_record_id(record_id)
@@ -168,6 +178,7 @@ class RedisReplay:
         return int(new)
 
     def fail(self, record_id: str, reason: str, *, retry: bool) -> bool:
+        """As `Replay.fail`."""
         parse_record_id(record_id)
         # Known until the server has answered: who asks again must name the same claim.
         claim = self._claims.get(record_id, (b"", ""))
@@ -178,6 +189,7 @@ class RedisReplay:
     # Learner
 
     def tail(self, after: str, *, max_entries: int, block_s: float = 0.0) -> list[LogEntry]:
+        """As `Replay.tail`."""
         places_in(parse_position(after), 1)
         deadline = time.monotonic() + block_s
         while True:
@@ -187,9 +199,11 @@ class RedisReplay:
                 return [entry_or_failed(position, fields) for position, fields in entries]
 
     def read_latents(self, wanted: Sequence[tuple[str, int]]) -> list[np.ndarray | None]:
+        """As `Replay.read_latents`."""
         return self._latents.read(wanted)
 
     def set_priorities(self, priority_of: Mapping[str, float], *, generation: int) -> int:
+        """As `Replay.set_priorities`."""
         if not 0 <= generation <= MAX_VERSION:
             raise ValueError(f"generation {generation} is out of range")
         for name, priority in priority_of.items():
@@ -203,11 +217,13 @@ class RedisReplay:
         )
 
     def priorities(self) -> dict[str, float]:
+        """As `Replay.priorities`."""
         link = self._link
         found = link.ask(lambda: list(link.client.zscan_iter(link.key("priorities"), count=_CHUNK)))
         return {name.decode(): priority for name, priority in found}
 
     def consume(self, below_ticket: int) -> int:
+        """As `Replay.consume`."""
         if not 0 <= below_ticket <= MAX_TICKET:
             raise ValueError(f"ticket {below_ticket} is out of range")
         total = 0
@@ -216,6 +232,7 @@ class RedisReplay:
         return total
 
     def counters(self) -> Counters:
+        """As `Replay.counters`."""
         found = [int(number) for number in self._link.run("counters", *self._stride)]
         if not all(0 <= number <= MAX_VERSION for number in found):
             raise CodecError(f"the counts of run {self.settings.run!r} are damaged: {found}")
@@ -225,6 +242,7 @@ class RedisReplay:
         )
 
     def quarantined(self, max_records: int) -> list[Quarantined]:
+        """As `Replay.quarantined`."""
         link = self._link
 
         def question() -> list[Any]:
@@ -247,6 +265,7 @@ class RedisReplay:
         ]
 
     def release(self, record_ids: Sequence[str]) -> int:
+        """As `Replay.release`."""
         for name in record_ids:
             parse_record_id(name)
         return sum(int(self._link.run("release", *some)) for some in _chunks(record_ids))

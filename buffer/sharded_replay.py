@@ -89,6 +89,7 @@ class ShardedReplay:
         self._shards.tell(lambda shard: shard.admit(limit=limit, policy_version=policy_version))
 
     def skip_to(self, ticket: int) -> None:
+        """As `Replay.skip_to`."""
         self._shards.settle_all(lambda shard: shard.skip_to(ticket))
 
     def lease_ticket(self, owner: str, *, lease_s: float) -> Ticket | None:
@@ -111,6 +112,7 @@ class ShardedReplay:
         self._shards.ask_once(number, lambda shard: shard.return_ticket(ticket))
 
     def put_group(self, ticket: int, records: Sequence[Record]) -> bool:
+        """As `Replay.put_group`."""
         number = self._number(ticket)
         answers = self._shards.settle({number: lambda shard: shard.put_group(ticket, records)})
         return answers[number]
@@ -141,13 +143,16 @@ class ShardedReplay:
         return kept
 
     def unclaim(self, record_ids: Sequence[str]) -> int:
+        """As `Replay.unclaim`."""
         return self._sum(self._by_server(record_ids), RedisReplay.unclaim)
 
     def commit(self, scored: Sequence[tuple[str, Scores]], owner: str = "") -> int:
+        """As `Replay.commit`."""
         parts = self._by_server(scored, name_of=lambda pair: pair[0])
         return self._sum(parts, lambda shard, part: shard.commit(part, owner))
 
     def fail(self, record_id: str, reason: str, *, retry: bool) -> bool:
+        """As `Replay.fail`."""
         part = self._by_server([record_id])
         return self._sum(part, lambda shard, _: shard.fail(record_id, reason, retry=retry)) == 1
 
@@ -171,6 +176,7 @@ class ShardedReplay:
         return entries
 
     def read_latents(self, wanted: Sequence[tuple[str, int]]) -> list[np.ndarray | None]:
+        """As `Replay.read_latents`."""
         rows_of = self._by_server(range(len(wanted)), name_of=lambda row: wanted[row][0])
         answers = self._shards.settle(
             {
@@ -185,6 +191,7 @@ class ShardedReplay:
         return latents
 
     def set_priorities(self, priority_of: Mapping[str, float], *, generation: int) -> int:
+        """As `Replay.set_priorities`."""
         return self._sum(
             self._by_server(priority_of),
             lambda shard, names: shard.set_priorities(
@@ -193,10 +200,12 @@ class ShardedReplay:
         )
 
     def priorities(self) -> dict[str, float]:
+        """As `Replay.priorities`."""
         found = self._shards.settle_all(RedisReplay.priorities)
         return {name: priority for part in found for name, priority in part.items()}
 
     def consume(self, below_ticket: int) -> int:
+        """As `Replay.consume`."""
         return sum(self._shards.settle_all(lambda shard: shard.consume(below_ticket)))
 
     def counters(self) -> Counters:
@@ -214,12 +223,14 @@ class ShardedReplay:
         return dataclasses.replace(sums, admitted=admitted)
 
     def quarantined(self, max_records: int) -> list[Quarantined]:
+        """As `Replay.quarantined`."""
         found = itertools.chain(
             *self._shards.settle_all(lambda shard: shard.quarantined(max_records))
         )
         return sorted(found, key=lambda record: record.failed_at, reverse=True)[:max_records]
 
     def release(self, record_ids: Sequence[str]) -> int:
+        """As `Replay.release`."""
         return self._sum(self._by_server(record_ids), RedisReplay.release)
 
     def erase(self) -> int:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from actors.fleet import FleetGaveUpError
 from buffer.errors import ReplayError, ReplayUnavailable
 from buffer.records import Counters
 from buffer.replay import Replay
@@ -110,12 +111,13 @@ class Supervisor:
 
         Raises:
             StopAskedError: the run is asked to stop.
-            FleetGaveUpError: see `watch`.
         """
         if self._stopping.is_set():
             raise StopAskedError("stopped before the result was measured")
-        if (counters := self._counters()) is not None:
-            self._show(counters)
+        # Training is over: neither samplers nor the replay are needed for what is left.
+        with contextlib.suppress(ReplayError, FleetGaveUpError):
+            if (counters := self._counters()) is not None:
+                self._show(counters)
         self._measure_memory()
 
     def _show(self, counters: Counters) -> None:

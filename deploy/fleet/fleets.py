@@ -166,11 +166,11 @@ class Fleets:
         self._first, self._first_begins_cycle = reading, begins_cycle
         bounds = {
             role: Bounds(
-                bounds.least if is_whole else max(bounds.least, there[role]),
+                asked.least if is_whole else max(asked.least, there[role]),
                 # More of those that find no place would not find one either.
-                min(bounds.most, there[role]) if stuck[role] else bounds.most,
+                min(asked.most, there[role]) if stuck[role] else asked.most,
             )
-            for role, bounds in self._bounds.items()
+            for role, asked in self._bounds.items()
         }
         if measured is not None and (advice := advise(measured, there, bounds)):
             self._first = None
