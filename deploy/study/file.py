@@ -19,6 +19,7 @@
     quick: [method.cycles=1]                    with --quick, one seed of every arm
     scores: [exact_2step, diversity]            columns of the table; default: all
     against: lasro                              a table of differences from it, seed by seed
+    reach: {score: reward_2step, at: 0.7}       a table of what it takes to get there
     fronts:
       - {scores: [reward_2step, diversity], reference: [0, 0]}
 
@@ -100,6 +101,17 @@ class Front(Section):
     """Corner of the area that a front dominates, its hypervolume."""
 
 
+class Reach(Section):
+    """A score of fresh samples: what do runs spend to have it?"""
+
+    score: str = Field(min_length=1)
+    """A reward of training, such as `reward_2step`."""
+    at: float
+    """Reached where it is as much or more."""
+    rounds: Count = 3
+    """Rounds of fresh samples that it is the mean of."""
+
+
 class Diagnosed(Section):
     """What is measured of the study's own preset before its runs, as `deploy.diagnose` tells it."""
 
@@ -134,6 +146,8 @@ class Study(Section):
     """Scores in the table; null: all that every run has."""
     against: str | None = None
     """Arm that all others are held against, seed by seed; null: none."""
+    reach: Reach | None = None
+    """null: no such table."""
     fronts: tuple[Front, ...] = ()
     """Pareto fronts of the report."""
 
@@ -258,6 +272,8 @@ def refuse_unknown_scores(study: Study, name: str) -> None:
     named = [*(study.scores or ()), *(score for front in study.fronts for score in front.scores)]
     if study.tuning is not None:
         named.append(study.tuning.score)
+    if study.reach is not None:
+        named.append(study.reach.score)
     if unknown := [score for score in dict.fromkeys(named) if score not in known]:
         raise ValueError(
             f"no run measures {', '.join(unknown)}; there are {', '.join(sorted(known))}"

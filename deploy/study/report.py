@@ -1,18 +1,16 @@
 """The page of a study: tables, curves with intervals, Pareto fronts, pictures, in one HTML file."""
 
-import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
-from deploy.compare import half_interval
-from deploy.curves import METRICS_FILE, Point, read_points
+from deploy.curves import METRICS_FILE, read_points
 from deploy.report.data import EVALUATION_PHASE, Pictures, read_pictures, versions
 from deploy.report.markup import badge, facts, page, quiet, table
 from deploy.report.pictures import picture_grid
-from deploy.run_config import RunConfig
+from deploy.study.curves import FRESH_PHASE, band, reach_rows
 from deploy.study.file import Cell, Study
-from deploy.study.plots import Band, bands, front
+from deploy.study.plots import bands, front
 from deploy.study.tables import (
     Chosen,
     Finished,
@@ -27,7 +25,6 @@ from deploy.study.tables import (
     tuning_rows,
 )
 
-_FRESH_PHASE = "fresh"
 _QUERIES = "reward queries"
 
 
@@ -48,6 +45,7 @@ def study_html(
     sections = {
         "Scores before and after": _scores(study, results),
         "Differences": _table(difference_rows(study, results)),
+        "What a score costs": _reach(study, results),
         "Tuning": _table(tuning_rows(study, chosen), texts=2),
         "What a policy gradient has to go by": _table(diagnosis),
         "Pareto fronts": _fronts(study, results),
@@ -76,6 +74,17 @@ def _scores(study: Study, results: Finished) -> str:
     )
     notes = [quiet(text), *map(quiet, beyond_budget(study.budget, results))]
     return _table(rows_of(study, results)) + "".join(notes)
+
+
+def _reach(study: Study, results: Finished) -> str:
+    rows = reach_rows(study, results)
+    if study.reach is None or len(rows) < 2:
+        return ""
+    text = (
+        f"When the mean of {study.reach.rounds} rounds of fresh samples has the score: means over "
+        "the seeds that reach it, seconds from the first cycle's beginning on."
+    )
+    return _table(rows) + quiet(text)
 
 
 def _fronts(study: Study, results: Finished) -> str:
@@ -115,43 +124,13 @@ def _curves(study: Study, results: Finished) -> Iterator[str]:
         for runs in points.values()
         for _, rows in runs
         for point in rows
-        if point.phase == _FRESH_PHASE
+        if point.phase == FRESH_PHASE
         for name in point.values
         if name.startswith("reward")
     )
     for name in rewards:
-        series = {arm: band(runs, _FRESH_PHASE, name) for arm, runs in points.items()}
+        series = {arm: band(runs, FRESH_PHASE, name) for arm, runs in points.items()}
         yield bands(series, f"{name}, fresh samples", _QUERIES)
-
-
-def band(runs: Sequence[tuple[RunConfig, Sequence[Point]]], phase: str, name: str) -> Band:
-    """A curve's mean over the runs, where all of them have a point."""
-    # Fresh samples of a cycle are of the version that it has made.
-    later = int(phase == _FRESH_PHASE)
-    curves = []
-    for config, points in runs:
-        found = {
-            queries_before(config, point.step + later): point.values[name]
-            for point in points
-            if point.phase == phase and name in point.values
-        }
-        curves.append(found)
-    places = sorted(set[int]().union(*curves).intersection(*curves)) if curves else []
-    band = []
-    for place in places:
-        values = [curve[place] for curve in curves]
-        half = half_interval(values)
-        band.append((place, statistics.mean(values), 0.0 if math.isnan(half) else half))
-    return band
-
-
-def queries_before(config: RunConfig, cycle: int) -> int:
-    """What the samples cost that a policy version, after so many cycles, has learned from; after
-    the last cycle, what the run has cost."""
-    ends = (0, *config.method.round_ends)
-    groups = ends[cycle] if cycle < config.method.cycles else ends[-1]
-    records = groups * config.actors.group_size
-    return min(records, config.max_records or records) * config.queries_per_record
 
 
 def _pictures(study: Study, results: Finished) -> str:

@@ -32,6 +32,7 @@ from typing import Any
 from deploy.local_head import start_child
 from deploy.run_config import load_config
 from deploy.study.before import take_before
+from deploy.study.curves import reach_rows
 from deploy.study.file import (
     Cell,
     Study,
@@ -317,6 +318,7 @@ def _write(
     tables = {
         "Scores": rows_of(study, results),
         "Differences": difference_rows(study, results),
+        "What a score costs": reach_rows(study, results),
         "Pareto fronts": front_rows(study, results),
         "Tuning": tuning_rows(study, chosen),
         "Diagnosis": diagnosis_rows(folder),

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from deploy.curves import Point
 from deploy.report.data import versions
 from deploy.run_config import load_config
 from deploy.study.before import measured_by, take_before
@@ -20,7 +19,7 @@ from deploy.study.file import (
     refuse_unknown_scores,
     tries_of,
 )
-from deploy.study.report import band, queries_before, study_html
+from deploy.study.report import study_html
 from deploy.study.tables import (
     beyond_budget,
     choose,
@@ -417,22 +416,6 @@ def test_the_page_shows_every_arm_and_what_is_not_finished(tuned: Study, tmp_pat
     ):
         assert f'alt="{title}"' in html
     assert "no-anchor" in html
-
-
-def test_queries_are_those_of_what_a_version_has_learned_from() -> None:
-    config = load_config("deploy/configs/smoke.yaml", ["method.cycles=3"])
-    spent = [queries_before(config, cycle) for cycle in range(4)]
-    assert spent[0] == 0
-    assert spent == sorted(spent)
-    assert spent[-1] == config.planned_queries
-
-
-def test_fresh_samples_stand_where_the_version_that_made_them_does(tmp_path: Path) -> None:
-    config = load_config("deploy/configs/smoke.yaml", ["method.cycles=3"])
-    points = [Point(0, 1.0, "fresh", {"reward": 0.5}), Point(1, 1.0, "evaluation", {"exact": 0.5})]
-    ((fresh, *_),) = band([(config, points)], "fresh", "reward")
-    ((held_out, *_),) = band([(config, points)], "evaluation", "exact")
-    assert fresh == held_out == queries_before(config, 1) > 0
 
 
 @pytest.mark.parametrize(
