@@ -1,7 +1,7 @@
 """What a config means on this machine, before anything is started.
 
 `check_environment` looks for what the run would miss, `describe` says what it would do, and
-`schema_table` is the README's table of settings. Imports no torch; what another package knows is
+`schema_table` is that of deploy/configs/README.md. Imports no torch; what another package knows is
 asked there, inside the function that needs it.
 """
 
