@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from huggingface_hub import try_to_load_from_cache
+
 from deploy.model_checks import is_hub_id
 from deploy.report.data import read_pictures
 from deploy.run_config import RunConfig
@@ -136,10 +138,10 @@ def _use(config: RunConfig, form: Form, prompt: str) -> str:
     if form == "pipeline":
         base = here
     else:
-        unet = here if form == "unet" else model.unet and repr(model.unet)
+        unet = here if form == "unet" else model.unet and _part(model.unet, "unet")
         for part, name, source in (
             ("unet", "UNet2DConditionModel", unet),
-            ("vae", "AutoencoderKL", model.vae and repr(model.vae)),
+            ("vae", "AutoencoderKL", model.vae and _part(model.vae, "vae")),
         ):
             if source:
                 classes.add(name)
@@ -166,6 +168,16 @@ def _use(config: RunConfig, form: Form, prompt: str) -> str:
     lines.append(f"image = pipe({prompt!r}{arguments}).images[0]")
     text = "\n".join([f"from diffusers import {', '.join(sorted(classes))}\n", *lines])
     return f"```python\n{text}\n```"
+
+
+def _part(source: str, part: str) -> str:
+    """Arguments of `from_pretrained`; a pipeline, here or downloaded before, holds it inside."""
+    own, inside = "config.json", f"{part}/config.json"
+    if is_hub_id(source):
+        found = [isinstance(try_to_load_from_cache(source, name), str) for name in (own, inside)]
+    else:
+        found = [(Path(source) / name).is_file() for name in (own, inside)]
+    return f'{source!r}, subfolder="{part}"' if found == [False, True] else repr(source)
 
 
 def _scheduler(model: Model) -> tuple[str, list[str]]:

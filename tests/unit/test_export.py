@@ -223,6 +223,23 @@ def test_a_cards_code_has_the_parts_that_the_run_drew_with() -> None:
     assert "height=32, width=32" in many
 
 
+def test_a_cards_code_says_where_in_a_pipeline_a_part_lies(
+    pipelines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = code_of("shapes-sqdf.yaml", "adapter", f"model.unet={pipelines}/lcm")
+    assert f"from_pretrained('{pipelines}/lcm', subfolder=\"unet\")" in here
+    part = code_of("shapes-sqdf.yaml", "adapter", f"model.vae={pipelines}/lcm/vae")
+    assert f"from_pretrained('{pipelines}/lcm/vae')" in part
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--owner--whole"
+    (repository / "snapshots" / "1" / "unet").mkdir(parents=True)
+    (repository / "snapshots" / "1" / "unet" / "config.json").touch()
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("1")
+    downloaded = code_of("shapes-sqdf.yaml", "adapter", "model.unet=owner/whole")
+    assert "from_pretrained('owner/whole', subfolder=\"unet\")" in downloaded
+
+
 def test_a_cards_code_loads_and_draws_the_result(lora_run: Path, pipelines: Path) -> None:
     text = (lora_run / "adapter" / "README.md").read_text(encoding="utf-8")
     code = text.split("```python\n")[1].split("```")[0]
