@@ -7,6 +7,7 @@ error that a rank raises is the run's: it would only come again.
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,19 @@ class RunFailedError(RuntimeError):
     """The run cannot go on; its text says why and what to do."""
 
 
+@dataclass(frozen=True)
+class _Starting:
+    """Ranks that wait for a place, which they have when the first of them tells its address.
+
+    Attributes:
+        until: by the monotonic clock.
+    """
+
+    address: ray.ObjectRef[tuple[str, int]]
+    until: float
+    resume: bool
+
+
 class Ranks:
     """The learner: `learner-0` and up.
 
@@ -50,6 +64,7 @@ class Ranks:
         self._restarts_in_a_row = 0
         self._restarted_at_cycle = -1
         self._place: Any = None
+        self._starting: _Starting | None = None
         self._asked_report: Any = None
         self._asked_board: tuple[ray.ObjectRef[int], int] | None = None
         self._stop_asked = False
@@ -57,13 +72,7 @@ class Ranks:
         self.last: dict[str, Any] = {}
 
     def start(self, *, resume: bool) -> None:
-        """Places the ranks and sets them to work; one that dies meanwhile is placed anew."""
-        try:
-            self._start(resume=resume)
-        except LOST as error:
-            self._restart(error)
-
-    def _start(self, *, resume: bool) -> None:
+        """Asks for a place for the ranks; `poll` sets them to work once they have it."""
         options = self._plan.config.learner
         host = ray.remote(LearnerRank)
         self._place = self._place or packed_place(
@@ -84,16 +93,20 @@ class Ranks:
             for rank in range(options.ranks)
         ]
         # A node that takes the place of a lost one needs minutes to come.
-        found = self._actors[0].address.remote()
-        address, port = self._ask(found, self._plan.config.limits.stall_s)
-        self._running = [a.run.remote(address, port, resume=resume) for a in self._actors]
+        until = time.monotonic() + self._plan.config.limits.stall_s
+        self._starting = _Starting(self._actors[0].address.remote(), until, resume)
 
     def poll(self) -> bool | None:
-        """None: at work. True: trained to the end. False: stopped before it.
+        """None: at work, or waiting for a place. True: trained to the end. False: stopped before.
 
         Raises:
-            RunFailedError: a rank raised, or died too often.
+            RunFailedError: a rank raised, died too often, or found no place.
         """
+        if self._starting is not None:
+            if self._stop_asked:
+                return False
+            self._run_if_placed(self._starting)
+            return None
         self._read_report()
         ready, _ = ray.wait(self._running, num_returns=len(self._running), timeout=0)
         try:
@@ -114,12 +127,37 @@ class Ranks:
         self._read_last_report()
         return all(results)
 
+    def _run_if_placed(self, starting: "_Starting") -> None:
+        if not ray.wait([starting.address], timeout=0)[0]:
+            if time.monotonic() > starting.until:
+                config = self._plan.config
+                raise RunFailedError(
+                    f"learner-0 found no place within limits.stall_s of {config.limits.stall_s:g} "
+                    f"s: {_lacks(config.learner)}"
+                )
+            return
+        try:
+            address, port = ray.get(starting.address)
+        except LOST as error:
+            self._restart(error)
+            return
+        self._starting = None
+        self._running = [
+            actor.run.remote(address, port, resume=starting.resume) for actor in self._actors
+        ]
+
     def published(self) -> list[Any]:
         """References to the weights that were published last.
 
         Not the board's: what a learner has made must not be lost with another actor.
         """
-        return self._ask(self._actors[0].published.remote(), _ANSWER_TIMEOUT_S)
+        try:
+            return ray.get(self._actors[0].published.remote(), timeout=_ANSWER_TIMEOUT_S)
+        except GetTimeoutError as error:
+            raise RunFailedError(
+                f"learner-0 did not tell within {_ANSWER_TIMEOUT_S:g} s what it has published: "
+                "resume the run"
+            ) from error
 
     def rows(self) -> list[dict[str, Any]]:
         """Metric rows since the last call."""
@@ -205,16 +243,8 @@ class Ranks:
         """Ends the ranks at once; the newest checkpoint is what is left of one that is busy."""
         for actor in self._actors:
             ray.kill(actor)
-        self._actors, self._running, self._asked_report = [], [], None
-
-    def _ask(self, ref: Any, timeout_s: float) -> Any:
-        try:
-            return ray.get(ref, timeout=timeout_s)
-        except GetTimeoutError as error:
-            raise RunFailedError(
-                f"learner-0 did not answer within {timeout_s:g} s: "
-                + _lacks(self._plan.config.learner)
-            ) from error
+        self._actors, self._running = [], []
+        self._starting = self._asked_report = None
 
 
 def _lacks(part: Learner | Evaluation) -> str:

@@ -1,8 +1,7 @@
 """Looking after a run: failures within their budget, actors alive, curves written, limits kept.
 
-Each look is short: whoever is slow is seen again at the next one. Only while a lost rank of the
-learner is placed anew does it wait, up to `limits.stall_s`. `Supervisor.watch` returns when the
-learner has ended.
+Each look is short: whoever is slow, or has no place yet, is seen again at the next one.
+`Supervisor.watch` returns when the learner has ended.
 """
 
 import contextlib

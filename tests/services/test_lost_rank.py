@@ -14,6 +14,7 @@ import pytest
 import ray
 
 from deploy.ranks import Ranks, RunFailedError
+from deploy.run_config import load_config
 from tests.services import fleet_world
 from tests.services.test_learner_ranks import free_port
 
@@ -152,3 +153,45 @@ def test_a_report_that_is_late_is_not_waited_for_and_not_lost(cluster: None) -> 
     ray.kill(ranks._actors[0])
     assert rows == [{"step": 1}]
     assert longest_s < 1.5
+
+
+@pytest.fixture
+def placeless(cluster: None) -> Iterator[Callable[[float], Ranks]]:
+    """The ranks of a learner that asks for more than the cluster has, for so many seconds."""
+    made: list[Ranks] = []
+
+    def make(stall_s: float) -> Ranks:
+        values = ["name=placeless", "learner.num_cpus=999"]
+        config = load_config("deploy/configs/smoke.yaml", values)
+        limits = config.limits.model_copy(update={"stall_s": stall_s})
+        plan: Any = SimpleNamespace(config=config.model_copy(update={"limits": limits}))
+        made.append(Ranks(plan, None))
+        return made[-1]
+
+    yield make
+    for ranks in made:
+        ranks.kill()
+
+
+@pytest.mark.ray
+def test_who_watches_does_not_wait_for_the_place_of_a_rank(
+    placeless: Callable[[float], Ranks],
+) -> None:
+    ranks, begun = placeless(600), time.monotonic()
+    ranks.start(resume=True)
+    assert [ranks.poll() for _ in range(3)] == [None] * 3
+    assert time.monotonic() - begun < 30
+    ranks.ask_to_stop()
+    assert ranks.poll() is False
+
+
+@pytest.mark.ray
+def test_a_rank_that_finds_no_place_ends_the_run_and_says_what_it_asks_for(
+    placeless: Callable[[float], Ranks],
+) -> None:
+    ranks = placeless(2)
+    ranks.start(resume=False)
+    assert ranks.poll() is None
+    time.sleep(2)
+    with pytest.raises(RunFailedError, match=r"no place within limits.stall_s of 2 s.*999 CPUs"):
+        ranks.poll()
