@@ -8,6 +8,7 @@ itself replaces what died (Ray restarts nothing), so a worker that cannot be bui
 its reason. Nothing here waits but `stop`, and nothing imports torch: the workers do.
 """
 
+import itertools
 import logging
 import math
 import time
@@ -76,6 +77,7 @@ class FleetSettings:
 State = Literal["placing", "building", "working", "draining", "down"]
 """Of an actor: Ray looks for a place, or asks its autoscaler for one; models are loaded; at work;
 finishes its batch before it ends; has ended, or is out of reach, and is replaced soon."""
+_NOT_AT_WORK: tuple[State, ...] = ("placing", "down")
 
 
 @dataclass(frozen=True)
@@ -196,12 +198,18 @@ class Fleet:
         self.scale(count)
 
     def scale(self, count: int) -> None:
-        """Have `count` actors: new ones are created, the highest numbers drain and end."""
+        """Have `count` actors: new ones are created, and what is too many drains and ends.
+
+        First those that have no place or are down, then the highest numbers.
+        """
         if count < 0:
             raise ValueError(f"cannot scale the {self._name} fleet to {count}")
-        surplus, self._slots = self._slots[count:], self._slots[:count]
-        self._drain(surplus)
-        self._slots += [_Slot(f"{self._name}-{i}") for i in range(len(self._slots), count)]
+        if surplus := sorted(self._slots, key=lambda slot: slot.state in _NOT_AT_WORK)[count:]:
+            self._slots = [slot for slot in self._slots if slot not in surplus]
+            self._drain(surplus)
+        taken = {slot.name for slot in self._slots}
+        free = (name for i in itertools.count() if (name := f"{self._name}-{i}") not in taken)
+        self._slots += [_Slot(next(free)) for _ in range(len(self._slots), count)]
         self._fill_empty()
 
     def ensure_alive(self) -> list[str]:

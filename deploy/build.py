@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from buffer.replay import Replay
+from deploy.progress import STARTING
 from deploy.prompt_sources import prompt_list, prompt_set
 from deploy.run_config import RunConfig
 from learner.draft_settings import Draft
@@ -318,7 +319,7 @@ class LearnerRank:
     def report(self) -> dict[str, Any]:
         """Where it is, and the metric rows since the last call."""
         if self._method is None or self._trainer is None:
-            return {"stage": "starting the learner", "cycle": 0, "latest": {}, "rows": []}
+            return {"stage": STARTING, "cycle": 0, "latest": {}, "rows": []}
         journal = self._method.journal
         return {
             "stage": journal.stage,

@@ -133,7 +133,7 @@ class Controller:
             evaluator,
             self._folder,
             board=board,
-            stop=ranks.ask_to_stop,
+            stop=partial(ranks.ask_to_stop, for_result=True),
             resume=self._resume,
         )
         fleets = self._start_fleets(stack, plan, board)
@@ -164,9 +164,10 @@ class Controller:
                 _note(outcome, ranks, fleets, watcher)
             if trained or (monitor.stopped_early and not self._stopping.is_set()):
                 # Trained to the end, a learner publishes the weights to keep as one more version.
+                weights = ranks.published()
                 cycle = ranks.last["published"] - int(trained)
                 with profile.spent("run", "last evaluation and export"):
-                    result = monitor.conclude(ranks.published(), cycle, supervisor.tend)
+                    result = monitor.conclude(weights, cycle, supervisor.tend)
                 supervisor.write_rows(curves)
                 outcome.before, outcome.after = monitor.before, result.after
                 outcome.exported, outcome.exported_version = result.exported, result.version
@@ -253,6 +254,7 @@ class Controller:
             desk=self._desk,
             folder=self._folder.path,
             bounds={role: Bounds(*limits) for role, limits in auto.items() if limits},
+            useful={"samplers": self._config.useful_samplers},
         )
         fleets.start(counts)
         return fleets

@@ -18,6 +18,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from deploy.progress import STARTING
+
 PROFILE_FILE = "profile.json"
 _WRITE_EVERY_S = 5.0
 _USAGE_ERROR = 2
@@ -51,9 +53,11 @@ class Profile:
         """
         now = time.monotonic()
         passed_s, self._noted_at = now - self._noted_at, now
-        self.add("run", str(report.get("stage", "starting the learner")), passed_s)
+        stage = str(report.get("stage", STARTING))
+        self.add("run", stage, passed_s)
         self.add("evaluator", "evaluating" if evaluates else "idle", passed_s)
-        self._note_actor("learner", "learner", passed_s, report.get("seconds"), "starting")
+        told = None if stage == STARTING else report.get("seconds")
+        self._note_actor("learner", "learner", passed_s, told, "starting")
         for role, fleet in page.get("fleets", {}).items():
             for name, row in fleet["workers"].items():
                 told = {k.removesuffix("_s"): v for k, v in row.items() if k.endswith("_s")}

@@ -29,6 +29,8 @@ from rich.table import Table
 
 Snapshot = Mapping[str, Any]
 
+STARTING = "starting the learner"
+"""Stage of a learner that has no place yet, or loads its models."""
 _LINE_EVERY_S = 5.0
 # Long enough to bridge one evaluation, short enough to follow a fleet that was scaled.
 _RATE_WINDOW_S = 60.0

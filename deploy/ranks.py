@@ -4,6 +4,7 @@ A rank that dies takes its siblings with it, and all continue from the newest ch
 error that a rank raises is the run's: it would only come again.
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ from actors.fleet import LOST
 from deploy.build import EvaluatorHost, LearnerRank, Plan, WeightsSource
 from deploy.config_sections import Evaluation
 from deploy.outcome import RunFolder
+from deploy.progress import STARTING
 from deploy.run_config import RunConfig
 from learner.settings import Learner
 
@@ -37,13 +39,14 @@ class RunFailedError(RuntimeError):
 
 @dataclass(frozen=True)
 class _Starting:
-    """Ranks that wait for a place, which they have when the first of them tells its address.
+    """Ranks that wait for a place.
 
     Attributes:
+        placed: one for each, there once it has its own.
         until: by the monotonic clock.
     """
 
-    address: ray.ObjectRef[tuple[str, int]]
+    placed: list[Any]
     until: float
     resume: bool
 
@@ -67,7 +70,7 @@ class Ranks:
         self._starting: _Starting | None = None
         self._asked_report: Any = None
         self._asked_board: tuple[ray.ObjectRef[int], int] | None = None
-        self._stop_asked = False
+        self._stop_asked = self._ends_unplaced = False
         self._rows: list[dict[str, Any]] = []
         self.last: dict[str, Any] = {}
 
@@ -94,7 +97,12 @@ class Ranks:
         ]
         # A node that takes the place of a lost one needs minutes to come.
         until = time.monotonic() + self._plan.config.limits.stall_s
-        self._starting = _Starting(self._actors[0].address.remote(), until, resume)
+        placed: Any = [actor.__ray_ready__.remote() for actor in self._actors]
+        self._starting = _Starting(placed, until, resume)
+        if self._stop_asked:  # of their earlier lives
+            self._tell_to_stop()
+        if self.last:
+            self.last = {**self.last, "stage": STARTING}
 
     def poll(self) -> bool | None:
         """None: at work, or waiting for a place. True: trained to the end. False: stopped before.
@@ -103,10 +111,7 @@ class Ranks:
             RunFailedError: a rank raised, died too often, or found no place.
         """
         if self._starting is not None:
-            if self._stop_asked:
-                return False
-            self._run_if_placed(self._starting)
-            return None
+            return False if self._ends_unplaced else self._run_if_placed(self._starting)
         self._read_report()
         ready, _ = ray.wait(self._running, num_returns=len(self._running), timeout=0)
         try:
@@ -114,64 +119,81 @@ class Ranks:
         except RayTaskError as error:
             if (lost := self._lost_rank()) is not None:
                 # Its siblings raised, because they could not reach it any more.
-                self._restart(lost)
-                return None
+                return self._restart(lost)
             self._read_last_report()
             log.error("the learner ended with an error", exc_info=error)
             raise RunFailedError(f"the learner failed: {_reason(error)}") from error
         except LOST as error:
-            self._restart(error)
-            return None
+            return self._restart(error)
         if len(results) < len(self._running):
             return None
         self._read_last_report()
         return all(results)
 
-    def _run_if_placed(self, starting: "_Starting") -> None:
-        if not ray.wait([starting.address], timeout=0)[0]:
-            if time.monotonic() > starting.until:
-                config = self._plan.config
-                raise RunFailedError(
-                    f"learner-0 found no place within limits.stall_s of {config.limits.stall_s:g} "
-                    f"s: {_lacks(config.learner)}"
-                )
-            return
+    def _run_if_placed(self, starting: _Starting) -> bool | None:
+        count = len(starting.placed)
+        placed, _ = ray.wait(starting.placed, num_returns=count, timeout=0)
         try:
-            address, port = ray.get(starting.address)
+            ray.get(placed)
+            if len(placed) == count:
+                first = self._actors[0].address.remote()
+                address, port = ray.get(first, timeout=_ANSWER_TIMEOUT_S)
+                self._starting = None
+                self._running = [
+                    a.run.remote(address, port, resume=starting.resume) for a in self._actors
+                ]
+                return None
         except LOST as error:
-            self._restart(error)
-            return
-        self._starting = None
-        self._running = [
-            actor.run.remote(address, port, resume=starting.resume) for actor in self._actors
-        ]
+            return self._restart(error)
+        if time.monotonic() > starting.until:
+            limits, options = self._plan.config.limits, self._plan.config.learner
+            raise RunFailedError(
+                f"{count - len(placed)} of the learner's {count} ranks found no place within "
+                f"limits.stall_s of {limits.stall_s:g} s: {_lacks(options, count)}"
+            )
+        return None
 
     def published(self) -> list[Any]:
         """References to the weights that were published last.
 
         Not the board's: what a learner has made must not be lost with another actor.
+
+        Raises:
+            RunFailedError: there are none.
         """
-        try:
-            return ray.get(self._actors[0].published.remote(), timeout=_ANSWER_TIMEOUT_S)
-        except GetTimeoutError as error:
-            raise RunFailedError(
-                f"learner-0 did not tell within {_ANSWER_TIMEOUT_S:g} s what it has published: "
-                "resume the run"
-            ) from error
+        refs: list[Any] = []
+        if self._starting is None:
+            asked = self._actors[0].published.remote()
+            with contextlib.suppress(GetTimeoutError):
+                refs = ray.get(asked, timeout=_ANSWER_TIMEOUT_S)
+        if not refs:
+            raise RunFailedError("the learner ended before it had weights to tell: resume the run")
+        return refs
 
     def rows(self) -> list[dict[str, Any]]:
         """Metric rows since the last call."""
         rows, self._rows = self._rows, []
         return rows
 
-    def ask_to_stop(self) -> None:
-        """Ends the ranks after the cycle in hand, with a checkpoint."""
+    def ask_to_stop(self, *, for_result: bool = False) -> None:
+        """Ends the ranks after the cycle in hand, with a checkpoint.
+
+        Args:
+            for_result: what they have learned is wanted then, so that ranks without a place, or
+                that die, are placed all the same, to tell it.
+        """
         self._stop_asked = True
+        self._ends_unplaced = self._ends_unplaced or not for_result
+        self._tell_to_stop()
+
+    def _tell_to_stop(self) -> None:
         for actor in self._actors:
             actor.stop.remote()
 
     def ensure_published(self) -> None:
         """Has the newest version published again where the board was lost; waits for nobody."""
+        if self._starting is not None:  # nobody there has published anything yet
+            return
         if self._asked_board is None:
             # What is published after the question is no news that the board has lost.
             published = self.last.get("published", -1)
@@ -223,7 +245,8 @@ class Ranks:
                 return error
         return None
 
-    def _restart(self, error: RayError) -> None:
+    def _restart(self, error: RayError) -> bool | None:
+        """Places all ranks anew; False: the run was to end anyway."""
         self._restarts += 1
         cycle = self.last.get("cycle", 0)
         self._restarts_in_a_row = (
@@ -232,12 +255,15 @@ class Ranks:
         self._restarted_at_cycle = cycle
         log.warning("a learner rank died (%d): %s", self._restarts, error)
         self.kill()
-        if self._restarts_in_a_row > _MAX_RESTARTS or self._stop_asked:
+        if self._ends_unplaced:
+            return False
+        if self._restarts_in_a_row > _MAX_RESTARTS:
             raise RunFailedError(
                 f"a learner rank died {self._restarts_in_a_row} times in cycle {cycle}: {error}"
             )
         time.sleep(_BACKOFF_S * self._restarts_in_a_row)
         self.start(resume=True)
+        return None
 
     def kill(self) -> None:
         """Ends the ranks at once; the newest checkpoint is what is left of one that is busy."""
@@ -247,11 +273,11 @@ class Ranks:
         self._starting = self._asked_report = None
 
 
-def _lacks(part: Learner | Evaluation) -> str:
+def _lacks(part: Learner | Evaluation, count: int = 1) -> str:
     labels = "".join(f", {key}={value}" for key, value in part.node_labels.items())
     return (
-        f"the cluster may lack a node with {part.num_cpus:g} CPUs and {part.num_gpus:g} GPUs left "
-        f"for it{labels}"
+        f"the cluster may lack nodes with {part.num_cpus:g} CPUs and {part.num_gpus:g} GPUs left "
+        f"for {'it' if count == 1 else f'each of {count}'}{labels}"
     )
 
 

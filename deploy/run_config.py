@@ -166,6 +166,13 @@ class RunConfig(Section):
         return min(records, self.max_records or records) * self.queries_per_record
 
     @property
+    def useful_samplers(self) -> int:
+        """As many as find a batch of groups to draw in a cycle; more would get no ticket."""
+        first, *later = self.method.round_sizes
+        groups = max(later, default=0) or first
+        return -(-groups // self.actors.groups_per_batch) * (1 + self.max_staleness)
+
+    @property
     def samples_per_insert(self) -> float:
         """How often the steps of a cycle draw a trajectory for each that the cycle inserts.
 

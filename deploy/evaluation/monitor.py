@@ -170,8 +170,8 @@ class Monitor:
 
     def _is_due(self, report: Mapping[str, Any]) -> bool:
         every, published = self._settings.every_cycles, report.get("published", 0)
-        # The version after the last cycle's is the one to keep, which is measured at the end.
-        if every is None or not 0 < published <= self._cycles or report.get("stage") == "done":
+        # What the last cycle makes is measured at the end.
+        if every is None or not 0 < published < self._cycles or report.get("stage") == "done":
             return False
         return is_due(published, self._tried, every)
 

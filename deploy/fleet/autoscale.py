@@ -5,7 +5,7 @@ The learner is to be kept busy and the queue for rewards bounded, with as few ac
     rewards lag, a reward's own fleet busy       more of that fleet
     rewards lag, reward servers busy             more reward servers
     learner waits, and samplers are what for     more samplers: n / (1 − its waiting share)
-    learner does not wait, samplers mostly idle  fewer samplers: their work / 0.8
+    learner does not wait, samplers mostly idle  fewer samplers: their work / 0.8, at most by half
     reward servers mostly idle, no queue         fewer of them likewise; so of a reward's own fleet
 
 Rewards lag where the queue for them is half full, or the learner waits for nothing but them. Reward
@@ -142,9 +142,10 @@ def _more_rewards(measured: Measured, counts: dict[str, int]) -> Advice | None:
     works, role = max(
         ((work, role) for role, work in measured.pools_work.items()), default=(0.0, "")
     )
-    if works < _BUSY:
+    if works < _BUSY * measured.rewards_work or not role:
         works, role = measured.rewards_work, "rewards"
-    if works < _BUSY:
+    # Where the learner waits, they are what it waits for as long as they are busy meanwhile.
+    if works < (_BUSY if measured.queue >= _FULL else _BUSY * measured.waits_for_rewards):
         return None
     return Advice(
         role,
@@ -175,7 +176,7 @@ def _fewer_samplers(measured: Measured, counts: dict[str, int]) -> Advice | None
         return None
     return Advice(
         "samplers",
-        max(1, math.ceil(counts["samplers"] * measured.samplers_work / _BUSY)),
+        _fewer(counts["samplers"], measured.samplers_work),
         f"samplers are idle {_percent(idle)} of the time and the learner waits "
         f"{_percent(measured.learner_waits)}",
     )
@@ -187,10 +188,15 @@ def _fewer_rewards(measured: Measured, counts: dict[str, int]) -> Iterator[Advic
         if not lag and 1 - works > _IDLE:
             yield Advice(
                 role,
-                max(1, math.ceil(counts[role] * works / _BUSY)),
+                _fewer(counts[role], works),
                 f"{_named(role)} are idle {_percent(1 - works)} of the time and the queue is "
                 f"{_percent(measured.queue)} full",
             )
+
+
+def _fewer(count: int, works: float) -> int:
+    """Half of them at least: work that comes all at once needs more than its share of the time."""
+    return max(1, math.ceil(count / 2), math.ceil(count * works / _BUSY))
 
 
 def _named(role: str) -> str:

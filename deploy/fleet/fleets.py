@@ -37,8 +37,9 @@ class Fleets:
         desk: handle of the `FleetDesk`.
         folder: the run's, for the decisions.
         bounds: of the roles that are scaled by what is measured; others are as they are told.
+        useful: by role, as many as find something to do in a cycle; the rule has no more of them.
         measured_s: least that is measured for one decision: of whole cycles, so that every role has
-            had its turn. Of a longer one only more actors can come.
+            had its turn. Of a part of a long one, and before the first, only more actors can come.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Fleets:
         desk: Any,
         folder: Path,
         bounds: Mapping[str, Bounds] | None = None,
+        useful: Mapping[str, int] | None = None,
         measured_s: float = 30.0,
     ) -> None:
         self._fleets = dict(fleets)
@@ -58,9 +60,11 @@ class Fleets:
         self._decisions: deque[dict[str, Any]] = deque(maxlen=_DECISIONS_SHOWN)
         self._images: dict[str, deque[tuple[float, float]]] = {}
         self._bounds = dict(bounds or {})
+        self._useful = dict(useful or {})
         self._measured_s = measured_s
         self._first: Reading | None = None
         self._first_begins_cycle = False
+        self._stage: Any = None
         self._cycle: Any = None
         self._placing_since: dict[str, float] = {}
 
@@ -107,6 +111,7 @@ class Fleets:
         if count == before:
             return
         fleet.scale(count)
+        self._first = None  # what was measured is of another fleet
         self._keep(role, before, count, why)
         log.info("%s: %d -> %d, %s", role, before, count, why)
 
@@ -140,10 +145,12 @@ class Fleets:
     ) -> None:
         """Does what the rule advises, once there is a whole while to judge by."""
         stuck = self._stuck(seen, now)
-        if not self._bounds or facts.get("stage") != "training":
+        begins_cycle, self._cycle = facts.get("cycle") != self._cycle, facts.get("cycle")
+        goes_on, self._stage = facts.get("stage") == self._stage, facts.get("stage")
+        prepares = self._stage == "collecting"
+        if not self._bounds or not goes_on or not (prepares or self._stage == "training"):
             self._first = None
             return
-        begins_cycle, self._cycle = facts.get("cycle") != self._cycle, facts.get("cycle")
         reading = Reading(
             now,
             facts.get("learner_waited_s", {}),
@@ -155,26 +162,40 @@ class Fleets:
             # While a new actor finds its place or loads its models, nothing can be judged.
             self._first = None
             return
-        took_s = 0.0 if self._first is None else now - self._first.at_s
-        is_whole = begins_cycle and self._first_begins_cycle and took_s >= self._measured_s
-        is_long = took_s >= _LONG * self._measured_s
-        if self._first is not None and not is_whole and not is_long:
-            if begins_cycle and not self._first_begins_cycle:
-                self._first, self._first_begins_cycle = reading, True
+        bounds = {role: self._within(role, asked, prepares) for role, asked in self._bounds.items()}
+        for role, allowed in bounds.items():
+            if len(self._fleets[role]) > allowed.most:
+                self.scale(role, allowed.most, "a cycle has no work for more")
+                return
+        first = self._first
+        if first is None:
+            self._first, self._first_begins_cycle = reading, begins_cycle
             return
-        measured = measured_between(self._first, reading) if self._first is not None else None
-        self._first, self._first_begins_cycle = reading, begins_cycle
-        bounds = {
+        took_s = now - first.at_s
+        is_whole = begins_cycle and self._first_begins_cycle and took_s >= self._measured_s
+        is_part = took_s >= self._measured_s * (1 if prepares else _LONG)
+        if is_whole or (begins_cycle and not self._first_begins_cycle):
+            self._first, self._first_begins_cycle = reading, True
+        elif is_part and not self._first_begins_cycle:
+            self._first = reading
+        if not is_whole and not is_part:
+            return
+        measured = measured_between(first, reading)
+        allowed = {
             role: Bounds(
-                asked.least if is_whole else max(asked.least, there[role]),
+                each.least if is_whole else max(each.least, there[role]),
                 # More of those that find no place would not find one either.
-                min(asked.most, there[role]) if stuck[role] else asked.most,
+                min(each.most, there[role]) if stuck[role] else each.most,
             )
-            for role, asked in self._bounds.items()
+            for role, each in bounds.items()
         }
-        if measured is not None and (advice := advise(measured, there, bounds)):
-            self._first = None
+        if measured is not None and (advice := advise(measured, there, allowed)):
             self.scale(advice.role, advice.count, advice.why)
+
+    def _within(self, role: str, asked: Bounds, prepares: bool) -> Bounds:
+        """What the rule may have: what was asked for, as far as there is work for it."""
+        useful = asked.most if prepares else self._useful.get(role, asked.most)
+        return Bounds(asked.least, max(asked.least, min(asked.most, useful)))
 
     def _stuck(self, seen: Mapping[str, Mapping[str, Seen]], now: float) -> dict[str, list[str]]:
         """By role, who has looked for a place for long."""

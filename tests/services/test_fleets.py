@@ -57,7 +57,10 @@ def new_fleets(desk: Any, tmp_path: Path) -> Iterator[Callable[..., Fleets]]:
     made: list[Fleet] = []
 
     def make(
-        build: Callable[[str], Worker] = Counting, measured_s: float = 30.0, **options: float
+        build: Callable[[str], Worker] = Counting,
+        measured_s: float = 30.0,
+        useful: int | None = None,
+        **options: float,
     ) -> Fleets:
         options = {"num_cpus": 0, **options}
         fleets = {
@@ -65,7 +68,8 @@ def new_fleets(desk: Any, tmp_path: Path) -> Iterator[Callable[..., Fleets]]:
             for role in ("samplers", "rewards")
         }
         made.extend(fleets.values())
-        run = Fleets(fleets, desk=desk, folder=tmp_path, measured_s=measured_s)
+        most = None if useful is None else {"samplers": useful}
+        run = Fleets(fleets, desk=desk, folder=tmp_path, measured_s=measured_s, useful=most)
         run.start({"samplers": 1, "rewards": 1})
         return run
 
@@ -257,6 +261,48 @@ def test_actors_without_a_place_keep_the_rule_from_nothing_but_more_of_them(
     ray.get(desk.ask.remote({"samplers": (1, 8)}))
     # They count images and no seconds: idle all the time, as the learner never waits.
     eventually(lambda: states(desk, "samplers") == {"samplers-0": "working"}, lambda: look(0.0))
+
+
+@pytest.mark.slow
+def test_the_preparation_gets_more_samplers_than_a_cycle_has_work_for(
+    new_fleets: Callable[..., Fleets], desk: Any, tmp_path: Path
+) -> None:
+    fleets = new_fleets(Busy, measured_s=1.0, useful=2)
+    begun = time.monotonic()
+
+    def look(stage: str) -> None:
+        waited = {"samplers": time.monotonic() - begun}
+        fleets.look({"stage": stage, "cycle": 0, "learner_waited_s": waited, "queue_share": 0.2})
+
+    ray.get(desk.ask.remote({"samplers": (1, 4)}))
+    four = {f"samplers-{i}": "working" for i in range(4)}
+    eventually(lambda: states(desk, "samplers") == four, lambda: look("collecting"))
+    two = {f"samplers-{i}": "working" for i in range(2)}
+    eventually(lambda: states(desk, "samplers") == two, lambda: look("training"))
+    last = json.loads((tmp_path / DECISIONS_FILE).read_text().splitlines()[-1])
+    assert (last["from"], last["to"], last["why"]) == (4, 2, "a cycle has no work for more")
+
+
+def test_a_fleet_that_shrinks_keeps_those_at_work(
+    new_fleets: Callable[..., Fleets], desk: Any
+) -> None:
+    cpus = ray.cluster_resources()["CPU"]
+    fleets = new_fleets(num_cpus=cpus / 2)  # room for one beside the reward server
+    fleets.scale("samplers", 2, "for the test")
+    last = {"samplers-0": "working", "samplers-1": "placing"}
+    eventually(lambda: states(desk, "samplers") == last, lambda: fleets.look({}))
+    ray.kill(fleets._fleets["samplers"]._slots[0].actor)  # the other one gets its room
+    first = {"samplers-0": "placing", "samplers-1": "working"}
+    eventually(lambda: states(desk, "samplers") == first, lambda: fleets.look({}))
+    fleets.scale("samplers", 1, "for the test")
+    kept = {"samplers-1": "working"}
+    eventually(lambda: states(desk, "samplers") == kept, lambda: fleets.look({}))
+    fleets.scale("samplers", 2, "a number that is free")
+    assert set(fleets.stats()) >= {"samplers-1"}
+    assert {slot.name for slot in fleets._fleets["samplers"]._slots} == {
+        "samplers-0",
+        "samplers-1",
+    }
 
 
 def test_bounds_bring_a_fleet_within_them_at_once(

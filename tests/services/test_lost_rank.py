@@ -69,6 +69,9 @@ class Rank:
     def report(self) -> dict[str, Any]:
         return {"rows": [], "cycle": 3}
 
+    def stop(self) -> None:
+        """Goes on all the same."""
+
 
 @ray.remote(num_cpus=0, max_concurrency=2)
 class Slow:
@@ -137,6 +140,21 @@ def test_an_error_of_a_rank_whose_siblings_live_ends_the_run(
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize(("for_result", "starts"), [(False, []), (True, [True])])
+def test_a_rank_that_dies_after_a_stop_is_placed_anew_only_for_what_it_has_to_tell(
+    ranks_that: Callable[..., Any], for_result: bool, starts: list[bool]
+) -> None:
+    ranks = ranks_that("dies")
+    ranks.ask_to_stop(for_result=for_result)
+    answer, deadline = None, time.monotonic() + 120
+    while answer is None and not ranks.starts and time.monotonic() < deadline:
+        answer = ranks.poll()
+        time.sleep(0.1)
+    assert ranks.starts == starts
+    assert answer is (None if for_result else False)
+
+
+@pytest.mark.ray
 def test_a_report_that_is_late_is_not_waited_for_and_not_lost(cluster: None) -> None:
     ranks: Any = Ranks(SimpleNamespace(), None)
     kind: Any = Slow
@@ -181,6 +199,10 @@ def test_who_watches_does_not_wait_for_the_place_of_a_rank(
     ranks.start(resume=True)
     assert [ranks.poll() for _ in range(3)] == [None] * 3
     assert time.monotonic() - begun < 30
+    ranks.ask_to_stop(for_result=True)  # which nobody could tell yet
+    assert ranks.poll() is None
+    with pytest.raises(RunFailedError, match="resume the run"):
+        ranks.published()
     ranks.ask_to_stop()
     assert ranks.poll() is False
 
@@ -193,5 +215,7 @@ def test_a_rank_that_finds_no_place_ends_the_run_and_says_what_it_asks_for(
     ranks.start(resume=False)
     assert ranks.poll() is None
     time.sleep(2)
-    with pytest.raises(RunFailedError, match=r"no place within limits.stall_s of 2 s.*999 CPUs"):
+    with pytest.raises(
+        RunFailedError, match=r"ranks found no place within limits.stall_s of 2 s.*999 CPUs"
+    ):
         ranks.poll()

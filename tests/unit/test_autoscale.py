@@ -21,7 +21,7 @@ SHARES = st.floats(0, 1)
         ({"waits_for_rewards": 0.3}, "rewards", 5, "the learner waits for them 30 % of the time"),
         ({"waits_for_samplers": 0.4}, "samplers", 7, "the learner waits for them 40 % of the time"),
         ({"waits_for_samplers": 0.95}, "samplers", 8, "the learner waits for them 95 %"),
-        ({"samplers_work": 0.2}, "samplers", 1, "samplers are idle 80 %"),
+        ({"samplers_work": 0.2}, "samplers", 2, "samplers are idle 80 %"),
         ({"rewards_work": 0.3, "queue": 0.0}, "rewards", 2, "reward servers are idle 70 %"),
     ],
 )
@@ -49,7 +49,7 @@ def test_a_rewards_own_fleet_shrinks_where_it_is_idle() -> None:
     counts = COUNTS | {"rewards.clip": 8}
     advice = advise(idle, counts, BOTH | {"rewards.clip": Bounds(1, 16)})
     assert advice is not None
-    assert (advice.role, advice.count) == ("rewards.clip", 2)
+    assert (advice.role, advice.count) == ("rewards.clip", 4)
 
 
 def test_a_busy_run_whose_learner_works_is_left_alone() -> None:
@@ -68,6 +68,27 @@ def test_samplers_that_wait_while_the_learner_works_are_still_worth_adding_to() 
     advice = advise(turns, COUNTS, BOTH)
     assert advice is not None
     assert (advice.role, advice.count) == ("samplers", 8)
+
+
+def test_reward_servers_that_take_turns_with_the_learner_are_worth_adding_to() -> None:
+    # The learner works 80 s, samplers 20 s, and one server needs 80 s for what they make.
+    turns = Measured(
+        waits_for_samplers=0.12, samplers_work=0.12, rewards_work=0.5, queue=0.0,
+        waits_for_rewards=0.38,
+    )  # fmt: skip
+    advice = advise(turns, {"samplers": 4, "rewards": 1}, BOTH)
+    assert advice is not None
+    assert (advice.role, advice.count) == ("rewards", 2)
+
+
+def test_a_rewards_own_fleet_that_takes_turns_grows_before_its_servers() -> None:
+    turns = replace(
+        QUIET, rewards_work=0.5, waits_for_rewards=0.4, pools_work={"rewards.clip": 0.45}
+    )
+    counts = COUNTS | {"rewards.clip": 1}
+    advice = advise(turns, counts, BOTH | {"rewards.clip": Bounds(1, 4)})
+    assert advice is not None
+    assert advice.role == "rewards.clip"
 
 
 def test_a_role_that_nobody_gave_away_is_not_touched() -> None:

@@ -379,6 +379,14 @@ def test_replayed_states_count_as_draws() -> None:
     assert load_config(SMOKE_SQDF).samples_per_insert == pytest.approx((24 + 8) / 12)
 
 
+def test_more_samplers_than_a_round_has_batches_for_are_of_no_use() -> None:
+    values = ["method.groups_per_cycle=24", "actors.groups_per_batch=4"]
+    ahead = [*values, "replay.max_staleness=1"]
+    turns = [*values, "replay.max_staleness=0"]
+    assert load_config(SMOKE, turns).useful_samplers == 6
+    assert load_config(SMOKE, ahead).useful_samplers == 12
+
+
 def test_only_the_last_step_can_carry_the_reward() -> None:
     assert load_config(SMOKE, ["method.reward_steps=last"]).rewarded_steps == 1
 
