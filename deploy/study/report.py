@@ -14,10 +14,10 @@ from deploy.study.plots import bands, front
 from deploy.study.tables import (
     Chosen,
     Finished,
-    beyond_budget,
     difference_rows,
     families,
     front_rows,
+    notes_on,
     pareto,
     point_of,
     rows_of,
@@ -72,7 +72,7 @@ def _scores(study: Study, results: Finished) -> str:
     text = (
         "Mean over the seeds, before → after, and the change with its 95 % interval (Student's t)."
     )
-    notes = [quiet(text), *map(quiet, beyond_budget(study.budget, results))]
+    notes = [quiet(text), *map(quiet, notes_on(study, results))]
     return _table(rows_of(study, results)) + "".join(notes)
 
 

@@ -45,7 +45,6 @@ from deploy.study.report import study_html
 from deploy.study.tables import (
     TUNING_FILE,
     Chosen,
-    beyond_budget,
     choose,
     csv_of,
     diagnosis_rows,
@@ -54,9 +53,11 @@ from deploy.study.tables import (
     front_rows,
     is_diagnosis_of,
     markdown,
+    notes_on,
     read_diagnosis,
     rows_of,
     tuning_rows,
+    unfinished_rows,
 )
 
 log = logging.getLogger(__name__)
@@ -185,14 +186,16 @@ def main() -> int:
 
     def write() -> None:
         chosen.update(choose(study, tries, folder))
-        _write(folder, name, study, cells, chosen)
+        _write(folder, name, study, cells, trials, chosen)
 
     if not _diagnosed(study, folder, lock):
         log.error("the diagnosis failed; the runs go on without it")
     runner = Runner(
         folder, jobs=options.jobs, in_cluster=options.in_cluster, lock=lock, after_each=write
     )
-    runner.run(trials, trials)
+    for _ in range(2):  # one that fails, by whatever chance, would leave its arm fewer tries
+        if runner.stopped is None:
+            runner.run(trials, trials)
     write()
     if runner.stopped is not None:
         return runner.stopped
@@ -311,7 +314,12 @@ def _refuse_other_settings(cells: Sequence[Cell]) -> None:
 
 
 def _write(
-    folder: Path, name: str, study: Study, cells: Sequence[Cell], chosen: Mapping[str, Chosen]
+    folder: Path,
+    name: str,
+    study: Study,
+    cells: Sequence[Cell],
+    trials: Sequence[Cell],
+    chosen: Mapping[str, Chosen],
 ) -> None:
     """Everything that is known so far."""
     results = finished(study, cells)
@@ -322,9 +330,10 @@ def _write(
         "Pareto fronts": front_rows(study, results),
         "Tuning": tuning_rows(study, chosen),
         "Diagnosis": diagnosis_rows(folder),
+        "Not finished": unfinished_rows([*trials, *cells]),
     }
     shown = [f"## {title}\n\n{markdown(rows)}" for title, rows in tables.items() if rows]
-    notes = [f"{text}.\n" for text in beyond_budget(study.budget, results)]
+    notes = [f"{text}.\n" for text in notes_on(study, results)]
     (folder / "study.md").write_text("\n".join([*shown, *notes]), encoding="utf-8")
     (folder / "study.csv").write_text(csv_of(study, results), encoding="utf-8")
     page = study_html(name, study, results, chosen, diagnosis_rows(folder))

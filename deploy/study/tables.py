@@ -6,6 +6,7 @@ import json
 import math
 import os
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from deploy.study.file import (
     cells_of,
 )
 
-_COSTS = ("reward queries", "TFLOPs", "wall s")
+_COSTS = ("reward queries", "sampling TFLOPs", "learner TFLOPs", "wall s")
 TUNING_FILE = "tuning.json"
 _LACKING = "–"
 """Of a score that a run does not measure, such as that of its eighth step where it takes two."""
@@ -116,14 +117,15 @@ def rows_of(study: Study, results: Finished) -> list[list[str]]:
         if not summaries:
             rows.append([arm, runs, *([""] * (len(scores) + len(_COSTS)))])
             continue
-        costs = (
-            [summary["reward_queries"] for summary in summaries],
-            [tflops(summary) for summary in summaries],
-            [summary["wall_s"] for summary in summaries],
+        queries, wall_s = (
+            f"{statistics.mean(summary[name] for summary in summaries):,.0f}"
+            for name in ("reward_queries", "wall_s")
         )
-        means = [statistics.mean(values) for values in costs]
-        told = [f"{means[0]:,.0f}", f"{means[1]:,.1f}", f"{means[2]:,.0f}"]
-        rows.append([arm, runs, *(_change(summaries, score) for score in scores), *told])
+        sampled = [summary["flops"].get("sampling", 0.0) / 1e12 for summary in summaries]
+        learned = [tflops(each) - own for each, own in zip(summaries, sampled, strict=True)]
+        computed = [f"{statistics.mean(values):,.1f}" for values in (sampled, learned)]
+        changed = [_change(summaries, score) for score in scores]
+        rows.append([arm, runs, *changed, queries, *computed, wall_s])
     return rows
 
 
@@ -246,6 +248,38 @@ def beyond_budget(budget: Budget | None, results: Finished) -> list[str]:
         if abs(mean / budget.tflops - 1) > budget.slack:
             told.append(f"{arm} spent {mean:,.1f} TFLOPs, the budget is {budget.tflops:,.1f}")
     return told
+
+
+def unlike_versions(results: Finished) -> list[str]:
+    """What runs of the study differ in, of their code and libraries, in words."""
+    summaries = [summary for found in results.values() for _, summary in found]
+    known = [summary.get("versions", {}) for summary in summaries]
+    told = []
+    for name in dict.fromkeys(name for each in known for name in each):
+        counts = Counter(each.get(name, "unknown") for each in known)
+        if len(counts) > 1:
+            shares = ", ".join(f"{value} ({count})" for value, count in counts.items())
+            told.append(f"runs were made with different versions of {name}: {shares}")
+    return told
+
+
+def notes_on(study: Study, results: Finished) -> list[str]:
+    """What a reader of the tables has to know, in sentences without their full stops."""
+    return [*beyond_budget(study.budget, results), *unlike_versions(results)]
+
+
+def unfinished_rows(cells: Sequence[Cell]) -> list[list[str]]:
+    """A head and a row for every run that has begun and is not finished; empty without one."""
+    rows = [["not finished", "status", "reason"]]
+    for cell in cells:
+        told = cell.told
+        if told is None and not has_begun(cell.config, os.environ):
+            continue
+        if told is None or told.get("status") != "finished":
+            told = told or {}
+            status = str(told.get("status", "under way, or killed"))
+            rows.append([cell.config.name, status, str(told.get("reason") or "")])
+    return rows if len(rows) > 1 else []
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

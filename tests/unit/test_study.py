@@ -132,10 +132,13 @@ def test_the_table_holds_the_changes_of_finished_runs_and_their_spread(
     finish(cells[2], tmp_path, 0.5, 0.8)
     finish(cells[1], tmp_path, 0.5, 0.9, status="failed")
     rows = markdown(rows_of(study, finished(study, cells))).splitlines()
-    assert rows[0] == "| arm | runs | exact_2step | reward queries | TFLOPs | wall s |"
+    costs = "reward queries | sampling TFLOPs | learner TFLOPs | wall s"
+    assert rows[0] == f"| arm | runs | exact_2step | {costs} |"
     half = 12.706 * math.sqrt(0.02) / math.sqrt(2)
-    assert rows[2] == f"| plain | 2/2 | 0.500 → 0.700 (+0.200 ± {half:.3f}) | 100 | 5.0 | 10 |"
-    assert rows[3] == "| no-anchor | 0/2 |  |  |  |  |"
+    assert (
+        rows[2] == f"| plain | 2/2 | 0.500 → 0.700 (+0.200 ± {half:.3f}) | 100 | 2.0 | 3.0 | 10 |"
+    )
+    assert rows[3] == "| no-anchor | 0/2 |  |  |  |  |  |"
 
 
 def test_the_csv_has_a_line_for_every_score_of_a_finished_run(

@@ -1,0 +1,71 @@
+"""What the tables of a study have to be read with: runs that ended badly, or of other code."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.report.data import code_hash, versions
+from deploy.run_config import load_config
+from deploy.study.file import Cell, Study
+from deploy.study.tables import notes_on, unfinished_rows
+
+
+@pytest.fixture
+def study() -> Study:
+    return Study.model_validate(
+        {"config": "deploy/configs/smoke.yaml", "seeds": [0, 1, 2], "arms": {"plain": []}}
+    )
+
+
+@pytest.fixture
+def cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
+    monkeypatch.setenv("FLEETUNE_RUNS", str(tmp_path))
+    names = [f"plain-seed{seed}" for seed in range(3)]
+    configs = [load_config("deploy/configs/smoke.yaml", [f"name={name}"]) for name in names]
+    return [Cell("plain", config, ()) for config in configs]
+
+
+def end(cell: Cell, **summary: Any) -> dict[str, Any]:
+    cell.folder.mkdir()
+    (cell.folder / "config.json").write_text(cell.config.to_json())
+    (cell.folder / "summary.json").write_text(json.dumps(summary))
+    return summary
+
+
+def test_a_run_that_is_not_finished_stands_with_its_reason(cells: list[Cell]) -> None:
+    assert unfinished_rows(cells) == []
+    end(cells[0], status="finished")
+    end(cells[1], status="failed", reason="latents are not finite")
+    cells[2].folder.mkdir()
+    (cells[2].folder / "config.json").write_text(cells[2].config.to_json())
+    assert unfinished_rows(cells)[1:] == [
+        ["plain-seed1", "failed", "latents are not finite"],
+        ["plain-seed2", "under way, or killed", ""],
+    ]
+
+
+def test_runs_of_different_code_or_libraries_are_told_apart(
+    study: Study, cells: list[Cell]
+) -> None:
+    known = [{"code": "a", "torch": "2"}, {"code": "b", "torch": "2"}, {"code": "a", "torch": "2"}]
+    runs = [(cell, {"versions": each}) for cell, each in zip(cells, known, strict=True)]
+    assert notes_on(study, {"plain": runs}) == [
+        "runs were made with different versions of code: a (2), b (1)"
+    ]
+    assert notes_on(study, {"plain": runs[::2]}) == []
+
+
+def test_the_hash_of_the_code_changes_with_what_decides_a_result_alone(tmp_path: Path) -> None:
+    hashes = []
+    for number, (name, text) in enumerate(
+        [("learner/a.py", "1"), ("learner/a.py", "2"), ("deploy/report/b.py", "1")]
+    ):
+        root = tmp_path / str(number)
+        for path, content in (("learner/a.py", "1"), (name, text)):
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_text(content)
+        hashes.append(code_hash(root))
+    assert hashes[0] == hashes[2] != hashes[1]
+    assert len(versions()["code"]) == 12
