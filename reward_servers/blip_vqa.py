@@ -99,8 +99,10 @@ class BlipVqa:
         values = np.ones(len(prompts))
         for first in range(0, len(pairs), self._batch):
             rows, questions = zip(*pairs[first : first + self._batch], strict=True)
-            # A row may be there several times, once a question.
-            np.multiply.at(values, list(rows), self._p_yes(images_BHWC[list(rows)], questions))
+            # A row may be there several times, once a question; its picture is looked at once.
+            looked_at, picture_Q = np.unique(rows, return_inverse=True)
+            seen_BND = self._see(images_BHWC[looked_at])
+            np.multiply.at(values, list(rows), self._p_yes(seen_BND, picture_Q, questions))
         unasked = {row: "the prompt names nothing" for row, each in enumerate(asked) if not each}
         return Scored(values.astype(np.float32), unasked)
 
@@ -117,8 +119,17 @@ class BlipVqa:
             raise ValueError(f"questions of {prompt!r} are {given!r}; give a list of texts")
         return list(given)
 
-    def _p_yes(self, images_BHWC: np.ndarray, questions: Sequence[str]) -> np.ndarray:
-        """P(yes) [B] of a question a picture.
+    def _see(self, images_BHWC: np.ndarray) -> Tensor:
+        """What the vision tower tells of pictures, [B, N, D]."""
+        return self._blip.model.vision_model(
+            pixel_values=self._blip.pixels(images_BHWC),
+            interpolate_pos_encoding=self._blip.interpolate,
+        ).last_hidden_state
+
+    def _p_yes(
+        self, seen_BND: Tensor, picture_Q: np.ndarray, questions: Sequence[str]
+    ) -> np.ndarray:
+        """P(yes) [Q] of questions, each about one of the pictures.
 
         Questions of one length go together: the decoder of transformers 5 attends to padding.
         """
@@ -127,23 +138,22 @@ class BlipVqa:
         values = np.empty(len(questions))
         for length in np.unique(lengths):
             rows = np.flatnonzero(lengths == length)
-            ids_BL = torch.tensor([tokens.input_ids[row] for row in rows])
-            values[rows] = self._answers(images_BHWC[rows], ids_BL)
+            ids_QL = torch.tensor([tokens.input_ids[row] for row in rows])
+            of_rows = torch.from_numpy(picture_Q[rows]).to(seen_BND.device)
+            values[rows] = self._answers(seen_BND[of_rows], ids_QL)
         return values
 
-    def _answers(self, images_BHWC: np.ndarray, ids_BL: Tensor) -> np.ndarray:
-        """P(yes) [B] of questions as tokens [B, L]."""
+    def _answers(self, seen_BND: Tensor, ids_BL: Tensor) -> np.ndarray:
+        """P(yes) [B] of questions as tokens [B, L], each with its picture."""
         blip = self._blip
         ids_BL = ids_BL.to(blip.device)
         ids_BL[:, 0] = self._encode
-        seen = blip.model.vision_model(
-            pixel_values=blip.pixels(images_BHWC), interpolate_pos_encoding=blip.interpolate
-        ).last_hidden_state
+        all_BN = torch.ones(seen_BND.shape[:2], dtype=torch.long, device=seen_BND.device)
         read = blip.model.text_encoder(
             input_ids=ids_BL,
             attention_mask=torch.ones_like(ids_BL),
-            encoder_hidden_states=seen,
-            encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device),
+            encoder_hidden_states=seen_BND,
+            encoder_attention_mask=all_BN,
         ).last_hidden_state
         answers = blip.model.text_decoder(
             input_ids=torch.full((len(ids_BL), 1), self._begin, device=blip.device),
