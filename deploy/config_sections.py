@@ -253,7 +253,7 @@ class Distance(Section):
     """How different two pictures look."""
 
     kind: str = Field(min_length=1)
-    """`lpips`, or `module:Class`."""
+    """`lpips`, `dreamsim`, or `module:Class`."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of its class."""
 

@@ -1,6 +1,6 @@
 """How different two pictures look: distances that evaluation measures diversity by.
 
-`lpips` is shipped, anybody's own is a class as `module:Class` with a method
+`lpips` and `dreamsim` are shipped, anybody's own is a class as `module:Class` with a method
 `distance(a_NHWC, b_NHWC) -> float32 [N]` on uint8 pictures. Weights are files that are given.
 Shape suffixes: N pairs, C channels, H W pixels.
 """
@@ -16,7 +16,10 @@ from torch import Tensor, nn
 
 from reward_servers.registry import class_of
 
-SHIPPED = {"lpips": "deploy.evaluation.distances:Lpips"}
+SHIPPED = {
+    "lpips": "deploy.evaluation.distances:Lpips",
+    "dreamsim": "deploy.evaluation.dreamsim:DreamSim",
+}
 _BATCH = 64
 # Of ImageNet pictures in [-1, 1], as LPIPS normalises them.
 _SHIFT = torch.tensor([-0.030, -0.088, -0.188])[:, None, None]

@@ -103,7 +103,7 @@ def test_a_mean_is_over_the_pairs_of_a_prompt_and_never_between_two() -> None:
 @pytest.mark.parametrize(
     ("kind", "args", "message"),
     [
-        ("lpipps", {}, "unknown distance 'lpipps'; shipped are lpips"),
+        ("lpipps", {}, "unknown distance 'lpipps'; shipped are dreamsim, lpips"),
         ("lpips", {"backbone": "nowhere.pth", "heads": "nowhere.pth"}, r"nowhere\.pth of lpips do"),
         ("lpips", {"net": "vgg"}, "it takes backbone: str, heads: str"),
         ("no_such_module:Thing", {}, "cannot import 'no_such_module' for distance"),
