@@ -6,7 +6,7 @@ Shape suffixes: N pairs, C channels, H W pixels.
 
 import contextlib
 import importlib.util
-import os
+import io
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class DreamSim:
         self.check(folder, model)
         from dreamsim import dreamsim  # pyright: ignore[reportMissingImports]
 
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        with contextlib.redirect_stdout(io.StringIO()):  # it tells where its files are
             found = dreamsim(cache_dir=folder, dreamsim_type=model, device="cpu")
         self._model, self._prepare = found
 
