@@ -18,7 +18,7 @@ from reward_servers.registry import class_of
 
 SHIPPED = {
     "lpips": "deploy.evaluation.distances:Lpips",
-    "dreamsim": "deploy.evaluation.dreamsim:DreamSim",
+    "dreamsim": "deploy.evaluation.dream_sim:DreamSim",
 }
 _BATCH = 64
 # Of ImageNet pictures in [-1, 1], as LPIPS normalises them.
