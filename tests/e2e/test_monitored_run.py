@@ -27,16 +27,18 @@ CLIMB = (
 SOON = "evaluation.stop={kind: held_out_falls, patience: 2, min_gain: 1}"
 
 
+OVERDONE = (
+    *CLIMB,
+    f"method.cycles={MANY}",
+    "evaluation.best_by=dark_2step",
+    "evaluation.stop={kind: held_out_falls, patience: 2}",
+)
+
+
 @pytest.fixture(scope="module")
 def overdone(run_job: Callable[..., Ended]) -> Ended:
     """Trained on the opposite of what it is judged by."""
-    ended = run_job(
-        "overdone",
-        *CLIMB,
-        f"method.cycles={MANY}",
-        "evaluation.best_by=dark_2step",
-        "evaluation.stop={kind: held_out_falls, patience: 2}",
-    )
+    ended = run_job("overdone", *OVERDONE)
     assert ended.status == 0, ended.output
     return ended
 
@@ -172,3 +174,13 @@ def test_the_same_seed_in_lockstep_gives_the_same_policy_with_and_without_evalua
     ]
     assert weights[0].keys() == weights[1].keys()
     assert all(np.array_equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_run_that_its_rule_has_ended_ends_again_with_its_result_where_it_is_resumed(
+    overdone: Ended, run_job: Callable[..., Ended]
+) -> None:
+    before = overdone.summary
+    again = run_job("overdone", *OVERDONE, job="overdone-again", resume=True)
+    assert again.status == 0, again.output
+    for name in ("status", "stopped_early", "exported_version", "after"):
+        assert again.summary[name] == before[name]
