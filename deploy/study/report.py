@@ -34,16 +34,19 @@ def study_html(
     results: Finished,
     chosen: Mapping[str, Chosen],
     diagnosis: Sequence[Sequence[str]] = (),
+    unfinished: Sequence[Sequence[str]] = (),
 ) -> str:
     """The page; what is not finished yet is said.
 
     Args:
         diagnosis: rows of what a policy gradient has to go by, the first of them the head.
+        unfinished: likewise of the runs that have begun and ended without a result.
     """
     done, total = sum(map(len, results.values())), len(results) * len(study.seeds)
     status = badge(f"{done} of {total} runs finished", "good" if done == total else "")
     sections = {
         "Scores before and after": _scores(study, results),
+        "Not finished": _table(unfinished, texts=3),
         "Differences": _table(difference_rows(study, results)),
         "What a score costs": _reach(study, results),
         "Tuning": _table(tuning_rows(study, chosen), texts=2),

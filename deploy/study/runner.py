@@ -323,6 +323,7 @@ def _write(
 ) -> None:
     """Everything that is known so far."""
     results = finished(study, cells)
+    unfinished = unfinished_rows([*trials, *cells])
     tables = {
         "Scores": rows_of(study, results),
         "Differences": difference_rows(study, results),
@@ -330,13 +331,13 @@ def _write(
         "Pareto fronts": front_rows(study, results),
         "Tuning": tuning_rows(study, chosen),
         "Diagnosis": diagnosis_rows(folder),
-        "Not finished": unfinished_rows([*trials, *cells]),
+        "Not finished": unfinished,
     }
     shown = [f"## {title}\n\n{markdown(rows)}" for title, rows in tables.items() if rows]
     notes = [f"{text}.\n" for text in notes_on(study, results)]
     (folder / "study.md").write_text("\n".join([*shown, *notes]), encoding="utf-8")
     (folder / "study.csv").write_text(csv_of(study, results), encoding="utf-8")
-    page = study_html(name, study, results, chosen, diagnosis_rows(folder))
+    page = study_html(name, study, results, chosen, diagnosis_rows(folder), unfinished)
     (folder / "study.html").write_text(page, encoding="utf-8")
     if chosen:
         told = {arm: vars(each) for arm, each in chosen.items()}

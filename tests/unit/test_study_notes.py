@@ -9,6 +9,7 @@ import pytest
 from deploy.report.data import code_hash, versions
 from deploy.run_config import load_config
 from deploy.study.file import Cell, Study
+from deploy.study.report import study_html
 from deploy.study.tables import notes_on, unfinished_rows
 
 
@@ -44,6 +45,12 @@ def test_a_run_that_is_not_finished_stands_with_its_reason(cells: list[Cell]) ->
         ["plain-seed1", "failed", "latents are not finite"],
         ["plain-seed2", "under way, or killed", ""],
     ]
+
+
+def test_the_page_has_the_reasons(study: Study, cells: list[Cell]) -> None:
+    end(cells[1], status="failed", reason="latents are not <finite>")
+    page = study_html("trial", study, {"plain": []}, {}, unfinished=unfinished_rows(cells))
+    assert "latents are not &lt;finite&gt;" in page
 
 
 def test_runs_of_different_code_or_libraries_are_told_apart(
