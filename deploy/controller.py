@@ -30,6 +30,7 @@ from deploy.build import Plan, reward_server, sampler
 from deploy.callbacks import Callbacks, callbacks_of
 from deploy.config_sections import Actors, RewardFleet, Scoring
 from deploy.curves import Curves
+from deploy.evaluation.handle import EvaluatorHandle
 from deploy.evaluation.monitor import Monitor
 from deploy.fleet.autoscale import Bounds
 from deploy.fleet.desk import DESK, FleetDesk
@@ -44,7 +45,7 @@ from deploy.job_log import set_up
 from deploy.metrics import RunMetrics
 from deploy.outcome import Outcome, RunFolder
 from deploy.profile import Profile
-from deploy.ranks import EvaluatorHandle, Ranks, RunFailedError, on_nodes
+from deploy.ranks import Ranks, RunFailedError, on_nodes
 from deploy.replay_servers import ReplayServerHost, replay_settings, server_folders
 from deploy.report.data import EVALUATION_PHASE
 from deploy.run_config import RunConfig

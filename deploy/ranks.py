@@ -1,4 +1,4 @@
-"""The controller's handles on the learner's ranks and the evaluator, both Ray actors.
+"""The controller's handle on the learner's ranks, which are Ray actors.
 
 A rank that dies takes its siblings with it, and all continue from the newest checkpoint. An
 error that a rank raises is the run's: it would only come again.
@@ -7,9 +7,8 @@ error that a rank raises is the run's: it would only come again.
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,11 +17,9 @@ from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.fleet import LOST
-from deploy.build import EvaluatorHost, LearnerRank, Plan, WeightsSource
+from deploy.build import LearnerRank, Plan
 from deploy.config_sections import Evaluation
-from deploy.outcome import RunFolder
 from deploy.progress import STARTING
-from deploy.run_config import RunConfig
 from learner.settings import Learner
 
 log = logging.getLogger(__name__)
@@ -122,7 +119,7 @@ class Ranks:
                 return self._restart(lost)
             self._read_last_report()
             log.error("the learner ended with an error", exc_info=error)
-            raise RunFailedError(f"the learner failed: {_reason(error)}") from error
+            raise RunFailedError(f"the learner failed: {reason_of(error)}") from error
         except LOST as error:
             return self._restart(error)
         if len(results) < len(self._running):
@@ -149,7 +146,7 @@ class Ranks:
             limits, options = self._plan.config.limits, self._plan.config.learner
             raise RunFailedError(
                 f"{count - len(placed)} of the learner's {count} ranks found no place within "
-                f"limits.stall_s of {limits.stall_s:g} s: {_lacks(options, count)}"
+                f"limits.stall_s of {limits.stall_s:g} s: {lacks(options, count)}"
             )
         return None
 
@@ -273,7 +270,8 @@ class Ranks:
         self._starting = self._asked_report = None
 
 
-def _lacks(part: Learner | Evaluation, count: int = 1) -> str:
+def lacks(part: Learner | Evaluation, count: int = 1) -> str:
+    """What the cluster may not have for so many actors of a role that find no place."""
     labels = "".join(f", {key}={value}" for key, value in part.node_labels.items())
     return (
         f"the cluster may lack nodes with {part.num_cpus:g} CPUs and {part.num_gpus:g} GPUs left "
@@ -309,112 +307,7 @@ def on_nodes(node_labels: Mapping[str, str]) -> dict[str, Any]:
     return {"label_selector": dict(node_labels)} if node_labels else {}
 
 
-class EvaluatorHandle:
-    """The evaluator actor, as the controller uses it."""
-
-    def __init__(self, config: RunConfig, folder: Path) -> None:
-        self._folder = folder
-        self._timeout_s = config.evaluation.timeout_s
-        self._stall_s = config.limits.stall_s
-        options = self._options = config.evaluation
-        self._actor = (
-            ray.remote(EvaluatorHost)
-            .options(
-                name="evaluator",
-                num_cpus=options.num_cpus,
-                num_gpus=options.num_gpus,
-                **on_nodes(options.node_labels),
-                max_restarts=_MAX_RESTARTS,
-                max_task_retries=_MAX_RESTARTS,
-            )
-            .remote(config)
-        )
-        self._asked_at = time.monotonic()
-        ready: Any = self._actor.__ray_ready__  # pyright: ignore  of every actor
-        self._placed: Any = ready.remote()
-
-    def check_placed(self) -> None:
-        """Nothing while it is at work, or may still find its place.
-
-        Raises:
-            RunFailedError: it has none after `limits.stall_s`; a run would end without a result.
-        """
-        if self._placed is None or ray.wait([self._placed], timeout=0)[0]:
-            self._placed = None
-        elif time.monotonic() - self._asked_at > self._stall_s:
-            raise RunFailedError(
-                f"the evaluator found no place within limits.stall_s of {self._stall_s:g} s: "
-                + _lacks(self._options)
-            )
-
-    def measure(self, moment: str, source: WeightsSource) -> Any:
-        """Begins an evaluation of weights, by references or in a file; none: the untouched ones."""
-        pictures = self._folder / "pictures" / f"{moment}.npz"
-        return self._actor.evaluate.remote(source, pictures)
-
-    def measure_newest(self, board: Any, at_least: int, *, keep: bool) -> Any:
-        """Begins an evaluation of the newest published version, `EvaluatorHost.evaluate_newest`."""
-        return self._actor.evaluate_newest.remote(board, at_least, self._folder, keep=keep)
-
-    def export(self, source: WeightsSource) -> Any:
-        """Begins to write weights in the form that diffusers loads."""
-        return self._actor.export.remote(source, self._folder)
-
-    def is_ready(self, ref: Any) -> bool:
-        """Whether `result` would not wait."""
-        return bool(ray.wait([ref], timeout=0)[0])
-
-    def result(self, ref: Any, meanwhile: Callable[[], None] = lambda: None) -> Any:
-        """Waits for what `measure` or `export` began.
-
-        Args:
-            meanwhile: called about once a second; what it raises ends the wait.
-        """
-        deadline = time.monotonic() + self._timeout_s
-        while not ray.wait([ref], timeout=1.0)[0]:
-            meanwhile()
-            if time.monotonic() > deadline:
-                raise RunFailedError(
-                    f"the evaluator took longer than evaluation.timeout_s of {self._timeout_s:g} s:"
-                    " raise it, or lower evaluation.samples"
-                )
-        try:
-            return ray.get(ref)
-        except RayError as error:
-            log.error("the evaluator ended with an error", exc_info=error)
-            raise RunFailedError(f"the evaluation failed: {_reason(error)}") from error
-
-
-class FirstEvaluation:
-    """The scores of the untouched policy, measured beside the first stages of a run.
-
-    A run that is resumed takes them from its folder, as does one of a study where another run has
-    measured them.
-
-    Attributes:
-        metrics: empty until they are there.
-    """
-
-    def __init__(self, evaluator: EvaluatorHandle, folder: RunFolder) -> None:
-        self.metrics = folder.read_before()
-        self._evaluator = evaluator
-        self._folder = folder
-        self._measuring = None if self.metrics else evaluator.measure("before", [])
-
-    def look(self) -> None:
-        """Keeps them as soon as they are there, whatever becomes of the run."""
-        if self._measuring is not None and self._evaluator.is_ready(self._measuring):
-            self.wait()
-
-    def wait(self, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Until they are there."""
-        if self._measuring is not None:
-            self.metrics = self._evaluator.result(self._measuring, meanwhile)
-            self._measuring = None
-            self._folder.write_before(self.metrics)
-
-
-def _reason(error: RayError) -> str:
+def reason_of(error: RayError) -> str:
     """In one line: the error that an actor raised, or what Ray says of the actor."""
     cause = getattr(error, "cause", None) or error
     text = str(cause).strip().splitlines()

@@ -15,10 +15,11 @@ from typing import Any
 
 from deploy.build import WeightsSource
 from deploy.curves import METRICS_FILE, read_points
+from deploy.evaluation.handle import EvaluatorHandle, FirstEvaluation
 from deploy.evaluation.kept import kept_file, read_evaluations, write_evaluations
 from deploy.evaluation.stopping import Measured, best_of, why_stop
 from deploy.outcome import RunFolder
-from deploy.ranks import EvaluatorHandle, FirstEvaluation, RunFailedError
+from deploy.ranks import RunFailedError
 from deploy.report.data import EVALUATION_PHASE
 from deploy.run_config import RunConfig
 

@@ -10,7 +10,7 @@ from deploy.curves import METRICS_FILE, Point, read_points
 from deploy.run_config import RunConfig
 from deploy.study.file import Reach, Study
 from deploy.study.plots import Band
-from deploy.study.tables import Finished
+from deploy.study.tables import LACKING, Finished
 
 FRESH_PHASE = "fresh"
 _CYCLE_PHASES = ("policy", FRESH_PHASE)
@@ -97,7 +97,7 @@ def reach_rows(study: Study, results: Finished) -> list[list[str]]:
             row.append(f"{statistics.mean(each.queries for each in reached_at):,.0f}")
             row.append(f"{statistics.mean(each.seconds for each in reached_at):,.0f}")
         else:
-            row += ["–"] * 3
+            row += [LACKING] * 3
         if study.against is not None:
             row.append(_ratios(found.get(study.against, {}), by_seed))
         rows.append(row)
@@ -115,5 +115,5 @@ def _ratios(others: Mapping[int, Reached | None], own: Mapping[int, Reached | No
     pairs = [(others.get(seed), each) for seed, each in own.items()]
     ratios = [other.seconds / each.seconds for other, each in pairs if other and each]
     if not ratios:
-        return "–"
+        return LACKING
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"

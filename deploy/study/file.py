@@ -271,28 +271,6 @@ class Cell:
         return list(_differences(there, self.config.model_dump(mode="json")))
 
 
-def refuse_unknown_scores(study: Study, name: str) -> None:
-    """Raises ValueError if the file names a score that none of its runs measures."""
-    known = {score for cell in cells_of(study, name) for score in scores_of(cell.config)}
-    named = [*(study.scores or ()), *(score for front in study.fronts for score in front.scores)]
-    if study.tuning is not None:
-        named.append(study.tuning.score)
-    if study.reach is not None:
-        named.append(study.reach.score)
-    if unknown := [score for score in dict.fromkeys(named) if score not in known]:
-        raise ValueError(
-            f"no run measures {', '.join(unknown)}; there are {', '.join(sorted(known))}"
-        )
-
-
-def scores_of(config: RunConfig) -> tuple[str, ...]:
-    """Names of all that an evaluation of a run tells."""
-    distances = [f"diversity_{name}" for name in config.evaluation.diversity.distances]
-    drift = ["clean_distance"] if config.model.is_few_step else []
-    signs = ("colour_entropy", "sharpness", "diversity", "kl_nats")
-    return (*config.measured_scores, *signs, *distances, *drift)
-
-
 def load_study(path: Path) -> Study:
     """A study's file.
 

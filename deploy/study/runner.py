@@ -38,7 +38,6 @@ from deploy.study.file import (
     Study,
     cells_of,
     load_study,
-    refuse_unknown_scores,
     tries_of,
 )
 from deploy.study.report import study_html
@@ -55,6 +54,7 @@ from deploy.study.tables import (
     markdown,
     notes_on,
     read_diagnosis,
+    refuse_unknown_scores,
     rows_of,
     tuning_rows,
     unfinished_rows,

@@ -31,7 +31,7 @@ from deploy.study.file import (
 
 _COSTS = ("reward queries", "sampling TFLOPs", "learner TFLOPs", "wall s")
 TUNING_FILE = "tuning.json"
-_LACKING = "–"
+LACKING = "–"
 """Of a score that a run does not measure, such as that of its eighth step where it takes two."""
 Finished = Mapping[str, Sequence[tuple[Cell, dict[str, Any]]]]
 """By arm, the runs that are finished and their summaries."""
@@ -48,6 +48,30 @@ class Chosen:
 
     values: tuple[str, ...] | None
     scores: tuple[float | None, ...]
+
+
+def refuse_unknown_scores(study: Study, name: str) -> None:
+    """Raises ValueError if the file names a score that none of its runs measures."""
+    configs = [cell.config for cell in cells_of(study, name)]
+    measured = {score for config in configs for score in scores_of(config)}
+    fresh = {f"reward_{label}" for config in configs for label in config.step_labels}
+    named = [*(study.scores or ()), *(score for front in study.fronts for score in front.scores)]
+    if study.tuning is not None:
+        named.append(study.tuning.score)
+    reach = [] if study.reach is None else [study.reach.score]
+    for scores, known, of in ((named, measured, ""), (reach, fresh, " of fresh samples")):
+        if unknown := [score for score in dict.fromkeys(scores) if score not in known]:
+            raise ValueError(
+                f"no run measures {', '.join(unknown)}{of}; there are {', '.join(sorted(known))}"
+            )
+
+
+def scores_of(config: RunConfig) -> tuple[str, ...]:
+    """Names of all that an evaluation of a run tells."""
+    distances = [f"diversity_{name}" for name in config.evaluation.diversity.distances]
+    drift = ["clean_distance"] if config.model.is_few_step else []
+    signs = ("colour_entropy", "sharpness", "diversity", "kl_nats")
+    return (*config.measured_scores, *signs, *distances, *drift)
 
 
 def finished(study: Study, cells: Sequence[Cell]) -> dict[str, list[tuple[Cell, dict[str, Any]]]]:
@@ -147,7 +171,7 @@ def difference_rows(study: Study, results: Finished) -> list[list[str]]:
             pairs = [(own[seed].get(score), of_other[seed].get(score)) for seed in seeds]
             gaps = [a - b for a, b in pairs if a is not None and b is not None]
             complete = len(gaps) == len(seeds)
-            told = f"{statistics.mean(gaps):+.3f}{_interval(gaps, 3)}" if complete else _LACKING
+            told = f"{statistics.mean(gaps):+.3f}{_interval(gaps, 3)}" if complete else LACKING
             cells.append(told)
         rows.append([arm, str(len(seeds)), *cells])
     return rows
@@ -272,13 +296,11 @@ def unfinished_rows(cells: Sequence[Cell]) -> list[list[str]]:
     """A head and a row for every run that has begun and is not finished; empty without one."""
     rows = [["not finished", "status", "reason"]]
     for cell in cells:
-        told = cell.told
-        if told is None and not has_begun(cell.config, os.environ):
+        if cell.summary is not None or not has_begun(cell.config, os.environ):
             continue
-        if told is None or told.get("status") != "finished":
-            told = told or {}
-            status = str(told.get("status", "under way, or killed"))
-            rows.append([cell.config.name, status, str(told.get("reason") or "")])
+        told = cell.told or {}
+        status = str(told.get("status", "under way, or killed"))
+        rows.append([cell.config.name, status, str(told.get("reason") or "")])
     return rows if len(rows) > 1 else []
 
 
@@ -320,7 +342,7 @@ def _ends(found: Sequence[tuple[Cell, dict[str, Any]]]) -> dict[int, dict[str, f
 
 def _change(summaries: Sequence[dict[str, Any]], score: str) -> str:
     if not _have(summaries, score):
-        return _LACKING
+        return LACKING
     before, after, gained, half = changes(summaries, score)
     interval = "" if math.isnan(half) else f" ± {half:.3f}"
     return f"{before:.3f} → {after:.3f} ({gained:+.3f}{interval})"

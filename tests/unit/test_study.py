@@ -16,7 +16,6 @@ from deploy.study.file import (
     Study,
     cells_of,
     load_study,
-    refuse_unknown_scores,
     tries_of,
 )
 from deploy.study.report import study_html
@@ -30,6 +29,7 @@ from deploy.study.tables import (
     hypervolume,
     markdown,
     pareto,
+    refuse_unknown_scores,
     rows_of,
     tuning_rows,
 )

@@ -10,6 +10,7 @@ from deploy.curves import Point
 from deploy.run_config import RunConfig, load_config
 from deploy.study.curves import Reached, band, queries_before, reach_rows, reached
 from deploy.study.file import Cell, Reach, Study
+from deploy.study.tables import refuse_unknown_scores
 
 REACH = Reach(score="reward_2step", at=0.5, rounds=2)
 
@@ -112,3 +113,13 @@ def test_the_table_compares_seed_by_seed_those_that_reach_the_score(
 
 def test_a_study_without_a_score_to_reach_has_no_such_table(study: Study) -> None:
     assert reach_rows(study.model_copy(update={"reach": None}), {}) == []
+
+
+def test_a_score_that_no_fresh_sample_has_is_refused(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLEETUNE_RUNS", str(tmp_path))
+    refuse_unknown_scores(study, "trial")
+    reach = REACH.model_copy(update={"score": "exact_2step"})  # measured on held-out prompts alone
+    with pytest.raises(ValueError, match="exact_2step of fresh samples; there are reward_1step"):
+        refuse_unknown_scores(study.model_copy(update={"reach": reach}), "trial")

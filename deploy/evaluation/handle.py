@@ -1,0 +1,123 @@
+"""The controller's handle on the evaluator, a Ray actor, and on its first evaluation."""
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from deploy.build import EvaluatorHost, WeightsSource
+from deploy.outcome import RunFolder
+from deploy.ranks import RunFailedError, lacks, on_nodes, reason_of
+from deploy.run_config import RunConfig
+
+log = logging.getLogger(__name__)
+_MAX_RESTARTS = 5
+
+
+class EvaluatorHandle:
+    """The evaluator actor, as the controller uses it."""
+
+    def __init__(self, config: RunConfig, folder: Path) -> None:
+        self._folder = folder
+        self._timeout_s = config.evaluation.timeout_s
+        self._stall_s = config.limits.stall_s
+        options = self._options = config.evaluation
+        self._actor = (
+            ray.remote(EvaluatorHost)
+            .options(
+                name="evaluator",
+                num_cpus=options.num_cpus,
+                num_gpus=options.num_gpus,
+                **on_nodes(options.node_labels),
+                max_restarts=_MAX_RESTARTS,
+                max_task_retries=_MAX_RESTARTS,
+            )
+            .remote(config)
+        )
+        self._asked_at = time.monotonic()
+        ready: Any = self._actor.__ray_ready__  # pyright: ignore  of every actor
+        self._placed: Any = ready.remote()
+
+    def check_placed(self) -> None:
+        """Nothing while it is at work, or may still find its place.
+
+        Raises:
+            RunFailedError: it has none after `limits.stall_s`; a run would end without a result.
+        """
+        if self._placed is None or ray.wait([self._placed], timeout=0)[0]:
+            self._placed = None
+        elif time.monotonic() - self._asked_at > self._stall_s:
+            raise RunFailedError(
+                f"the evaluator found no place within limits.stall_s of {self._stall_s:g} s: "
+                + lacks(self._options)
+            )
+
+    def measure(self, moment: str, source: WeightsSource) -> Any:
+        """Begins an evaluation of weights, by references or in a file; none: the untouched ones."""
+        pictures = self._folder / "pictures" / f"{moment}.npz"
+        return self._actor.evaluate.remote(source, pictures)
+
+    def measure_newest(self, board: Any, at_least: int, *, keep: bool) -> Any:
+        """Begins an evaluation of the newest published version, `EvaluatorHost.evaluate_newest`."""
+        return self._actor.evaluate_newest.remote(board, at_least, self._folder, keep=keep)
+
+    def export(self, source: WeightsSource) -> Any:
+        """Begins to write weights in the form that diffusers loads."""
+        return self._actor.export.remote(source, self._folder)
+
+    def is_ready(self, ref: Any) -> bool:
+        """Whether `result` would not wait."""
+        return bool(ray.wait([ref], timeout=0)[0])
+
+    def result(self, ref: Any, meanwhile: Callable[[], None] = lambda: None) -> Any:
+        """Waits for what `measure` or `export` began.
+
+        Args:
+            meanwhile: called about once a second; what it raises ends the wait.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        while not ray.wait([ref], timeout=1.0)[0]:
+            meanwhile()
+            if time.monotonic() > deadline:
+                raise RunFailedError(
+                    f"the evaluator took longer than evaluation.timeout_s of {self._timeout_s:g} s:"
+                    " raise it, or lower evaluation.samples"
+                )
+        try:
+            return ray.get(ref)
+        except RayError as error:
+            log.error("the evaluator ended with an error", exc_info=error)
+            raise RunFailedError(f"the evaluation failed: {reason_of(error)}") from error
+
+
+class FirstEvaluation:
+    """The scores of the untouched policy, measured beside the first stages of a run.
+
+    A run that is resumed takes them from its folder, as does one of a study where another run has
+    measured them.
+
+    Attributes:
+        metrics: empty until they are there.
+    """
+
+    def __init__(self, evaluator: EvaluatorHandle, folder: RunFolder) -> None:
+        self.metrics = folder.read_before()
+        self._evaluator = evaluator
+        self._folder = folder
+        self._measuring = None if self.metrics else evaluator.measure("before", [])
+
+    def look(self) -> None:
+        """Keeps them as soon as they are there, whatever becomes of the run."""
+        if self._measuring is not None and self._evaluator.is_ready(self._measuring):
+            self.wait()
+
+    def wait(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Until they are there."""
+        if self._measuring is not None:
+            self.metrics = self._evaluator.result(self._measuring, meanwhile)
+            self._measuring = None
+            self._folder.write_before(self.metrics)
