@@ -26,6 +26,7 @@ _USAGE_ERROR = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit status."""
     options = _options(arguments)
     set_up()
     if options.schema:

@@ -63,6 +63,7 @@ class StopRequest:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit status."""
     options = _options(arguments)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     stop = StopRequest()

@@ -32,6 +32,7 @@ _MOST = 10_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m deploy.quarantine",
         description=__doc__,

@@ -51,6 +51,7 @@ class Source:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit status."""
     options = _options(arguments)
     set_up()
     try:

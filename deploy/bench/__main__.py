@@ -29,6 +29,7 @@ _USAGE_ERROR = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit status."""
     options = _options(arguments)
     # Before anything heavy is imported: torch's threads and the libraries' messages.
     set_up()

@@ -37,6 +37,7 @@ _GPU_KEYS = ("gpu", "gpu_memory_gib", "driver", "cuda", "cudnn")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit status."""
     options = _options(arguments)
     if options.device == "cpu":
         # DeepSpeed takes a GPU wherever there is one; before torch looks for them.

@@ -22,6 +22,7 @@ _DISTINCT = 8
 
 def main() -> None:
     # A library's own printing must not mix with the answers.
+    """The command."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     orders = map(json.loads, sys.stdin)

@@ -52,6 +52,7 @@ _TOTAL = " + ".join(SERVING)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit status."""
     options = _options(arguments)
     set_up()
     before = results.machine()

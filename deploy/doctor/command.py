@@ -246,6 +246,7 @@ def in_flops(count: float) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit status."""
     options = _options(arguments)
     try:
         config = load_config(options.config, options.overrides)

@@ -71,6 +71,7 @@ server of Redis' kind, and the job's driver, which is the controller."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m deploy.drills.faults",
         description=__doc__,

@@ -31,6 +31,7 @@ from deploy.drills.fuzz_states import fuzz_states
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m deploy.drills.fuzz",
         description=__doc__,

@@ -80,6 +80,7 @@ def _score_row(name: str, before: float | None, after: float | None) -> Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit status."""
     parser = argparse.ArgumentParser(prog="python -m deploy.report", description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of a run, such as runs/my-run")
     options = parser.parse_args(arguments)

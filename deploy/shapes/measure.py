@@ -64,6 +64,7 @@ def draw(
 
 
 def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser(
         prog="python -m deploy.shapes.measure",
         description=__doc__,
