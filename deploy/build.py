@@ -248,6 +248,9 @@ class LearnerRank:
 
     def run(self, address: str, port: int, *, resume: bool) -> bool:
         """Trains to the end; False when it was stopped before."""
+        if self._plan.config.learner.num_gpus == 0:
+            # DeepSpeed computes on any GPU that it sees, and Ray hides none from this process.
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         from deploy.build_method import build_method
         from deploy.metrics import SampleMetrics
         from learner.engine import join_ranks, leave_ranks

@@ -277,6 +277,12 @@ def _buffer_problems(config: "RunConfig") -> Iterator[Problem]:
 
 def _rank_problems(config: "RunConfig") -> Iterator[Problem]:
     ranks, method = config.learner.ranks, config.method
+    if ranks > 1 and 0 < config.learner.num_gpus < 1:
+        yield Problem(
+            "learner.num_gpus",
+            f"must be 0 or at least 1 with learner.ranks = {ranks}, given "
+            f"{config.learner.num_gpus:g}: NCCL joins no two ranks on one GPU",
+        )
     if config.learner.offload == "cpu" and config.learner.zero_stage == 0:
         yield Problem(
             "learner.offload",

@@ -128,6 +128,9 @@ class Controller:
             .remote()
         )
         ranks = Ranks(plan, board)
+        stack.callback(ranks.kill)
+        # First: a cluster that has no room for all can lack a sampler, and not the learner.
+        ranks.start(resume=self._resume)
         evaluator = EvaluatorHandle(config, self._folder.path)
         monitor = Monitor(
             config,
@@ -138,8 +141,6 @@ class Controller:
             resume=self._resume,
         )
         fleets = self._start_fleets(stack, plan, board)
-        stack.callback(ranks.kill)
-        ranks.start(resume=self._resume)
         # Who watches must not wait with the others when Redis does not answer.
         watcher = type(replay)(replace(replay.settings, outage_s=0.0, timeout_s=5.0))
         stack.callback(watcher.close)

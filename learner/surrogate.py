@@ -8,6 +8,7 @@ Shape suffixes: B rows, C H W latent, K heads.
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Literal, cast
 
 import torch
@@ -60,8 +61,35 @@ class Head(nn.Module):
             return self.out(hidden[:, :, None])[:, :, 0], hidden
 
 
-def _again(block: Callable[..., Any], *inputs: Any) -> Any:
-    return checkpoint(block, *inputs, use_reentrant=False)
+class _AsBefore:
+    """A block's parameters need a gradient, or none, as they did when this was made.
+
+    Whoever climbs a surrogate freezes it for the forward pass alone; computed again for the
+    backward pass with parameters that need a gradient, a block would save other tensors, which
+    torch refuses. It can be entered more than once, because a graph can be walked more than once.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        self._needed = [(parameter, parameter.requires_grad) for parameter in block.parameters()]
+
+    def __enter__(self) -> None:
+        self._swap()
+
+    def __exit__(self, *_: object) -> None:
+        self._swap()
+
+    def _swap(self) -> None:
+        now = [(parameter, parameter.requires_grad) for parameter, _ in self._needed]
+        for parameter, needs in self._needed:
+            parameter.requires_grad_(needs)
+        self._needed = now
+
+
+def _again(block: nn.Module, *inputs: Any) -> Any:
+    def contexts() -> tuple[nullcontext[None], _AsBefore]:
+        return nullcontext(), _AsBefore(block)
+
+    return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
 
 
 class _Surrogate(nn.Module):

@@ -116,7 +116,7 @@ class ClipReward(nn.Module):
     def __init__(self, features: ClipFeatures) -> None:
         super().__init__()
         self.clip = features
-        # Ray hides GPUs that are not booked.
+        # Of a GPU that is booked in part, Ray shows the whole, and hides none where none is booked.
         self.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
     @torch.no_grad()

@@ -35,7 +35,7 @@ class TextAlignment:
         encoder: folder or hub id of an encoder of texts and its tokenizer.
         similarity: `mean` or `recall`.
         layer: hidden layer whose features are compared; null: the last. BERTScore takes the 17th
-            of roberta-large, which as a recall needs `encoder: roberta-large`.
+            of roberta-large, which as a recall needs `encoder: FacebookAI/roberta-large`.
         reference: what a caption is compared with; DDPO's is "The image contains {prompt}".
         tokens: most of a caption.
 

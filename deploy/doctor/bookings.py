@@ -110,10 +110,11 @@ def _missing(booking: Booking, placed: int, free: Sequence[_Left]) -> str:
     labels = ", ".join(f"{key}={value}" for key, value in booking.labels.items())
     having = f" with {labels}" if labels else ""
     cpus, gpus = sum(each.cpus for each in free), sum(sum(each.gpus) for each in free)
+    nodes = f"1 node{having} has" if len(free) == 1 else f"{len(free)} nodes{having} have"
     section = booking.role.rpartition(".")[0] or booking.role
     return (
         f"{booking.role}: {placed} of {booking.count} find a place, each of which books "
-        f"{booking.cpus:g} CPUs and {booking.gpus:g} GPUs on one node; {len(free)} nodes{having} "
-        f"have {cpus:g} CPUs and {gpus:g} GPUs left: add nodes, lower {booking.role} or "
+        f"{booking.cpus:g} CPUs and {booking.gpus:g} GPUs on one node; {nodes} "
+        f"{cpus:g} CPUs and {gpus:g} GPUs left: add nodes, lower {booking.role} or "
         f"{section}.num_gpus, or see that the nodes have those labels"
     )

@@ -29,12 +29,14 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from deploy.doctor.bookings import Room, booking_findings, bookings
 from deploy.plan import check_environment
 from deploy.run_config import RunConfig, load_config
 
@@ -50,8 +52,6 @@ _PARTS_OF_A_ROW = {
     "frozen": "by what the gradient passes",
     "reward": "by decoder or surrogate",
 }
-_CHECKPOINT_COPIES = 2
-"""Of the trained weights, that a checkpoint is counted as."""
 
 
 def version_findings() -> Iterator[str]:
@@ -80,15 +80,22 @@ def version_findings() -> Iterator[str]:
 
 
 def gpu_findings(config: RunConfig, gpus: int) -> Iterator[str]:
-    """Processes that book more GPUs than this machine has.
+    """Processes that book more GPUs than this machine has, or else more than it has for all.
 
     Args:
         gpus: how many that are.
     """
-    for section, booked in _bookings(config).items():
-        if booked > gpus:
+    booked = _bookings(config)
+    if not any(booked.values()):
+        return
+    if max(booked.values()) <= gpus:
+        wanted = [replace(each, labels={}) for each in bookings(config)]
+        yield from booking_findings(wanted, [Room("here", os.cpu_count() or 1, gpus)])
+        return
+    for section, share in booked.items():
+        if share > gpus:
             yield (
-                f"{section}.num_gpus is {booked:g}, and this machine, the only one that was looked "
+                f"{section}.num_gpus is {share:g}, and this machine, the only one that was looked "
                 f"at, has {gpus} GPUs that torch can use: run this where they are, install a build "
                 f"of torch for them, or set {section}.num_gpus=0 to compute on CPUs"
             )
@@ -145,15 +152,15 @@ def _smaller_learner(config: RunConfig) -> str:
     return ", ".join(means)
 
 
-def disk_findings(folder: Path, trained_bytes: int, keep: int) -> Iterator[str]:
+def disk_findings(folder: Path, checkpoint_bytes: int, keep: int) -> Iterator[str]:
     """Less free space below a run's folder than its checkpoints and pictures may take.
 
     Args:
-        keep: checkpoints that are kept.
+        keep: checkpoints that are kept; the oldest goes when a further one is whole.
     """
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
-    needed = max(_LEAST_FREE_BYTES, _CHECKPOINT_COPIES * trained_bytes * keep)
+    needed = max(_LEAST_FREE_BYTES, checkpoint_bytes * (keep + 1))
     if free < needed:
         yield (
             f"folder: {there} has {in_bytes(free)} free, and a run with {keep} checkpoints should "
@@ -173,22 +180,24 @@ def examine(
     import torch
 
     from deploy.doctor.hub import hub_findings
+    from deploy.doctor.meta_networks import Networks
     from deploy.doctor.redis_server import examine_servers
-    from deploy.doctor.size_plan import latent_values, size_plan, trained_bytes
+    from deploy.doctor.size_plan import checkpoint_bytes, latent_values, size_plan
 
-    gpus, notes, trained, latent = torch.cuda.device_count(), [], 0, 0
+    gpus, notes, checkpoint, latent = torch.cuda.device_count(), [], 0, 0
     found = [*check_environment(config, environ), *version_findings()]
     if not on_cluster:
         found += gpu_findings(config, gpus)
     try:
         latent = latent_values(config)
-        trained = trained_bytes(config)
+        networks = Networks(config)
+        checkpoint = checkpoint_bytes(config, networks)
         if gpus and any(_bookings(config).values()):
             memory = min(torch.cuda.get_device_properties(i).total_memory for i in range(gpus))
-            found += memory_findings(config, size_plan(config)["bytes"], memory)
+            found += memory_findings(config, size_plan(config, networks)["bytes"], memory)
     except ValueError as error:
         notes.append(f"memory was not planned: {error}")
-    found += disk_findings(config.run_folder(environ), trained, config.learner.keep_checkpoints)
+    found += disk_findings(config.run_folder(environ), checkpoint, config.learner.keep_checkpoints)
     found += examine_servers(config, environ, latent)
     missing, downloads = hub_findings(config, environ)
     return [*found, *missing], [*notes, *downloads]

@@ -16,14 +16,7 @@ from typing import Any
 
 from deploy.doctor.flop_plan import flop_plan, without_gradient_to
 from deploy.doctor.meta_counts import Kept, kept_by, peak_of
-from deploy.doctor.meta_networks import (
-    Networks,
-    architecture_of,
-    latent_size,
-    parameters_of,
-    policy_on_meta,
-    unet_on_meta,
-)
+from deploy.doctor.meta_networks import Networks, architecture_of, latent_size, parameters_of
 from deploy.doctor.size_rows import GraphRows, graph_rows, is_guided, surrogate_rows
 from deploy.run_config import RunConfig
 from learner.likelihood_settings import Gors
@@ -47,14 +40,16 @@ def latent_values(config: RunConfig) -> int:
     return parts.unet["in_channels"] * math.prod(latent_size(config.model, parts))
 
 
-def trained_bytes(config: RunConfig) -> int:
-    """Of the weights that are trained.
+def checkpoint_bytes(config: RunConfig, networks: Networks) -> int:
+    """Of one checkpoint: what is trained with both of AdamW's moments, and the policy's average.
 
-    Raises:
-        ValueError: the sizes of the model are not known.
+    ZeRO keeps the weights twice, as those of the network and as those that its optimizer steps.
     """
-    base = unet_on_meta(architecture_of(config.model), config.model)
-    return _FLOAT * parameters_of(policy_on_meta(config, base), trained=True)
+    policy = parameters_of(networks.policy, trained=True)
+    surrogate = 0 if networks.surrogate is None else parameters_of(networks.surrogate)
+    copies = 3 if config.learner.zero_stage == 0 else 4
+    averages = config.method.weight_average is not None
+    return _FLOAT * (copies * (policy + surrogate) + averages * policy)
 
 
 def size_plan(config: RunConfig, networks: Networks | None = None) -> dict[str, Any]:

@@ -146,6 +146,17 @@ def test_a_share_of_a_gpu_needs_one_and_none_booked_needs_none() -> None:
     assert (len(list(gpu_findings(shared, 0))), list(gpu_findings(shared, 1))) == (1, [])
 
 
+def test_roles_that_fit_one_by_one_and_not_together_are_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    config = _config("actors.num_gpus=1", "actors.count=3", "learner.num_gpus=1")
+    assert list(gpu_findings(config, 4)) == []
+    (finding,) = gpu_findings(config, 3)
+    assert finding.startswith("actors.count: 2 of 3 find a place")
+    assert "1 node has" in finding
+
+
 def _sizes(sampler: int, learner: int) -> dict[str, dict[str, int]]:
     return {
         "sampler": {"total": sampler},
@@ -177,19 +188,24 @@ def test_a_process_on_cpus_fits_whatever_the_gpu_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("trained", "keep", "free", "found"),
+    ("checkpoint", "keep", "free", "found"),
     [
         (0, 2, 5 * GIB, 0),
         (0, 2, 5 * GIB - 1, 1),
-        (4 * GIB, 3, 23 * GIB, 1),
-        (4 * GIB, 3, 24 * GIB, 0),
+        (6 * GIB, 3, 23 * GIB, 1),
+        (6 * GIB, 3, 24 * GIB, 0),
     ],
 )
-def test_a_disk_holds_twice_the_trained_weights_for_every_checkpoint_and_5_gib_at_least(
-    trained: int, keep: int, free: int, found: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_disk_holds_one_checkpoint_more_than_are_kept_and_5_gib_at_least(
+    checkpoint: int,
+    keep: int,
+    free: int,
+    found: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
-    findings = list(disk_findings(tmp_path / "runs" / "mine", trained, keep))
+    findings = list(disk_findings(tmp_path / "runs" / "mine", checkpoint, keep))
     assert len(findings) == found
     assert all(f"folder: {tmp_path} has" in finding for finding in findings)
 

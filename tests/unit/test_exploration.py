@@ -9,7 +9,7 @@ from deploy.shapes.models import new_unet
 from learner.exploration import Climb, confidence_width, gram, optimistic
 from learner.policy.text import Text
 from learner.settings import Surrogate
-from learner.surrogate import new_surrogate
+from learner.surrogate import Backbone, new_surrogate
 
 TEXT = Text(torch.randn(3, 5, 64, generator=torch.Generator().manual_seed(1)))
 STEP = torch.zeros(3, dtype=torch.long)
@@ -55,6 +55,26 @@ def test_what_no_label_is_like_is_the_widest() -> None:
 
 def test_the_optimist_takes_the_largest_head() -> None:
     assert optimistic(torch.tensor([[1.0, 3.0, 2.0], [5.0, 4.0, 0.0]])).tolist() == [3.0, 5.0]
+
+
+@pytest.mark.parametrize("backbone", ["unet", "unet_encoder"])
+def test_a_block_that_is_computed_again_is_as_frozen_as_it_was(backbone: Backbone) -> None:
+    """A climb's graph is walked twice where its share is measured, and freezes only its making."""
+    unet, found = new_unet(), dict[bool, list[torch.Tensor]]()
+    for checkpointing in (False, True):
+        network = new_surrogate(backbone, unet, num_steps=1, heads=1, timestep=0, seed=1)
+        nn.init.normal_(network.head.out.weight, generator=torch.Generator().manual_seed(0))  # pyright: ignore
+        if checkpointing:
+            network.enable_gradient_checkpointing()
+        asked = latents().requires_grad_(True)
+        value = Climb(network, Surrogate())(asked, TEXT, STEP).sum()
+        found[checkpointing] = [
+            torch.autograd.grad(value, asked, retain_graph=True)[0] for _ in range(2)
+        ]
+        assert all(p.requires_grad and p.grad is None for p in network.parameters())
+    for one, other in zip(found[False], found[True], strict=True):
+        assert bool(one.norm() > 0)
+        torch.testing.assert_close(one, other)
 
 
 def test_the_three_rules_order_as_their_names_say() -> None:

@@ -299,6 +299,7 @@ def test_an_override_does_not_leak_through_a_yaml_alias(tmp_path: Path) -> None:
         (["replay.capacity_groups=7"], "replay.capacity_groups", "method.pretrain.groups = 8"),
         (["method.pretrain.groups=4"], "method.pretrain.groups", "fewer than one batch"),
         (["learner.ranks=2", "method.policy_batch=3"], "method.policy_batch", "divisible"),
+        (["learner.ranks=2", "learner.num_gpus=0.5"], "learner.num_gpus", "0 or at least 1"),
         (["actors.auto=[4, 2]"], "actors.auto", "with actors.count = 1 between them"),
         (["scoring.auto=[2, 4]"], "scoring.auto", "with scoring.servers = 1 between them"),
         (["actors.lease_s=600"], "limits.stall_s", "dead actor"),
