@@ -1,7 +1,8 @@
 """The sections of a run config, one frozen model each; a default is written here and nowhere else.
 
-A field's docstring is its documentation: the README's table is made of them. Checks that need two
-sections live in `deploy.run_config`. Imports no torch, so a config error costs no start-up time.
+A field's docstring is its documentation: the table in `deploy/configs/README.md` is made of them.
+Checks that need two sections live in `deploy.config_checks`. Imports no torch, so a config error
+costs no start-up time.
 """
 
 from typing import Annotated, Any, Literal

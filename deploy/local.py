@@ -149,7 +149,9 @@ def run_job(
     with LocalHead(num_cpus=num_cpus, environ=os.environ, token=token) as head:
         if not head.wait_ready(timeout_s=_READY_TIMEOUT_S, should_stop=stop.is_set):
             return _stopped_status(stop)
-        log.info("Ray dashboard: %s%s", head.url, f" (token {token})" if token else "")
+        log.info("Ray dashboard: %s", head.url)
+        if token:
+            log.info("for whoever is to use it: RAY_AUTH_MODE=token RAY_AUTH_TOKEN=%s", token)
         job = f"{run}-{secrets.token_hex(3)}"
         command = head.submit_command(
             entrypoint, job=job, folder=ROOT, env_vars=_job_environ(runs), metadata=facts

@@ -167,7 +167,8 @@ class RunConfig(Section):
 
     @property
     def useful_samplers(self) -> int:
-        """As many as find a batch of groups to draw in a cycle; more would get no ticket."""
+        """As many as find a batch of groups in the cycles that may be under way; more
+        would get no ticket."""
         first, *later = self.method.round_sizes
         groups = max(later, default=0) or first
         return -(-groups // self.actors.groups_per_batch) * (1 + self.max_staleness)

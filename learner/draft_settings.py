@@ -1,10 +1,10 @@
 """What a user sets of reward gradients through a sampler's last steps: DRaFT, ReFL, SEIKO."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from learner.settings import Climbing, Count, NonNegative, Number, Share
+from learner.settings import Climbing, Count, NonNegative, Number, Share, refuse_unused
 
 
 class Draft(Climbing):
@@ -28,6 +28,14 @@ class Draft(Climbing):
     none."""
     fresh: Share = 1.0
     """Share of a batch that starts from samples of the newest policy versions."""
+
+    @model_validator(mode="after")
+    def _a_path_has_its_own_settings(self) -> Self:
+        told = {"last": "last_steps", "renoised": "renoisings", "stopped": "stopped_in"}
+        for path, name in told.items():
+            if path != self.path:
+                refuse_unused(self, [name], f"is of `path: {path}`", f"set `path: {path}`")
+        return self
 
     def starts(self, num_steps: int) -> range:
         """States of the chain that the gradient may start from; `num_steps` is the clean latent."""

@@ -1,10 +1,10 @@
 """What a user sets of methods that learn to denoise their own good pictures."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from learner.settings import Count, Cycles, Number, Positive, Share
+from learner.settings import Count, Cycles, Number, Positive, Share, refuse_unused
 
 
 class Likelihood(Cycles):
@@ -26,6 +26,14 @@ class Gors(Likelihood):
     """Reward from which a picture is learned from; null: by `kept_share`."""
     kept_share: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Share of the replay that is, the best of it, without a threshold."""
+
+    @model_validator(mode="after")
+    def _one_bar(self) -> Self:
+        if self.threshold is not None:
+            refuse_unused(
+                self, ["kept_share"], "a threshold says which pictures are kept", "drop threshold"
+            )
+        return self
 
 
 class Dpo(Likelihood):

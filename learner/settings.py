@@ -5,6 +5,7 @@ and nowhere else. Imports no torch, so a config error costs no start-up time.
 """
 
 import re
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Annotated, Literal, Self
 
@@ -53,6 +54,29 @@ class Section(BaseModel):
         validate_default=True,
         protected_namespaces=(),
     )
+
+
+def refuse_unused(section: Section, names: Sequence[str], because: str, remedy: str) -> None:
+    """Refuses settings that would be set in vain.
+
+    Args:
+        names: fields that mean nothing here, and may have their defaults alone; `a.b`: of a
+            section within.
+
+    Raises:
+        ValueError: one has another value.
+    """
+    found = []
+    for name in names:
+        *within, field = name.split(".")
+        holder = section
+        for part in within:
+            holder = getattr(holder, part)
+        if getattr(holder, field) != type(holder).model_fields[field].default:
+            found.append(name)
+    if found:
+        them = "it" if len(found) == 1 else "them"
+        raise ValueError(f"{' and '.join(found)}: {because}; leave {them} out, or {remedy}")
 
 
 class Learner(Section):
@@ -123,7 +147,7 @@ class Surrogate(Section):
     """Weight decay of AdamW."""
 
     @model_validator(mode="after")
-    def _pessimism_has_a_spread(self) -> Self:
+    def _doubt_counts_in_one_way(self) -> Self:
         if self.pessimism > 0 and self.heads < 2:
             raise ValueError(
                 f"pessimism {self.pessimism:g} needs the spread of at least 2 heads; "
@@ -137,6 +161,13 @@ class Surrogate(Section):
             raise ValueError(
                 f"pessimism {self.pessimism:g} and confidence {self.confidence} contradict each "
                 "other; set one of them"
+            )
+        if self.confidence != "ucb":
+            refuse_unused(
+                self,
+                ["ucb_bonus", "ucb_ridge"],
+                f"no bonus is given with `confidence: {self.confidence}`",
+                "set `confidence: ucb`",
             )
         return self
 
@@ -313,16 +344,13 @@ class Climbing(Alternation):
 
     @model_validator(mode="after")
     def _nothing_is_set_in_vain(self) -> Self:
-        fields = Alternation.model_fields
-        unused = [
-            name
-            for name in ("surrogate", "surrogate_steps", "accuracy_brake")
-            if getattr(self, name) != fields[name].default
-        ]
-        if unused and not self.learns_surrogate:
-            raise ValueError(
-                f"{' and '.join(unused)}: no surrogate is learned with `reward: decoded`; leave "
-                f"{'it' if len(unused) == 1 else 'them'} out, or set `reward: surrogate`"
+        if not self.learns_surrogate:
+            fit = [f"pretrain.{name}" for name in Pretrain.model_fields if name != "groups"]
+            refuse_unused(
+                self,
+                ["surrogate", "surrogate_steps", "accuracy_brake", *fit],
+                "no surrogate is learned with `reward: decoded`",
+                "set `reward: surrogate`",
             )
         return self
 

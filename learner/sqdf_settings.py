@@ -4,7 +4,15 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from learner.settings import Climbing, Count, NonNegative, Positive, Section, Share
+from learner.settings import (
+    Climbing,
+    Count,
+    NonNegative,
+    Positive,
+    Section,
+    Share,
+    refuse_unused,
+)
 
 
 class StateDraw(Section):
@@ -32,6 +40,17 @@ class StateDraw(Section):
     paper), or in proportion to the discount, which then is not in the loss; the KL is discounted
     with it then, unlike in the paper, and both weigh T / Σ γ^k times as much."""
 
+    @model_validator(mode="after")
+    def _ranks_are_of_priorities(self) -> Self:
+        if self.trajectories != "prioritised":
+            refuse_unused(
+                self,
+                ["rank_exponent"],
+                "is of priorities, and trajectories are drawn all alike",
+                "set `trajectories: prioritised`",
+            )
+        return self
+
 
 class Clean(Section):
     """What the reward is asked about: a clean latent told from the state after a step."""
@@ -51,6 +70,8 @@ class Clean(Section):
                 "`by: consistency` needs `lora`, the folder or hub id of an LCM-LoRA; tweedie and "
                 "ddim take none"
             )
+        if self.by != "ddim":
+            refuse_unused(self, ["calls"], f"`by: {self.by}` takes one call", "set `by: ddim`")
         return self
 
 

@@ -37,7 +37,8 @@ class Fleets:
         desk: handle of the `FleetDesk`.
         folder: the run's, for the decisions.
         bounds: of the roles that are scaled by what is measured; others are as they are told.
-        useful: by role, as many as find something to do in a cycle; the rule has no more of them.
+        useful: by role, as many as find something to do in the cycles that may be under way;
+            the rule has no more of them.
         measured_s: least that is measured for one decision: of whole cycles, so that every role has
             had its turn. Of a part of a long one, and before the first, only more actors can come.
     """

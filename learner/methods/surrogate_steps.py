@@ -88,7 +88,19 @@ class SurrogateSteps:
         return self._fresh_accuracy >= self._settings.accuracy_brake
 
     def standardise(self, rewards_GNK: Tensor) -> None:
-        """Takes the rewards' moments from groups of the untouched policy."""
+        """Takes the rewards' moments from groups of the untouched policy.
+
+        Raises:
+            ValueError: they are too much alike for a surrogate to learn from.
+        """
+        ranked = bool((rewards_GNK != rewards_GNK[:, :1]).any())
+        sized = self._settings.surrogate.regression_weight > 0
+        if not (ranked or (sized and rewards_GNK.unique().numel() > 1)):
+            raise ValueError(
+                f"in none of {len(rewards_GNK)} groups one picture has a better reward than "
+                "another, so a surrogate has nothing to learn: look at the reward, which may be "
+                "the same for all, or sample more (method.pretrain.groups, actors.group_size)"
+            )
         self._trainer.standardise(rewards_GNK)
 
     def fit(self, tickets: list[int], breathe: Callable[[], None]) -> None:

@@ -196,6 +196,13 @@ def test_code_in_a_checkpoint_is_not_run(new_world: Callable[..., World]) -> Non
     assert not (world.folder / "was-here").exists()
 
 
+def test_rewards_that_are_all_alike_end_a_run_before_it_fits_a_surrogate(
+    new_world: Callable[..., World],
+) -> None:
+    with pytest.raises(ValueError, match="a surrogate has nothing to learn"):
+        new_world(Brightness(flat=True)).live()
+
+
 @pytest.mark.slow
 def test_a_failed_record_leaves_its_group_out_and_the_run_goes_on(
     new_world: Callable[..., World],

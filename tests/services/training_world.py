@@ -75,9 +75,11 @@ class Brightness:
 
     Args:
         refused: of this prompt, the first picture that comes cannot be scored, now or later.
+        flat: every picture has the same score.
     """
 
-    def __init__(self, refused: str | None = None) -> None:
+    def __init__(self, refused: str | None = None, *, flat: bool = False) -> None:
+        self._flat = flat
         self.pictures = 0
         self._refused = refused
         self._picture: bytes | None = None
@@ -91,7 +93,8 @@ class Brightness:
                 for row, (image, prompt) in enumerate(zip(images_BHWC, prompts, strict=True))
                 if prompt == self._refused and self._is_refused(image)
             }
-        return Scored(images_BHWC.mean(axis=(1, 2, 3), dtype=np.float32), failures)
+        values_B = images_BHWC.mean(axis=(1, 2, 3), dtype=np.float32)
+        return Scored(values_B * 0 if self._flat else values_B, failures)
 
     def _is_refused(self, image: np.ndarray) -> bool:
         digest = hashlib.sha256(image.tobytes()).digest()

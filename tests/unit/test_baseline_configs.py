@@ -11,6 +11,9 @@ SMOKE = Path(__file__).resolve().parents[2] / "deploy" / "configs" / "smoke.yaml
 PPO = SMOKE.with_name("shapes-ddpo.yaml")
 RLCM = SMOKE.with_name("shapes-rlcm.yaml")
 DRAFT = SMOKE.with_name("shapes-draft.yaml")
+LV = SMOKE.with_name("shapes-draft-lv.yaml")
+GORS = SMOKE.with_name("shapes-gors.yaml")
+DECODED = SMOKE.with_name("shapes-sqdf-aesthetic.yaml")
 
 
 @pytest.mark.parametrize(
@@ -34,6 +37,27 @@ def test_what_a_baseline_cannot_do_is_told_before_it_starts(
     with pytest.raises(ConfigError) as caught:
         load_config(preset, [override])
     assert [str(problem).split(":")[0] for problem in caught.value.problems] == [setting]
+
+
+@pytest.mark.parametrize(
+    ("preset", "override", "named"),
+    [
+        (DRAFT, "method.renoisings=3", "renoisings: is of `path: renoised`"),
+        (LV, "method.last_steps=5", "last_steps: is of `path: last`"),
+        (LV, "method.stopped_in=0.5", "stopped_in: is of `path: stopped`"),
+        (GORS, "method.threshold=0.5", "kept_share: a threshold says"),
+        (DECODED, "method.surrogate_steps=3", "surrogate_steps: no surrogate is learned"),
+        (DECODED, "method.pretrain.max_steps=3", "pretrain.max_steps: no surrogate is learned"),
+        (DECODED, "method.clean.calls=2", "calls: `by: consistency` takes one call"),
+        (DECODED, "method.states.rank_exponent=1", "rank_exponent: is of priorities"),
+        (SMOKE, "method.surrogate.ucb_bonus=2", "ucb_bonus: no bonus is given"),
+    ],
+)
+def test_what_would_be_set_in_vain_is_refused(preset: Path, override: str, named: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(preset, [*(["method.kept_share=0.5"] if preset == GORS else []), override])
+    (problem,) = caught.value.problems
+    assert named in str(problem)
 
 
 def test_on_policy_rounds_are_those_of_the_cycles_alone() -> None:
