@@ -1,5 +1,6 @@
 """What tests of several kinds share."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import pytest
 from deploy.drills.tiny import save_tiny_pipelines
 from deploy.leaving import leave
 
+# A machine with GPUs gives the figures of one without: GPUs are for `deploy.bench.gpu`.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 _STATUS = pytest.StashKey[int]()
 
 

@@ -43,8 +43,8 @@ from deploy.run_config import RunConfig, load_config
 _PACKAGE = "fleetune"
 _LEAST_FREE_BYTES = 5 * 2**30
 _LEFT_OUT = (
-    "Memory is of one process. Left out: networks of rewards, what a GPU and its kernels need "
-    "besides."
+    "Memory is of one process. Left out: networks of rewards, text states that are kept "
+    "(model.text_cache_mb at most), what a GPU and its kernels need besides."
 )
 _PARTS_OF_A_ROW = {
     "policy": "by the policy",
