@@ -20,7 +20,7 @@ from buffer.admission import limit_by_window
 from buffer.index import LogIndex
 from buffer.records import Counters, IndexEntry, LogEntry, furthest, parse_position
 from buffer.replay import Replay
-from learner.engine import any_rank
+from learner.collectives import any_rank
 from learner.surrogate_training import GroupBatch
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from buffer.sampling import Pairs, best_worst_pairs, ordered_pairs
 from learner.agreement import rank_correlation, standard_gap
-from learner.engine import Engine, mean_over_ranks, rank_mean
+from learner.collectives import mean_over_ranks, rank_mean
+from learner.engine import Engine
 from learner.policy.text import Text
 from learner.preference import (
     bootstrap_counts,

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch.distributed as dist
 
 from learner import checkpoint
-from learner.engine import any_rank
+from learner.collectives import any_rank, barrier
 from learner.groups import StoppedError
 from learner.policy.flops import FlopMeter
 
@@ -226,7 +225,7 @@ class Trainer:
                 {"next_cycle": self._next_cycle, "method": self._method.state()},
                 self._method.save,
                 rank=self._rank,
-                barrier=_barrier,
+                barrier=barrier,
                 keep=self._keep,
             )
         self._saved_at = time.monotonic()
@@ -242,8 +241,3 @@ class Trainer:
         if self._rank == 0:
             self._publish(self.published + 1, self._method.final_weights())
         self.published += 1
-
-
-def _barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()

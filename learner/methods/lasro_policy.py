@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from learner.collectives import all_rows, mean_over_ranks, rank_mean
 from learner.diffusion.few_steps import FewStepChain
-from learner.engine import Engine, all_rows, mean_over_ranks, rank_mean
+from learner.engine import Engine
 from learner.exploration import Climb
 from learner.methods.distillation import NUM_TIMES, Distilled, distillation_error, distilled
 from learner.methods.lasro import (

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from learner.engine import Engine, mean_over_ranks, rank_mean
+from learner.collectives import mean_over_ranks, rank_mean
+from learner.engine import Engine
 from learner.exploration import Climb, gram
 from learner.groups import ScoredGroups
 from learner.seat import Seat

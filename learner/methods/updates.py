@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
-from learner.engine import Engine, mean_over_ranks
+from learner.collectives import mean_over_ranks
+from learner.engine import Engine
 
 PartLoss = Callable[[slice], tuple[Tensor, dict[str, float]]]
 """Rows of this rank -> their mean loss, and metrics."""
