@@ -21,7 +21,7 @@ from buffer.index import LogIndex
 from buffer.records import Counters, IndexEntry, LogEntry, furthest, parse_position
 from buffer.replay import Replay
 from learner.collectives import any_rank
-from learner.surrogate_training import GroupBatch
+from learner.group_batch import GroupBatch
 
 log = logging.getLogger(__name__)
 _POLL_S = 0.05

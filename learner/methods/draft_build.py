@@ -7,6 +7,7 @@ import torch
 from learner.diffusion.chain import Chain
 from learner.draft_settings import Draft
 from learner.groups import GroupSource
+from learner.journal import Journal
 from learner.methods.alternation import Alternating
 from learner.methods.draft_policy import DraftPolicy
 from learner.methods.drawn_steps import DrawnSteps
@@ -19,7 +20,6 @@ from learner.seat import Seat
 from learner.settings import Learner
 from learner.sqdf_settings import StateDraw
 from learner.states import StateReplay, starting_part
-from learner.trainer import Journal
 from reward_servers.base import DifferentiableReward
 
 

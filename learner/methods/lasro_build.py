@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from learner.groups import GroupSource
+from learner.journal import Journal
 from learner.methods.alternation import Alternating
 from learner.methods.lasro_policy import LasroPolicy, rewarded_steps
 from learner.methods.lasro_steps import LasroSteps
@@ -15,7 +16,6 @@ from learner.policy.denoiser import Denoiser
 from learner.policy.trainable import trainable_unet
 from learner.seat import Seat
 from learner.settings import Lasro, Learner
-from learner.trainer import Journal
 
 
 def build_lasro(

@@ -6,6 +6,7 @@ import torch
 
 from learner.clean_latents import CleanLatents
 from learner.groups import GroupSource
+from learner.journal import Journal
 from learner.likelihood_settings import Dpo, Gors
 from learner.methods.alternation import Alternating
 from learner.methods.drawn_steps import DrawnSteps
@@ -17,7 +18,6 @@ from learner.policy.denoiser import Denoiser, guidance_rows
 from learner.policy.views import policy_over
 from learner.seat import Seat
 from learner.settings import Learner
-from learner.trainer import Journal
 
 
 def build_likelihood(

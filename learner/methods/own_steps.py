@@ -16,11 +16,11 @@ from numpy.random import Generator
 
 from buffer.records import IndexEntry
 from learner.groups import ScoredGroups
+from learner.journal import Journal
 from learner.methods.ddpo import advantages
 from learner.methods.likelihood import best_and_worst
 from learner.on_policy_settings import OnPolicy, Ppo, Pso
 from learner.seat import Seat
-from learner.trainer import Journal
 from learner.transitions import Steps, Transitions, read_transitions, shuffled_batches
 
 log = logging.getLogger(__name__)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from learner.diffusion.chain import Chain
 from learner.groups import GroupSource
+from learner.journal import Journal
 from learner.methods.alternation import Alternating
 from learner.methods.own_steps import OwnSteps, every_step, steps_of_pairs
 from learner.methods.own_steps_policy import AskEps, Network
@@ -21,7 +22,6 @@ from learner.policy.text import Text
 from learner.policy.views import policy_over
 from learner.seat import Seat
 from learner.settings import Learner
-from learner.trainer import Journal
 from learner.transitions import KeptSteps, Renoised, trained_strata
 
 

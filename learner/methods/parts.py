@@ -9,6 +9,7 @@ from torch import nn
 from learner.engine import Engine
 from learner.exploration import Climb
 from learner.groups import GroupSource, ScoredGroups
+from learner.journal import Journal
 from learner.methods.climbed import DecodedReward, SurrogateReward
 from learner.methods.surrogate_steps import SurrogateSteps
 from learner.policy.components import PipelineFolder, PromptEncoder
@@ -17,7 +18,6 @@ from learner.seat import Seat
 from learner.settings import Alternation, Climbing, Cycles, Learner, Surrogate
 from learner.surrogate import new_surrogate
 from learner.surrogate_training import SurrogateTrainer
-from learner.trainer import Journal
 from reward_servers.base import DifferentiableReward
 
 

@@ -6,6 +6,7 @@ import torch
 
 from learner.diffusion.chain import Chain
 from learner.groups import GroupSource
+from learner.journal import Journal
 from learner.methods.alternation import Alternating
 from learner.methods.drawn_steps import DrawnSteps
 from learner.methods.parts import climbed_reward, policy_engine, scored_groups
@@ -18,7 +19,6 @@ from learner.seat import Seat
 from learner.settings import Learner
 from learner.sqdf_settings import Sqdf
 from learner.states import StateReplay, strata_of
-from learner.trainer import Journal
 from reward_servers.base import DifferentiableReward
 
 
