@@ -17,7 +17,7 @@ from learner.agreement import rank_correlation, standard_gap
 from learner.collectives import mean_over_ranks, rank_mean
 from learner.engine import Engine
 from learner.group_batch import GroupBatch
-from learner.policy.text import Text
+from learner.policy.text import Encode
 from learner.preference import (
     bootstrap_counts,
     bradley_terry_loss,
@@ -28,8 +28,6 @@ from learner.preference import (
     regression_loss,
 )
 from learner.settings import Surrogate
-
-Encode = Callable[[list[str]], Text]
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ from learner.groups import GroupSource
 from learner.journal import Journal
 from learner.methods.alternation import Alternating
 from learner.methods.own_steps import OwnSteps, every_step, steps_of_pairs
-from learner.methods.own_steps_policy import AskEps, Network
+from learner.methods.own_steps_policy import AskEps
 from learner.methods.parts import policy_engine, scored_groups
 from learner.methods.ppo_policy import PpoPolicy
 from learner.methods.pso_policy import PsoPolicy
 from learner.model_settings import Model
 from learner.on_policy_settings import Ppo, Pso
 from learner.policy.components import PipelineFolder
-from learner.policy.denoiser import Denoiser, guidance_rows, guided_call
+from learner.policy.denoiser import Denoiser, Network, guidance_rows, guided_call
 from learner.policy.text import Text
 from learner.policy.views import policy_over
 from learner.seat import Seat

@@ -1,7 +1,8 @@
-"""One update of a policy from parts of a batch, alike for all methods."""
+"""One update of a policy, alike for all methods: its random numbers, and a batch in parts."""
 
 from collections.abc import Callable, Iterator
 
+import torch
 from torch import Tensor
 
 from learner.collectives import mean_over_ranks
@@ -9,6 +10,16 @@ from learner.engine import Engine
 
 PartLoss = Callable[[slice], tuple[Tensor, dict[str, float]]]
 """Rows of this rank -> their mean loss, and metrics."""
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """What an update draws its random numbers from: alike on every rank, whatever came before.
+
+    Args:
+        seed: of the run.
+        step: updates before this one.
+    """
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
 def update_in_parts(engine: Engine, count: int, loss_of: PartLoss) -> dict[str, float]:
