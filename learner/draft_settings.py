@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from learner.settings import Climbing, Count, NonNegative, Number, Share
+from learner.settings import Climbing, Count, MicroBatched, NonNegative, Number, Share
 
 
-class Draft(Climbing):
+class Draft(MicroBatched, Climbing):
     """The reward's gradient through the last steps themselves, for models of many steps."""
 
     kind: Literal["draft"] = "draft"

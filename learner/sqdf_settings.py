@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from learner.settings import Climbing, Count, NonNegative, Positive, Section, Share
+from learner.settings import Climbing, Count, MicroBatched, NonNegative, Positive, Section, Share
 
 
 class StateDraw(Section):
@@ -54,7 +54,7 @@ class Clean(Section):
         return self
 
 
-class Sqdf(Climbing):
+class Sqdf(MicroBatched, Climbing):
     """SQDF: reparameterised steps up a training-free soft Q, for models of many steps."""
 
     kind: Literal["sqdf"] = "sqdf"
