@@ -1,6 +1,7 @@
-"""One update of a policy, alike for all methods: its random numbers, and a batch in parts."""
+"""One update of a policy, alike for all methods: whose it is, its random numbers, its parts."""
 
 from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +11,28 @@ from learner.engine import Engine
 
 PartLoss = Callable[[slice], tuple[Tensor, dict[str, float]]]
 """Rows of this rank -> their mean loss, and metrics."""
+_Batch = TypeVar("_Batch", contravariant=True)
+
+
+class UpdatedPolicy(Protocol[_Batch]):
+    """A policy that is improved from one batch after the other."""
+
+    @property
+    def steps_taken(self) -> int:
+        """Updates so far."""
+        ...
+
+    def step(self, batch: _Batch) -> dict[str, float]:
+        """One update from rows of this rank; returns its metrics."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """What a step carries to the next, beside weights and optimizer."""
+        ...
+
+    def from_json(self, state: dict[str, Any]) -> None:
+        """Restores it."""
+        ...
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
