@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from actors.sampling import Network, guided_noise, sample_few_steps
-from learner.diffusion.ddim import ddim_moments, gaussian_kl
+from learner.diffusion.chain import Chain
+from learner.diffusion.ddim import gaussian_kl
 from learner.diffusion.few_steps import FewStepChain
-from learner.diffusion.schedule import NoiseSchedule, ddim_timesteps
+from learner.diffusion.schedule import NoiseSchedule
 
 
 def many_step_kl(
@@ -29,29 +30,18 @@ def many_step_kl(
     *,
     num_steps: int,
     guidance_scale: float,
-    eta: float = 1.0,
 ) -> Tensor:
     """True KL in nats of each step of a DDIM chain that `network` draws, [B, S]; S = num_steps.
 
     Args:
         prompts, injected, guidance_scale: as in `actors.sampling.sample_ddpm`.
-        eta: > 0: without noise no step has a density.
     """
-    stride = schedule.num_train_timesteps // num_steps
-    timesteps = ddim_timesteps(num_steps, schedule.num_train_timesteps)
-    x_BCHW, steps = initial_BCHW, []
-    for timestep, noise_BCHW in zip(timesteps, injected, strict=True):
-        t_B = torch.full((len(x_BCHW),), timestep, device=x_BCHW.device)
-        previous_t_B = (t_B - stride).clamp(min=0)
+    chain, x_BCHW, steps = Chain(schedule, num_steps), initial_BCHW, []
+    for step, noise_BCHW in zip(range(num_steps), injected, strict=True):
+        step_B = torch.full((len(x_BCHW),), step)
+        t_B = chain.state_times(step_B).to(x_BCHW.device)
         (mean, std), (base_mean, _) = (
-            ddim_moments(
-                x_BCHW,
-                guided_noise(each, x_BCHW, t_B, prompts, guidance_scale),
-                t_B,
-                previous_t_B,
-                schedule,
-                eta,
-            )
+            chain.moments(x_BCHW, guided_noise(each, x_BCHW, t_B, prompts, guidance_scale), step_B)
             for each in (network, base)
         )
         steps.append(gaussian_kl(mean, base_mean, std))

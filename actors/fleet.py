@@ -186,11 +186,6 @@ class Fleet:
         """How many actors are meant to run."""
         return len(self._slots)
 
-    @property
-    def alive(self) -> int:
-        """How many actors had not ended when `ensure_alive` last looked."""
-        return sum(slot.actor is not None for slot in self._slots)
-
     def start(self, count: int) -> None:
         """Create the first `count` actors; does not wait for them to be built."""
         if count < 1:

@@ -207,7 +207,6 @@ class ManyStepPolicy(_GroupPolicy):
     keep: Callable[[int], tuple[int, ...]]
     consistency: Network | None = None
     reference: Network | None = None
-    eta: float = 1.0
 
     def _drawn(self, groups: Sequence[Group]) -> list[Rollout]:
         prompts = self._prompts(groups)
@@ -223,7 +222,6 @@ class ManyStepPolicy(_GroupPolicy):
             num_steps=self.num_steps,
             guidance_scale=self.guidance_scale,
             keep={state for states in states_of for state in states},
-            eta=self.eta,
         )
         rows_of = [slice(i, i + self.group_size) for i in range(0, len(prompts), self.group_size)]
         latents = [
@@ -262,7 +260,6 @@ class ManyStepPolicy(_GroupPolicy):
             (self._injected(groups, step) for step in range(self.num_steps)),
             num_steps=self.num_steps,
             guidance_scale=self.guidance_scale,
-            eta=self.eta,
         )
         return {"kl_nats": kl_BS.mean(dim=1).cpu().numpy()}
 

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learner.diffusion.ddim import ddim_moments, guided
+from learner.diffusion.chain import Chain
+from learner.diffusion.ddim import guided
 from learner.diffusion.few_steps import FewStepChain
-from learner.diffusion.schedule import NoiseSchedule, ddim_timesteps
+from learner.diffusion.schedule import NoiseSchedule
 from learner.diffusion.strata import Strata
 
 # x_BCHW, t_B, prompts of B rows (whatever the network takes), guidance embedding [B, E] or None
@@ -72,9 +73,8 @@ def sample_ddpm(
     num_steps: int,
     guidance_scale: float,
     keep: Collection[int],
-    eta: float = 1.0,
 ) -> dict[int, Tensor]:
-    """The kept states of a DDIM chain; eta = 1 on 50 steps is what papers call "DDPM, 50 steps".
+    """The kept states of a DDIM chain with eta = 1: with 50 steps what papers call "DDPM".
 
     State i is the latent before step i, from 0 (pure noise) to num_steps (the clean one).
 
@@ -84,15 +84,13 @@ def sample_ddpm(
         injected: one [B, C, H, W] a step, the last step included. May be made lazily.
         keep: states to return; a chain of 50 large latents is mostly not worth its memory.
     """
-    timesteps = ddim_timesteps(num_steps, schedule.num_train_timesteps)
-    stride = schedule.num_train_timesteps // num_steps
-    x_BCHW = initial_BCHW
+    chain, x_BCHW = Chain(schedule, num_steps), initial_BCHW
     kept = {0: x_BCHW} if 0 in keep else {}
-    for step, (timestep, noise_BCHW) in enumerate(zip(timesteps, injected, strict=True)):
-        t_B = _rows(timestep, x_BCHW)
-        previous_t_B = (t_B - stride).clamp(min=0)
+    for step, noise_BCHW in zip(range(num_steps), injected, strict=True):
+        step_B = torch.full((len(x_BCHW),), step)
+        t_B = chain.state_times(step_B).to(x_BCHW.device)
         eps_BCHW = guided_noise(network, x_BCHW, t_B, prompts, guidance_scale)
-        mean_BCHW, std_B111 = ddim_moments(x_BCHW, eps_BCHW, t_B, previous_t_B, schedule, eta)
+        mean_BCHW, std_B111 = chain.moments(x_BCHW, eps_BCHW, step_B)
         x_BCHW = mean_BCHW + std_B111 * noise_BCHW
         if step + 1 in keep:
             kept[step + 1] = x_BCHW

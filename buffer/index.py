@@ -34,9 +34,6 @@ class LogIndex:
 
     Shape suffixes: N rows, G groups, M members, R rewards, S scored positions.
 
-    Args:
-        first_ticket: smaller ones count as finished (`Replay.skip_to`, or a log that was trimmed).
-
     Attributes:
         position: where the next `tail` goes on.
         num_failed: failed records seen in the log.
@@ -46,7 +43,7 @@ class LogIndex:
             index.extend(replay.tail(index.position, max_entries=1000, block_s=1.0))
     """
 
-    def __init__(self, *, group_size: int, first_ticket: int = 0) -> None:
+    def __init__(self, *, group_size: int) -> None:
         if group_size < 1:
             raise ValueError(f"group_size must be at least 1; got {group_size}")
         self.group_size = group_size
@@ -55,7 +52,7 @@ class LogIndex:
         self._columns = _columns([])
         # Finished tickets: all below `_floor`, and those of the set. Bounded by how far apart the
         # youngest and the oldest unfinished ticket are.
-        self._floor = first_ticket
+        self._floor = 0
         self._finished: set[int] = set()
         # Of unfinished tickets, the members that are committed or failed.
         self._terminal: dict[int, set[int]] = {}
@@ -155,27 +152,21 @@ class LogIndex:
         """Rows of the live records of the tickets first, ..., stop - 1."""
         return np.arange(*np.searchsorted(self.ticket, [first, stop]))
 
-    def groups(
-        self, rows: np.ndarray | None = None, *, min_members: int | None = None
-    ) -> np.ndarray:
-        """Rows by group and member [G, M], groups by ticket; -1 where a member is not live.
+    def groups(self, rows: np.ndarray | None = None) -> np.ndarray:
+        """Rows by group and member [G, M] of the groups whose members are all live, by ticket.
 
         Args:
             rows: only these; None for all.
-            min_members: leave out groups with fewer live members; None asks for all of them.
         """
         rows = np.arange(len(self)) if rows is None else rows
         ticket_G, group_N = np.unique(self.ticket[rows], return_inverse=True)
         row_GM = np.full((len(ticket_G), self.group_size), _NO_ROW, np.int64)
         row_GM[group_N, self.member[rows]] = rows
-        wanted = self.group_size if min_members is None else min_members
-        return row_GM[(row_GM != _NO_ROW).sum(axis=1) >= wanted]
+        return row_GM[(row_GM != _NO_ROW).all(axis=1)]
 
     def rewards_of(self, name: str, row_GM: np.ndarray) -> np.ndarray:
-        """The rewards of a table of `groups` [G, M, S]; NaN where a member is not live."""
-        reward_GMS = self.reward(name)[row_GM]
-        reward_GMS[row_GM == _NO_ROW] = np.nan
-        return reward_GMS
+        """The rewards of a table of `groups`, float32 [G, M, S]."""
+        return self.reward(name)[row_GM]
 
     def _note_terminal(self, entry: IndexEntry | FailedEntry) -> None:
         if entry.member >= self.group_size:

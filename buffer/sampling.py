@@ -61,26 +61,26 @@ def rank_priority(value_N: np.ndarray, exponent: float) -> np.ndarray:
     return (last_rank_U - (count_U - 1) / 2)[inverse_N] ** -exponent
 
 
-def best_worst_pairs(reward_GMS: np.ndarray, *, min_gap: float = 0.0) -> Pairs:
+def best_worst_pairs(reward_GMS: np.ndarray) -> Pairs:
     """The best against the worst member of every group, each scored position by itself.
 
-    A group whose gap is not above `min_gap` (all equal, or one member left) gives no pair.
+    A group without a gap (all equal, or one member left) gives no pair.
     """
     reward_GMS = _three_axes(reward_GMS)
     present_GMS = ~np.isnan(reward_GMS)
     best_GS = np.where(present_GMS, reward_GMS, -np.inf).argmax(axis=1)
     worst_GS = np.where(present_GMS, reward_GMS, np.inf).argmin(axis=1)
     gap_GS = _at(reward_GMS, best_GS) - _at(reward_GMS, worst_GS)
-    group_P, position_P = np.nonzero(gap_GS > min_gap)
+    group_P, position_P = np.nonzero(gap_GS > 0)
     chosen = (group_P, position_P)
     return Pairs(group_P, position_P, best_GS[chosen], worst_GS[chosen], gap_GS[chosen])
 
 
-def ordered_pairs(reward_GMS: np.ndarray, *, min_gap: float = 0.0) -> Pairs:
-    """All pairs of a group whose rewards differ by more than `min_gap`, the better one first."""
+def ordered_pairs(reward_GMS: np.ndarray) -> Pairs:
+    """All pairs of a group whose rewards differ, the better one first."""
     reward_GMS = _three_axes(reward_GMS)
     gap_GSMM = np.moveaxis(reward_GMS[:, :, None, :] - reward_GMS[:, None, :, :], 3, 1)
-    group_P, position_P, winner_P, loser_P = np.nonzero(gap_GSMM > min_gap)
+    group_P, position_P, winner_P, loser_P = np.nonzero(gap_GSMM > 0)
     gap_P = gap_GSMM[group_P, position_P, winner_P, loser_P]
     return Pairs(group_P, position_P, winner_P, loser_P, gap_P)
 

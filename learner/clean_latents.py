@@ -15,7 +15,7 @@ from torch import Tensor
 
 from buffer.sampling import fresh_first, uniform
 from learner.groups import ScoredGroups
-from learner.methods.likelihood import best_and_worst, kept_rows
+from learner.methods.likelihood import best_and_worst, groups_that_differ, kept_rows
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,7 @@ class CleanLatents:
         index, reward_N = self._groups.index, self._groups.final_rewards()
         rows_GM = index.groups(np.arange(len(reward_N)))
         best_G, worst_G, differ_G = best_and_worst(torch.from_numpy(reward_N[rows_GM]))
-        told = np.flatnonzero(differ_G.numpy())
-        if not len(told):
-            raise LookupError(
-                "in no group one picture is better than another, so there is nothing to prefer: "
-                "the reward may be the same for all"
-            )
+        told = groups_that_differ(differ_G)
         version_G = index.policy_version[rows_GM[told, 0]]
         groups_B = self._drawn(told, version_G, count, rng)[share]
         winners_B = rows_GM[groups_B, best_G.numpy()[groups_B]]

@@ -4,10 +4,18 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from learner.settings import Climbing, Count, NonNegative, Number, Share, refuse_unused
+from learner.settings import (
+    Climbing,
+    Count,
+    MicroBatched,
+    NonNegative,
+    Number,
+    Share,
+    refuse_unused,
+)
 
 
-class Draft(Climbing):
+class Draft(MicroBatched, Climbing):
     """The reward's gradient through the last steps themselves, for models of many steps."""
 
     kind: Literal["draft"] = "draft"

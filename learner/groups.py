@@ -20,8 +20,8 @@ from buffer.admission import limit_by_window
 from buffer.index import LogIndex
 from buffer.records import Counters, IndexEntry, LogEntry, furthest, parse_position
 from buffer.replay import Replay
-from learner.engine import any_rank
-from learner.surrogate_training import GroupBatch
+from learner.collectives import any_rank
+from learner.group_batch import GroupBatch
 
 log = logging.getLogger(__name__)
 _POLL_S = 0.05

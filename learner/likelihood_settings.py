@@ -4,17 +4,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from learner.settings import Count, Cycles, Number, Positive, Share, refuse_unused
+from learner.settings import MicroBatched, Number, Positive, Share, refuse_unused
 
 
-class Likelihood(Cycles):
+class Likelihood(MicroBatched):
     """What they share: clean latents from the replay, noised to a random time."""
 
     fresh: Share = 0.0
     """Share of a batch that comes from the newest policy versions."""
-    micro_batches: Count = 1
-    """Parts that a rank's rows of a policy step go through in, one after the other, for less
-    memory."""
 
 
 class Gors(Likelihood):

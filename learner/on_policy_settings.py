@@ -5,18 +5,15 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from learner.model_settings import FEW_STEPS
-from learner.settings import Count, Cycles, NonNegative, Positive
+from learner.settings import Count, MicroBatched, NonNegative, Positive
 
 
-class OnPolicy(Cycles):
+class OnPolicy(MicroBatched):
     """What they share: a cycle trains, once, on what its own policy version sampled."""
 
     kept_steps: Count | None = None
     """Steps of a trajectory of many that are trained on, spread over its chain; null: all. Of a
     few-step model those count that add noise, all of them."""
-    micro_batches: Count = 1
-    """Parts that a rank's rows of a policy step go through in, one after the other, for less
-    memory."""
 
     @property
     def is_on_policy(self) -> bool:

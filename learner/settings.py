@@ -294,6 +294,14 @@ class Cycles(Section):
         return self
 
 
+class MicroBatched(Cycles):
+    """What methods share whose policy step may take a rank's rows part by part."""
+
+    micro_batches: Count = 1
+    """Parts that a rank's rows of a policy step go through in, one after the other, for less
+    memory."""
+
+
 class Alternation(Cycles):
     """What methods share that alternate between a surrogate of the reward and the policy."""
 
@@ -329,9 +337,6 @@ class Climbing(Alternation):
     kl_std: Literal["posterior", "forward"] = "posterior"
     """σ that the KL divides by: the step's own, in which one of 50 steps has half of the weight,
     or the forward process', which is of one size in all."""
-    micro_batches: Count = 1
-    """Parts that a rank's rows of a policy step go through in, one after the other, for less
-    memory."""
 
     @property
     def learns_surrogate(self) -> bool:

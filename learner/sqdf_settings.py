@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from learner.settings import (
     Climbing,
     Count,
+    MicroBatched,
     NonNegative,
     Positive,
     Section,
@@ -75,7 +76,7 @@ class Clean(Section):
         return self
 
 
-class Sqdf(Climbing):
+class Sqdf(MicroBatched, Climbing):
     """SQDF: reparameterised steps up a training-free soft Q, for models of many steps."""
 
     kind: Literal["sqdf"] = "sqdf"

@@ -5,7 +5,7 @@ Shape suffixes: G groups, N samples of a group, K rewarded steps, C H W latent, 
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,10 @@ from torch import Tensor
 
 from buffer.sampling import Pairs, best_worst_pairs, ordered_pairs
 from learner.agreement import rank_correlation, standard_gap
-from learner.engine import Engine, mean_over_ranks, rank_mean
-from learner.policy.text import Text
+from learner.collectives import mean_over_ranks, rank_mean
+from learner.engine import Engine
+from learner.group_batch import GroupBatch
+from learner.policy.text import Encode
 from learner.preference import (
     bootstrap_counts,
     bradley_terry_loss,
@@ -26,29 +28,6 @@ from learner.preference import (
     regression_loss,
 )
 from learner.settings import Surrogate
-
-Encode = Callable[[list[str]], Text]
-
-
-@dataclass(frozen=True)
-class GroupBatch:
-    """Scored groups. Sample (g, n) gave one clean latent and one reward at each of K steps."""
-
-    tickets: Sequence[int]
-    prompts: Sequence[str]
-    latents_GNKCHW: Tensor
-    rewards_GNK: Tensor
-
-    def __post_init__(self) -> None:
-        assert self.latents_GNKCHW.shape[:3] == self.rewards_GNK.shape
-
-    def __getitem__(self, groups: slice) -> "GroupBatch":
-        return GroupBatch(
-            self.tickets[groups],
-            self.prompts[groups],
-            self.latents_GNKCHW[groups],
-            self.rewards_GNK[groups],
-        )
 
 
 @dataclass(frozen=True)

@@ -11,78 +11,19 @@ its grace is cut short, and redone by the run that resumes.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import torch.distributed as dist
-
 from learner import checkpoint
-from learner.engine import any_rank
+from learner.collectives import any_rank, barrier
 from learner.groups import StoppedError
-from learner.policy.flops import FlopMeter
+from learner.journal import Journal
+from learner.policy.board import Weights
 
 log = logging.getLogger(__name__)
-Weights = dict[str, np.ndarray]
 _PREPARE_EVERY_S = 600.0
 """Between two checkpoints of a long preparation."""
-
-
-@dataclass
-class Journal:
-    """What a rank tells about its work: where it is, its metrics, seconds and FLOPs by phase."""
-
-    stage: str = "starting"
-    cycle: int = 0
-    latest: dict[str, float] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    flops: dict[str, float] = field(default_factory=dict)
-    meter: FlopMeter = field(default_factory=FlopMeter)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-
-    def enter(self, stage: str) -> None:
-        """Begins a stage, which progress shows and the log tells."""
-        if stage != self.stage:
-            self.stage = stage
-            log.info("stage: %s", stage)
-
-    def record(self, phase: str, step: int, values: dict[str, float]) -> None:
-        """One row of the curves; also what live progress shows."""
-        self.latest.update(values)
-        self.rows.append({"phase": phase, "step": step, "time": time.time(), "values": values})
-
-    def add_seconds(self, phase: str, seconds: float) -> None:
-        """Counts wall seconds to a phase."""
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
-
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Counts the wall seconds of the block to a phase."""
-        begun = time.monotonic()
-        try:
-            yield
-        finally:
-            self.add_seconds(phase, time.monotonic() - begun)
-
-    @contextmanager
-    def counted(self, phase: str, kind: str = "") -> Iterator[None]:
-        """Counts floating-point operations to a phase.
-
-        Args:
-            kind: of its steps, where not all of them cost the same.
-        """
-        before = self.meter.total
-        with self.meter.counted((phase, kind)):
-            yield
-        self.flops[phase] = self.flops.get(phase, 0.0) + self.meter.total - before
-
-    def drain(self) -> list[dict[str, Any]]:
-        """Rows since the last call."""
-        rows, self.rows = self.rows, []
-        return rows
 
 
 class Method(Protocol):
@@ -226,7 +167,7 @@ class Trainer:
                 {"next_cycle": self._next_cycle, "method": self._method.state()},
                 self._method.save,
                 rank=self._rank,
-                barrier=_barrier,
+                barrier=barrier,
                 keep=self._keep,
             )
         self._saved_at = time.monotonic()
@@ -242,8 +183,3 @@ class Trainer:
         if self._rank == 0:
             self._publish(self.published + 1, self._method.final_weights())
         self.published += 1
-
-
-def _barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()

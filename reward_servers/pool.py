@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Protocol
@@ -139,7 +139,7 @@ class PooledReward:
         self._choosing = threading.Lock()
         self._threads = ThreadPoolExecutor(_MOST_PARTS, thread_name_prefix=f"reward-{name}")
 
-    def wait(self, timeout_s: float, is_over: Callable[[], bool] = lambda: False) -> None:
+    def wait(self, timeout_s: float) -> None:
         """Until a member answers, so that no picture is failed for want of one at the start.
 
         Raises:
@@ -147,9 +147,8 @@ class PooledReward:
         """
         deadline = time.monotonic() + timeout_s
         nothing = np.zeros((0, 1, 1, 3), np.uint8)
-        while not is_over():
-            if self._asked(nothing, [], deadline) is not None:
-                return
+        while self._asked(nothing, [], deadline) is None:
+            pass  # that has waited
 
     def score(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> Scored:
         """A value or a failure a row; does not raise."""

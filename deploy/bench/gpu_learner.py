@@ -17,6 +17,7 @@ from deploy.run_config import RunConfig
 from learner.diffusion.chain import Chain
 from learner.engine import Engine
 from learner.exploration import Climb
+from learner.group_batch import GroupBatch
 from learner.methods.climbed import DecodedReward, RewardOf, SurrogateReward
 from learner.methods.lasro_policy import AnchorData, LasroPolicy
 from learner.methods.parts import policy_engine, surrogate_engine
@@ -28,7 +29,7 @@ from learner.settings import Lasro
 from learner.sqdf_settings import Sqdf
 from learner.states import StateBatch
 from learner.surrogate import new_surrogate
-from learner.surrogate_training import GroupBatch, SurrogateTrainer
+from learner.surrogate_training import SurrogateTrainer
 from reward_servers.base import DifferentiableReward
 from reward_servers.registry import build_reward
 

@@ -20,8 +20,9 @@ from buffer.replay_settings import ReplaySettings
 from deploy.bench.scale_samplers import MEMBERS, at_work, new_sampler, new_server
 from deploy.bench.timing import Row, spread
 from learner.groups import GroupSource, ScoredGroups
+from learner.journal import Journal
 from learner.policy.board import PolicyBoard, Weights
-from learner.trainer import Journal, Trainer
+from learner.trainer import Trainer
 from reward_servers.server import RewardServer
 
 SAMPLERS = 8

@@ -39,6 +39,7 @@ from packaging.specifiers import SpecifierSet
 from deploy.doctor.bookings import Room, booking_findings, bookings
 from deploy.plan import check_environment
 from deploy.run_config import RunConfig, load_config
+from learner.settings import MicroBatched
 
 _PACKAGE = "fleetune"
 _LEAST_FREE_BYTES = 5 * 2**30
@@ -143,7 +144,7 @@ def _smaller_learner(config: RunConfig) -> str:
         means.append("set learner.gradient_checkpointing=true")
     if config.model.precision == "fp32":
         means.append("set model.precision=bf16")
-    if hasattr(config.method, "micro_batches"):
+    if isinstance(config.method, MicroBatched):
         means.append("raise method.micro_batches")
     else:
         means.append("lower method.policy_batch")

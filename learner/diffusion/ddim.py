@@ -4,10 +4,8 @@ Shape suffixes: B rows; tensors without one are [B, C, H, W].
 With eta = 1 on the 50-step grid this is what the papers call "DDPM, 50 steps".
 """
 
-import math
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from learner.diffusion.schedule import NoiseSchedule, predict_x0
@@ -51,9 +49,3 @@ def gaussian_kl(mean: Tensor, ref_mean: Tensor, std: Tensor, *, reduce: Reduce =
     if reduce == "mean":
         return 0.5 * squares.flatten(1).mean(dim=1)
     return squares.flatten(1).mean(dim=1)
-
-
-def gaussian_log_prob(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """log N(x; mean, std²), summed over C, H, W, in nats, float [B]."""
-    log_density = -0.5 * ((x - mean) / std) ** 2 - torch.log(std) - 0.5 * math.log(2 * math.pi)
-    return log_density.flatten(1).sum(dim=1)

@@ -21,11 +21,12 @@ from safetensors.numpy import load_file, save_file
 
 from learner.engine import Engine
 from learner.groups import ScoredGroups
+from learner.journal import Journal
 from learner.methods.surrogate_steps import SurrogateSteps
+from learner.policy.board import Weights
 from learner.policy.trainable import trainable_arrays
 from learner.seat import Seat
 from learner.settings import Cycles
-from learner.trainer import Journal, Weights
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,6 @@
 Shape suffixes: B rows; latents are [B, C, H, W].
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +15,9 @@ from learner.diffusion.consistency import (
     teacher_step,
 )
 from learner.diffusion.schedule import NoiseSchedule, add_noise
+from learner.policy.denoiser import Network
 from learner.policy.text import Text
 
-Network = Callable[..., Tensor]
-"""x, t_B, text, guidance embedding -> its noise."""
 NUM_TIMES = 50
 """Of the grid that a consistency model is distilled on; an index is below it."""
 

@@ -4,7 +4,6 @@ Every random draw is a function of (seed, step), of the whole batch on every ran
 Shape suffixes: B rows of this rank, K steps, C H W latent.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,13 +22,11 @@ from learner.methods.draft import (
     through_one_call,
     through_renoised,
 )
-from learner.methods.updates import update_in_parts
-from learner.policy.denoiser import Denoiser, guided_call
-from learner.policy.text import Text
+from learner.methods.updates import step_generator, update_in_parts
+from learner.policy.denoiser import Denoiser, Network, guided_call
+from learner.policy.text import Encode, Text
 from learner.seat import Seat
 from learner.states import StateBatch
-
-Encode = Callable[[list[str]], Text]
 
 
 class DraftPolicy:
@@ -125,7 +122,7 @@ class DraftPolicy:
         """Of every row: one for each noise that it is noised with again."""
         return self._settings.renoisings if self._settings.path == "renoised" else 1
 
-    def _asking(self, network: Callable[..., Tensor], text: Text, empty: Text) -> AskNoise:
+    def _asking(self, network: Network, text: Text, empty: Text) -> AskNoise:
         def ask(x: Tensor, t_B: Tensor) -> Tensor:
             t_B = t_B.to(x.device)
             return guided_call(network, x, t_B, text, empty, self._guidance_scale)
@@ -137,6 +134,6 @@ class DraftPolicy:
         each noising again."""
         settings = self._settings
         count = {"last": settings.last_steps, "renoised": 2 * settings.renoisings, "stopped": 0}
-        generator = torch.Generator().manual_seed(self._seat.seed * 1_000_003 + self.steps_taken)
+        generator = step_generator(self._seat.seed, self.steps_taken)
         shape = (count[settings.path], settings.policy_batch, *x.shape[1:])
         return torch.randn(shape, generator=generator)[:, self._seat.share]

@@ -2,39 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.random import Generator
 
 from learner.groups import ScoredGroups
+from learner.methods.updates import UpdatedPolicy
 from learner.seat import Seat
 
 _DRAWS = 2
 """The stream of random numbers that decides what is drawn."""
 _Batch = TypeVar("_Batch")
-_Drawn = TypeVar("_Drawn", contravariant=True)
-
-
-class DrawnPolicy(Protocol[_Drawn]):
-    """A policy that is improved from what is drawn."""
-
-    @property
-    def steps_taken(self) -> int:
-        """Updates so far."""
-        ...
-
-    def step(self, batch: _Drawn) -> dict[str, float]:
-        """One update from rows of this rank; returns its metrics."""
-        ...
-
-    def to_json(self) -> dict[str, Any]:
-        """What a step carries to the next, beside weights and optimizer."""
-        ...
-
-    def from_json(self, state: dict[str, Any]) -> None:
-        """Restores it."""
-        ...
 
 
 class DrawnSteps(Generic[_Batch]):
@@ -45,7 +24,7 @@ class DrawnSteps(Generic[_Batch]):
     """
 
     def __init__(
-        self, policy: DrawnPolicy[_Batch], draw: Callable[[Generator], _Batch], seat: Seat
+        self, policy: UpdatedPolicy[_Batch], draw: Callable[[Generator], _Batch], seat: Seat
     ) -> None:
         self._policy = policy
         self._draw = draw

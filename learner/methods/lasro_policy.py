@@ -8,15 +8,16 @@ Shape suffixes: B rows of this rank, C H W latent, L tokens, E embedding.
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from learner.collectives import all_rows, mean_over_ranks, rank_mean
 from learner.diffusion.few_steps import FewStepChain
-from learner.engine import Engine, all_rows, mean_over_ranks, rank_mean
+from learner.engine import Engine
 from learner.exploration import Climb
 from learner.methods.distillation import NUM_TIMES, Distilled, distillation_error, distilled
 from learner.methods.lasro import (
@@ -26,16 +27,14 @@ from learner.methods.lasro import (
     reward_loss,
     squash,
 )
+from learner.methods.updates import step_generator
 from learner.model_settings import Model
-from learner.policy.denoiser import Denoiser, guidance_rows
-from learner.policy.text import Text
+from learner.policy.denoiser import Denoiser, Network, guidance_rows
+from learner.policy.text import Encode, Text
 from learner.seat import Seat
 from learner.settings import Lasro
 
 log = logging.getLogger(__name__)
-Encode = Callable[[list[str]], Text]
-# x, t_B, text, guidance embedding -> eps: the engine, or its bare module.
-Network = Callable[..., Tensor]
 # The anchor's weight is measured anew every so many steps: two backward passes.
 _MEASURE_EVERY = 10
 
@@ -131,7 +130,7 @@ class LasroPolicy:
 
     def _draw(self, prompts: Sequence[str], anchor: AnchorData | None) -> "_Draw":
         """This rank's rows of the step's prompts, noise and anchor batch."""
-        generator = torch.Generator().manual_seed(self._seat.seed * 1_000_003 + self.state.step)
+        generator = step_generator(self._seat.seed, self.state.step)
         batch = self._settings.policy_batch
         drawn = torch.randint(len(prompts), (batch,), generator=generator)[self._seat.share]
         shape = (self._model.num_steps, batch, *self._latent_shape)

@@ -67,3 +67,18 @@ def best_and_worst(reward_GN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     best_G, worst_G = reward_GN.argmax(dim=1), reward_GN.argmin(dim=1)
     rows = torch.arange(len(reward_GN))
     return best_G, worst_G, reward_GN[rows, best_G] > reward_GN[rows, worst_G]
+
+
+def groups_that_differ(differ_G: Tensor) -> np.ndarray:
+    """Groups in which there is something to prefer, int64.
+
+    Raises:
+        LookupError: there is none.
+    """
+    told = np.flatnonzero(differ_G.numpy())
+    if not len(told):
+        raise LookupError(
+            "in no group one picture is better than another, so there is nothing to prefer: raise "
+            "actors.group_size, or look at the reward, which may be the same for all"
+        )
+    return told

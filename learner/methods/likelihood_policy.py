@@ -14,13 +14,13 @@ from learner.clean_latents import CleanBatch, PairBatch
 from learner.diffusion.schedule import NoiseSchedule, add_noise
 from learner.engine import Engine
 from learner.likelihood_settings import Dpo, Gors
-from learner.methods.distillation import NUM_TIMES, Network, distillation_error, distilled
+from learner.methods.distillation import NUM_TIMES, distillation_error, distilled
 from learner.methods.likelihood import dpo_loss, reward_weighted, squared_error
-from learner.methods.updates import update_in_parts
-from learner.policy.text import Text
+from learner.methods.updates import step_generator, update_in_parts
+from learner.policy.denoiser import Network
+from learner.policy.text import Encode, Text
 from learner.seat import Seat
 
-Encode = Callable[[list[str]], Text]
 Guidance = Callable[[int], Tensor | None]
 """Rows -> the guidance embedding that a consistency model takes; None: it takes none."""
 
@@ -55,7 +55,7 @@ class _Noising:
 
     def _draw(self, batch: CleanBatch, num_times: int) -> tuple[Tensor, Tensor]:
         """This rank's share of a step's noise, and of its times below `num_times`."""
-        generator = torch.Generator().manual_seed(self._seat.seed * 1_000_003 + self.steps_taken)
+        generator = step_generator(self._seat.seed, self.steps_taken)
         shape = (self._batch, *batch.latents_BCHW.shape[1:])
         noise = torch.randn(shape, generator=generator)
         time_B = torch.randint(num_times, (self._batch,), generator=generator)

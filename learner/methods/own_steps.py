@@ -16,11 +16,12 @@ from numpy.random import Generator
 
 from buffer.records import IndexEntry
 from learner.groups import ScoredGroups
+from learner.journal import Journal
 from learner.methods.ddpo import advantages
-from learner.methods.likelihood import best_and_worst
+from learner.methods.likelihood import best_and_worst, groups_that_differ
+from learner.methods.updates import UpdatedPolicy
 from learner.on_policy_settings import OnPolicy, Ppo, Pso
 from learner.seat import Seat
-from learner.trainer import Journal
 from learner.transitions import Steps, Transitions, read_transitions, shuffled_batches
 
 log = logging.getLogger(__name__)
@@ -28,28 +29,11 @@ _DRAWS = 5
 """The stream of random numbers that decides the order of rows."""
 
 
-class OwnStepsPolicy(Protocol):
+class OwnStepsPolicy(UpdatedPolicy[Transitions], Protocol):
     """A policy that is improved from its own steps."""
-
-    @property
-    def steps_taken(self) -> int:
-        """Updates so far."""
-        ...
 
     def remembered(self, taken: Transitions, *, rows_at_once: int) -> Transitions:
         """With the noise that the policy tells now: no update may come before."""
-        ...
-
-    def step(self, batch: Transitions) -> dict[str, float]:
-        """One update from rows of this rank; returns its metrics."""
-        ...
-
-    def to_json(self) -> dict[str, Any]:
-        """What a step carries to the next, beside weights and optimizer."""
-        ...
-
-    def from_json(self, state: dict[str, Any]) -> None:
-        """Restores it."""
         ...
 
 
@@ -190,12 +174,7 @@ def steps_of_pairs(settings: Pso) -> MakePlan:
         groups: ScoredGroups, tickets: Sequence[int], slots: int, rng: Generator, seat: Seat
     ) -> Plan:
         best_G, worst_G, differ_G = best_and_worst(groups.rewards(tickets)[:, :, -1])
-        told = np.flatnonzero(differ_G.numpy())
-        if not len(told):
-            raise LookupError(
-                "in no group one picture is better than another, so there is nothing to prefer: "
-                "the reward may be the same for all"
-            )
+        told = groups_that_differ(differ_G)
         members = groups.source.group_size
         entries = groups.entries(tickets)
         pairs_UP = shuffled_batches(

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from learner.engine import Engine
-from learner.policy.text import Text
+from learner.policy.denoiser import Network
+from learner.policy.text import Encode, Text
 from learner.transitions import Transitions
 
-Network = Callable[..., Tensor]
-Encode = Callable[[list[str]], Text]
 AskEps = Callable[[Network, Tensor, Tensor, Text, Text], Tensor]
 """A network, latents [B, C, H, W], t_B, text and empty text -> its guided noise."""
 

@@ -1,6 +1,16 @@
-"""What alternating methods are put together from, alike for all of them."""
+"""What alternating methods are put together from, alike for all of them.
+
+    given = Given(model, learner, source, prompts, seat)
+    pipeline, base = untouched(given)
+    parts = parts_around(policy, settings, given, pipeline, steps=..., labels=...)
+    ...                                                  what is the method's own
+    return parts.alternating(settings, its steps)
+
+A surrogate copies blocks of a network before that is `placed`: its engine places it by itself.
+"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -9,16 +19,117 @@ from torch import nn
 from learner.engine import Engine
 from learner.exploration import Climb
 from learner.groups import GroupSource, ScoredGroups
+from learner.journal import Journal
+from learner.methods.alternation import Alternating, PolicySteps
 from learner.methods.climbed import DecodedReward, SurrogateReward
 from learner.methods.surrogate_steps import SurrogateSteps
+from learner.model_settings import Model
 from learner.policy.components import PipelineFolder, PromptEncoder
 from learner.policy.denoiser import Denoiser
 from learner.seat import Seat
-from learner.settings import Alternation, Climbing, Cycles, Learner, Surrogate
+from learner.settings import Alternation, Climbing, Cycles, Learner, MicroBatched, Surrogate
 from learner.surrogate import new_surrogate
 from learner.surrogate_training import SurrogateTrainer
-from learner.trainer import Journal
 from reward_servers.base import DifferentiableReward
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a builder is given beside its method's settings.
+
+    Args:
+        prompts: all of the run.
+    """
+
+    model: Model
+    learner: Learner
+    source: GroupSource
+    prompts: Sequence[str]
+    seat: Seat
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What every method has on one rank.
+
+    Args:
+        engine: of the policy.
+        labels: of the rewarded latents of a trajectory, such as '2step'.
+    """
+
+    given: Given
+    pipeline: PipelineFolder
+    engine: Engine
+    encode: PromptEncoder
+    groups: ScoredGroups
+    labels: Sequence[str]
+    journal: Journal
+
+    def placed(self, unet: UNet2DConditionModel, *, differentiated: bool = False) -> Denoiser:
+        """A frozen network, where the policy is.
+
+        Args:
+            differentiated: a gradient passes it, to what it is asked about.
+        """
+        torch.nn.Module.to(unet, self.engine.device)
+        if differentiated and self.given.learner.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        return Denoiser.of(unet, self.given.model)
+
+    def alternating(
+        self, settings: Cycles, steps: PolicySteps, surrogate: SurrogateSteps | None = None
+    ) -> Alternating:
+        """The method, ready for the trainer."""
+        return Alternating(
+            settings,
+            steps,
+            groups=self.groups,
+            labels=self.labels,
+            policy_engine=self.engine,
+            surrogate=surrogate,
+            journal=self.journal,
+            seat=self.given.seat,
+        )
+
+
+def untouched(given: Given) -> tuple[PipelineFolder, UNet2DConditionModel]:
+    """The policy's pipeline, and its UNet as it is before training, frozen."""
+    torch.set_num_threads(given.learner.threads)
+    pipeline = PipelineFolder.of(given.model)
+    return pipeline, pipeline.unet(given.model.attention).requires_grad_(False)
+
+
+def parts_around(
+    policy: Denoiser,
+    settings: Cycles,
+    given: Given,
+    pipeline: PipelineFolder,
+    *,
+    steps: Sequence[int],
+    labels: Sequence[str],
+) -> Parts:
+    """A policy under its engine, and what every method has beside it.
+
+    Args:
+        steps: positions among a record's scored latents that are trained on.
+        labels: of these.
+    """
+    micro_batches = settings.micro_batches if isinstance(settings, MicroBatched) else 1
+    engine = policy_engine(settings, given.learner, policy, micro_batches=micro_batches)
+    return Parts(
+        given,
+        pipeline,
+        engine,
+        pipeline.prompt_encoder(engine.device, given.prompts),
+        ScoredGroups(
+            given.source,
+            steps=steps,
+            admits=given.seat.is_first,
+            round_ends=settings.round_ends,
+        ),
+        labels,
+        Journal(),
+    )
 
 
 def policy_engine(
@@ -54,44 +165,28 @@ def surrogate_engine(options: Surrogate, learner: Learner, network: nn.Module) -
     )
 
 
-def scored_groups(
-    settings: Cycles, source: GroupSource, *, steps: Sequence[int], seat: Seat
-) -> ScoredGroups:
-    """The replay's groups of a whole run.
-
-    Args:
-        steps: positions among a record's scored latents that are trained on.
-    """
-    return ScoredGroups(source, steps=steps, admits=seat.is_first, round_ends=settings.round_ends)
-
-
 class Surrogacy:
     """The surrogate of a method: what policy steps climb of it, and its own steps.
 
     Args:
         unet: whose blocks it copies.
-        labels: of the rewarded latents of a trajectory.
-        tells_steps: whether it knows which of them a latent is; all have one scale otherwise.
+        tells_steps: whether it knows which of a trajectory's rewarded latents one is; all have one
+            scale otherwise.
     """
 
     def __init__(
         self,
         settings: Alternation,
-        learner: Learner,
+        parts: Parts,
         unet: UNet2DConditionModel,
-        encode: PromptEncoder,
         *,
-        groups: ScoredGroups,
-        labels: Sequence[str],
         tells_steps: bool = True,
-        journal: Journal,
-        seat: Seat,
     ) -> None:
-        options = settings.surrogate
+        options, learner, seat = settings.surrogate, parts.given.learner, parts.given.seat
         network = new_surrogate(
             options.backbone,
             unet,
-            num_steps=len(labels) if tells_steps else 1,
+            num_steps=len(parts.labels) if tells_steps else 1,
             heads=options.heads,
             timestep=options.timestep,
             precision=options.precision,
@@ -106,32 +201,24 @@ class Surrogacy:
             SurrogateTrainer(
                 options,
                 engine,
-                encode,
+                parts.encode,
                 tells_steps=tells_steps,
                 groups_at_once=options.batch_groups // learner.ranks,
             ),
             engine,
             self.climb,
-            groups=groups,
-            labels=labels,
-            journal=journal,
+            groups=parts.groups,
+            labels=parts.labels,
+            journal=parts.journal,
             seat=seat,
         )
 
 
 def climbed_reward(
     settings: Climbing,
-    learner: Learner,
-    pipeline: PipelineFolder,
+    parts: Parts,
     base: UNet2DConditionModel,
-    encode: PromptEncoder,
     rewards: Mapping[str, DifferentiableReward],
-    *,
-    groups: ScoredGroups,
-    labels: Sequence[str],
-    device: torch.device,
-    journal: Journal,
-    seat: Seat,
 ) -> tuple[DecodedReward | SurrogateReward, SurrogateSteps | None]:
     """What is climbed by its own gradient, and the steps of its surrogate if it is one.
 
@@ -140,18 +227,8 @@ def climbed_reward(
         rewards: by name; used where they are climbed themselves.
     """
     if settings.reward == "decoded":
-        vae = pipeline.vae(str(device)).requires_grad_(False)
-        checkpointing = learner.gradient_checkpointing
-        return DecodedReward(vae, rewards, groups.weighed, checkpointing=checkpointing), None
-    surrogate = Surrogacy(
-        settings,
-        learner,
-        base,
-        encode,
-        groups=groups,
-        labels=labels,
-        tells_steps=False,
-        journal=journal,
-        seat=seat,
-    )
+        vae = parts.pipeline.vae(str(parts.engine.device)).requires_grad_(False)
+        checkpointing = parts.given.learner.gradient_checkpointing
+        return DecodedReward(vae, rewards, parts.groups.weighed, checkpointing=checkpointing), None
+    surrogate = Surrogacy(settings, parts, base, tells_steps=False)
     return SurrogateReward(surrogate.climb), surrogate.steps

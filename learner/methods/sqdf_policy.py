@@ -6,7 +6,6 @@ Shape suffixes: B rows of this rank, C H W latent.
 """
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,14 +27,12 @@ from learner.methods.sqdf import (
     soft_q_loss,
     take_step,
 )
-from learner.methods.updates import update_in_parts
-from learner.policy.denoiser import Denoiser, guided_call
-from learner.policy.text import Text
+from learner.methods.updates import step_generator, update_in_parts
+from learner.policy.denoiser import Denoiser, Network, guided_call
+from learner.policy.text import Encode, Text
 from learner.seat import Seat
 from learner.sqdf_settings import Sqdf
 from learner.states import StateBatch
-
-Encode = Callable[[list[str]], Text]
 
 
 @dataclass(frozen=True)
@@ -146,7 +143,7 @@ class SqdfPolicy:
 
     def _noise(self, x: Tensor) -> Tensor:
         """This rank's share of the step's noise, like its states."""
-        generator = torch.Generator().manual_seed(self._seat.seed * 1_000_003 + self.state.step)
+        generator = step_generator(self._seat.seed, self.state.step)
         shape = (self._settings.policy_batch, *x.shape[1:])
         return torch.randn(shape, generator=generator)[self._seat.share].to(x)
 
@@ -166,7 +163,7 @@ class SqdfPolicy:
 
     def _guided(
         self,
-        network: Callable[[Tensor, Tensor, Text], Tensor],
+        network: Network,
         x: Tensor,
         t_B: Tensor,
         text: Text,

@@ -15,13 +15,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from learner.engine import Engine, mean_over_ranks, rank_mean
+from learner.collectives import mean_over_ranks, rank_mean
+from learner.engine import Engine
 from learner.exploration import Climb, gram
+from learner.group_batch import GroupBatch
 from learner.groups import ScoredGroups
+from learner.journal import Journal
 from learner.seat import Seat
 from learner.settings import Alternation
-from learner.surrogate_training import GroupBatch, RewardMoments, SurrogateTrainer
-from learner.trainer import Journal
+from learner.surrogate_training import RewardMoments, SurrogateTrainer
 
 log = logging.getLogger(__name__)
 _FRESH_SHARE = 0.5

@@ -1,13 +1,48 @@
-"""One update of a policy from parts of a batch, alike for all methods."""
+"""One update of a policy, alike for all methods: whose it is, its random numbers, its parts."""
 
 from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
-from learner.engine import Engine, mean_over_ranks
+from learner.collectives import mean_over_ranks
+from learner.engine import Engine
 
 PartLoss = Callable[[slice], tuple[Tensor, dict[str, float]]]
 """Rows of this rank -> their mean loss, and metrics."""
+_Batch = TypeVar("_Batch", contravariant=True)
+
+
+class UpdatedPolicy(Protocol[_Batch]):
+    """A policy that is improved from one batch after the other."""
+
+    @property
+    def steps_taken(self) -> int:
+        """Updates so far."""
+        ...
+
+    def step(self, batch: _Batch) -> dict[str, float]:
+        """One update from rows of this rank; returns its metrics."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """What a step carries to the next, beside weights and optimizer."""
+        ...
+
+    def from_json(self, state: dict[str, Any]) -> None:
+        """Restores it."""
+        ...
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """What an update draws its random numbers from: alike on every rank, whatever came before.
+
+    Args:
+        seed: of the run.
+        step: updates before this one.
+    """
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
 def update_in_parts(engine: Engine, count: int, loss_of: PartLoss) -> dict[str, float]:

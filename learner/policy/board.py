@@ -12,12 +12,12 @@ References die with the process that put the weights.
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-Weights = Mapping[str, np.ndarray]
+Weights = dict[str, np.ndarray]
 """The trained tensors of one version, by parameter name."""
 
 NOTHING_PUBLISHED = -1

@@ -13,6 +13,10 @@ from learner.policy.precision import computing_in
 from learner.policy.text import Text
 from learner.settings import Precision
 
+Network = Callable[..., Tensor]
+"""x, t_B, text, and the guidance embedding that models of few steps may take -> its noise: a
+`Denoiser`, bare or under its engine."""
+
 
 class Denoiser(nn.Module):
     """A UNet as eps(x, t, text, guidance embedding): one signature for engine and sampler.
@@ -60,7 +64,7 @@ def compile_in_place(unet: UNet2DConditionModel) -> None:
 
 
 def guided_call(
-    network: Callable[[Tensor, Tensor, Text], Tensor],
+    network: Network,
     x: Tensor,
     t_B: Tensor,
     text: Text,

@@ -67,6 +67,10 @@ class Text:
         return Text(change(states), *(None if each is None else change(each) for each in added))
 
 
+Encode = Callable[[list[str]], Text]
+"""Prompts -> their text, row by row; the empty prompt is the unconditional one."""
+
+
 class PromptEncoder:
     """Prompts to text states; those of the prompts that it was asked for last are kept.
 

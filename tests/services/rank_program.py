@@ -20,6 +20,7 @@ from learner.diffusion.few_steps import ConsistencyChain
 from learner.diffusion.schedule import NoiseSchedule
 from learner.engine import Engine, join_ranks, leave_ranks
 from learner.exploration import Climb
+from learner.group_batch import GroupBatch
 from learner.methods.lasro_policy import AnchorData, LasroPolicy
 from learner.model_settings import Model
 from learner.policy.denoiser import Denoiser
@@ -28,7 +29,7 @@ from learner.policy.trainable import make_trainable
 from learner.seat import Seat
 from learner.settings import Lasro
 from learner.surrogate import new_surrogate
-from learner.surrogate_training import GroupBatch, RewardMoments, SurrogateTrainer
+from learner.surrogate_training import RewardMoments, SurrogateTrainer
 
 PROMPTS = ["red circle", "blue star", "green square", "a heart", "two stars", "one square"]
 GROUPS, MEMBERS, STEPS = 4, 3, 2

@@ -14,7 +14,8 @@ import torch
 
 from buffer.embedded import EmbeddedServer
 from learner.checkpoint import newest
-from learner.surrogate_training import GroupBatch, SurrogateTrainer
+from learner.group_batch import GroupBatch
+from learner.surrogate_training import SurrogateTrainer
 from tests.services.training_world import (
     LASRO,
     MEMBERS,

@@ -215,8 +215,9 @@ def test_no_tickets_are_always_finished() -> None:
     assert LogIndex(group_size=2).finished(5, 5)
 
 
-def test_tickets_before_the_first_count_as_finished() -> None:
-    index = LogIndex(group_size=2, first_ticket=3)
+def test_a_ticket_finishes_after_those_that_were_declared_finished() -> None:
+    index = LogIndex(group_size=2)
+    index.finish_below(3)
     assert index.finished(0, 3)
     index.extend([committed(1, 3, 0), committed(2, 3, 1)])
     assert index.finished(0, 4)
@@ -228,12 +229,8 @@ def test_rows_of_a_range_of_tickets() -> None:
     assert index.rows_of(2, 9).tolist() == []
 
 
-def test_groups_are_complete_unless_asked_otherwise() -> None:
+def test_groups_are_complete() -> None:
     assert folded(LOG).groups().tolist() == [[1, 2]]
-
-
-def test_a_missing_member_of_a_group_is_minus_one() -> None:
-    assert folded(LOG).groups(min_members=1).tolist() == [[-1, 0], [1, 2]]
 
 
 def test_groups_of_some_rows_only() -> None:
@@ -242,17 +239,9 @@ def test_groups_of_some_rows_only() -> None:
     assert index.groups(index.rows_of(0, 1)).tolist() == []
 
 
-def test_the_reward_of_a_missing_member_is_nan() -> None:
+def test_rewards_of_groups_are_member_by_member() -> None:
     index = folded(LOG)
-    reward_GMS = index.rewards_of("b", index.groups(min_members=1))
-    expected = [[[np.nan, np.nan], [2, 3]], [[3, 4], [4, 5]]]
-    assert np.array_equal(reward_GMS, expected, equal_nan=True)
-
-
-def test_reading_rewards_of_groups_does_not_change_the_table() -> None:
-    index = folded(LOG)
-    index.rewards_of("b", index.groups(min_members=1))
-    assert np.isfinite(index.reward("b")).all()
+    assert index.rewards_of("b", index.groups()).tolist() == [[[3, 4], [4, 5]]]
 
 
 def test_a_log_of_another_group_size_is_an_error() -> None:

@@ -15,6 +15,7 @@ from deploy.shapes.models import new_unet
 from learner.diffusion.few_steps import ConsistencyChain
 from learner.diffusion.schedule import NoiseSchedule
 from learner.exploration import Climb
+from learner.group_batch import GroupBatch
 from learner.methods.lasro import RewardScale, anchor_weight, gradient, reward_loss, squash
 from learner.methods.lasro_policy import AnchorData, LasroPolicy, PolicyState
 from learner.model_settings import Model
@@ -23,7 +24,7 @@ from learner.policy.trainable import make_trainable
 from learner.seat import Seat
 from learner.settings import Lasro
 from learner.surrogate import new_surrogate
-from learner.surrogate_training import GroupBatch, RewardMoments, SurrogateTrainer
+from learner.surrogate_training import RewardMoments, SurrogateTrainer
 from tests.unit.learner_fakes import HandEngine, encode
 
 SCHEDULE = NoiseSchedule.from_config(

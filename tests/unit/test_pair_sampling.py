@@ -92,10 +92,6 @@ def test_best_and_worst_of_each_group_and_position() -> None:
     assert pairs.gap.tolist() == [2, 1, 2]
 
 
-def test_a_small_gap_gives_no_pair() -> None:
-    assert as_tuples(best_worst_pairs(REWARDS, min_gap=1.0)) == [(0, 0, 1, 0), (1, 1, 2, 1)]
-
-
 @pytest.mark.parametrize("rule", [best_worst_pairs, ordered_pairs])
 @pytest.mark.parametrize("rewards", [[[[5.0]]], [[[NAN], [NAN]]], [[[NAN], [1.0]]]])
 def test_a_group_with_nothing_to_compare_gives_no_pair(rule, rewards) -> None:

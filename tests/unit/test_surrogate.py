@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from deploy.shapes.models import new_unet
+from learner.group_batch import GroupBatch
 from learner.policy.precision import computes_bf16
 from learner.policy.text import Text
 from learner.settings import Surrogate
 from learner.surrogate import Backbone, new_surrogate
-from learner.surrogate_training import GroupBatch, RewardMoments, SurrogateTrainer
+from learner.surrogate_training import RewardMoments, SurrogateTrainer
 
 BACKBONES: tuple[Backbone, ...] = ("unet_encoder", "unet", "conv")
 every_backbone = pytest.mark.parametrize("backbone", BACKBONES)
