@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from buffer.connection import ServerFacts
 from buffer.urls import masked, urls_in
+from deploy.doctor.units import in_bytes
 from deploy.run_config import RunConfig
 from learner.draft_settings import Draft
 from learner.on_policy_settings import OnPolicy
@@ -49,8 +50,6 @@ def redis_findings(facts: ServerFacts, needed_bytes: int, where: str) -> Iterato
         needed_bytes: this server's share of the replay; 0: not known.
         where: its URL, masked.
     """
-    from deploy.doctor.command import in_bytes
-
     told = f"{where} ({facts.name})"
     if facts.eviction != "noeviction":
         yield (
