@@ -18,12 +18,9 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from buffer.records import Counters
 from deploy.curves import METRICS_FILE, read_points
@@ -204,30 +201,3 @@ class RunFolder:
             for name, value in outcome.after.items():
                 log.info("%-14s %.3f -> %.3f", name, outcome.before.get(name, float("nan")), value)
         return summary
-
-
-def resident_mb() -> float:
-    """Resident memory of this process and of the Ray node it is on, in MB, as a plain sum.
-
-    Pages that processes share are counted in each of them, so it errs on the high side.
-    """
-    own = psutil.Process()
-    family = {own.pid: own}
-    for top in _node_processes(own):
-        family.update({child.pid: child for child in (top, *top.children(recursive=True))})
-    return sum(_resident_bytes(process) for process in family.values()) / 2**20
-
-
-def _node_processes(own: psutil.Process) -> Iterator[psutil.Process]:
-    """The raylet above this process, or the `ray start --block` above that; none outside Ray."""
-    for process in own.parents():
-        if process.name().startswith("raylet"):
-            starter = process.parent()
-            yield starter if starter and "--block" in starter.cmdline() else process
-
-
-def _resident_bytes(process: psutil.Process) -> int:
-    try:
-        return process.memory_info().rss
-    except psutil.Error:  # it has ended meanwhile
-        return 0

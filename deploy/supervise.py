@@ -20,8 +20,8 @@ from deploy.callbacks import Callbacks
 from deploy.curves import Curves
 from deploy.evaluation.monitor import Monitor
 from deploy.fleet.fleets import Fleets
+from deploy.memory import resident_mb
 from deploy.metrics import RunMetrics
-from deploy.outcome import resident_mb
 from deploy.profile import Profile
 from deploy.progress import Progress
 from deploy.ranks import Ranks, RunFailedError
