@@ -360,7 +360,8 @@ class EvaluatorHost:
         import ray
         from ray.exceptions import RayError
 
-        from deploy.evaluation.kept import kept_file, pictures_file, save_weights
+        from deploy.evaluation.kept import save_weights
+        from deploy.run_files import cycle_name, kept_file, pictures_file
 
         try:
             version, refs = ray.get(board.weights.remote(at_least), timeout=_BOARD_TIMEOUT_S)
@@ -368,7 +369,7 @@ class EvaluatorHost:
         except (RayError, LookupError) as error:
             logging.getLogger(__name__).info("no policy to evaluate: %s", error)
             return None
-        metrics = self._get().evaluate(weights, pictures_file(folder, version))
+        metrics = self._get().evaluate(weights, pictures_file(folder, cycle_name(version)))
         if keep and weights is not None:
             save_weights(weights, kept_file(folder, version))
         return version, metrics

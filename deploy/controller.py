@@ -47,8 +47,8 @@ from deploy.outcome import Outcome, RunFolder
 from deploy.profile import Profile
 from deploy.ranks import Ranks, RunFailedError, on_nodes
 from deploy.replay_servers import ReplayServerHost, replay_settings, server_folders
-from deploy.report.data import EVALUATION_PHASE
 from deploy.run_config import RunConfig
+from deploy.run_files import EVALUATION_PHASE
 from deploy.supervise import StopAskedError, Supervisor, failure_reasons
 from learner.policy.board import PolicyBoard
 

@@ -12,6 +12,7 @@ from deploy.config_problems import without_password
 from deploy.config_sections import Metric, Reward
 from deploy.model_checks import model_problems
 from deploy.run_config import RunConfig
+from deploy.run_files import CONFIG_FILE
 from learner.model_settings import Model
 
 if TYPE_CHECKING:
@@ -38,8 +39,6 @@ def check_environment(
 
 def has_begun(config: RunConfig, environ: Mapping[str, str]) -> bool:
     """Whether a run of this name has been started before."""
-    from deploy.report.data import CONFIG_FILE
-
     return (config.run_folder(environ) / CONFIG_FILE).exists()
 
 

@@ -30,7 +30,7 @@ from rich.live import Live
 from rich.table import Table
 
 from deploy.fleet.desk import DESK, ROLES, Wish, check_wishes
-from deploy.outcome import CLUSTER_FILE
+from deploy.run_files import CLUSTER_FILE
 
 log = logging.getLogger(__name__)
 _USAGE_ERROR = 2

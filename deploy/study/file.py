@@ -39,10 +39,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from deploy.config_problems import ConfigError
 from deploy.config_yaml import YamlError, read_preset
-from deploy.outcome import SUMMARY_FILE
 from deploy.plan import has_begun
-from deploy.report.data import CONFIG_FILE
 from deploy.run_config import RunConfig, config_from_json, load_config
+from deploy.run_files import CONFIG_FILE, SUMMARY_FILE
 from learner.settings import Count, Section, Share, Whole
 
 DIAGNOSIS_FILE = "diagnosis.json"
