@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from deploy.build import EvaluatorHost, WeightsSource
+from deploy.evaluation.host import EvaluatorHost, WeightsSource
 from deploy.outcome import RunFolder
 from deploy.ranks import RunFailedError, lacks, on_nodes, reason_of
 from deploy.run_config import RunConfig

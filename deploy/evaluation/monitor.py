@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deploy.build import WeightsSource
 from deploy.curves import read_points
 from deploy.evaluation.handle import EvaluatorHandle, FirstEvaluation
+from deploy.evaluation.host import WeightsSource
 from deploy.evaluation.kept import read_evaluations, write_evaluations
 from deploy.evaluation.stopping import Measured, best_of, why_stop
 from deploy.outcome import RunFolder
