@@ -54,7 +54,7 @@ def study_html(
         "What a policy gradient has to go by": _table(diagnosis),
         "Pareto fronts": _fronts(study, results),
         "Curves": "".join(_curves(study, results)),
-        "Pictures": _pictures(study, results),
+        "Pictures": _pictures(results),
         "Versions": facts(versions()),
     }
     body = "\n".join(f"<h2>{title}</h2>\n{text}" for title, text in sections.items() if text)
@@ -137,7 +137,7 @@ def _curves(study: Study, results: Finished) -> Iterator[str]:
         yield bands(series, f"{name}, fresh samples", _QUERIES)
 
 
-def _pictures(study: Study, results: Finished) -> str:
+def _pictures(results: Finished) -> str:
     """A column an arm, of the study's first seed that is finished in it."""
     shown: dict[str, Pictures] = {}
     for arm, found in results.items():
