@@ -56,12 +56,12 @@ train: setup
 	@$(BIN)/python -m deploy.local --run '$(RUN)' $(FLAGS) -- deploy/configs/shapes-$(METHOD).yaml seed=$(SEED) $(ARGS)
 
 test: setup
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow and not benchmark' tests/unit $(ARGS)
-	@$(BIN)/python -m pytest -q -m 'not slow and not benchmark' tests/services tests/e2e $(ARGS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow' tests/unit $(ARGS)
+	@$(BIN)/python -m pytest -q -m 'not slow' tests/services tests/e2e $(ARGS)
 
 test-slow: setup
 	@for part in unit services e2e; do \
-	  $(BIN)/python -m pytest -q -m 'slow and not benchmark' tests/$$part $(ARGS) || failed=1; \
+	  $(BIN)/python -m pytest -q -m slow tests/$$part $(ARGS) || failed=1; \
 	done; test -z "$$failed"
 
 check: setup

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from deploy.curves import Point
-from deploy.evaluation.kept import pictures_file
-from deploy.report.data import EVALUATION_PHASE
 from deploy.run_config import RunConfig
+from deploy.run_files import AFTER, BEFORE, EVALUATION_PHASE, LAST, cycle_name, pictures_file
 from reward_servers.registry import class_of
 
 log = logging.getLogger(__name__)
@@ -191,10 +190,9 @@ class Callbacks:
 
     def _pictures(self, cycle: int) -> Path | None:
         """Those of an evaluation after so many cycles."""
-        folder = self._folder / "pictures"
-        last = [pictures_file(self._folder, cycle), folder / "last.npz", folder / "after.npz"]
-        names = [folder / "before.npz"] if cycle == 0 else last
-        return next((path for path in names if path.is_file()), None)
+        moments = [BEFORE] if cycle == 0 else [cycle_name(cycle), LAST, AFTER]
+        files = (pictures_file(self._folder, moment) for moment in moments)
+        return next((path for path in files if path.is_file()), None)
 
 
 def callbacks_of(config: RunConfig, folder: Path) -> Callbacks:

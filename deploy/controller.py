@@ -26,7 +26,7 @@ from buffer.errors import ReplayError
 from buffer.redis_replay import RedisReplay
 from buffer.replay import Replay
 from buffer.sharded_replay import ShardedReplay, connect_replay
-from deploy.build import Plan, reward_server, sampler
+from deploy.build import reward_server, sampler
 from deploy.callbacks import Callbacks, callbacks_of
 from deploy.config_sections import Actors, RewardFleet, Scoring
 from deploy.curves import Curves
@@ -47,8 +47,9 @@ from deploy.outcome import Outcome, RunFolder
 from deploy.profile import Profile
 from deploy.ranks import Ranks, RunFailedError, on_nodes
 from deploy.replay_servers import ReplayServerHost, replay_settings, server_folders
-from deploy.report.data import EVALUATION_PHASE
 from deploy.run_config import RunConfig
+from deploy.run_files import EVALUATION_PHASE
+from deploy.run_parts import RunParts
 from deploy.supervise import StopAskedError, Supervisor, failure_reasons
 from learner.policy.board import PolicyBoard
 
@@ -115,7 +116,7 @@ class Controller:
         config = self._config
         stack.callback(ray.shutdown)
         replay = self._replay(stack)
-        plan = Plan(config, replay, self._folder.path)
+        parts = RunParts(config, replay, self._folder.path)
         board = (
             ray.remote(PolicyBoard)
             .options(
@@ -127,7 +128,7 @@ class Controller:
             )
             .remote()
         )
-        ranks = Ranks(plan, board)
+        ranks = Ranks(parts, board)
         stack.callback(ranks.kill)
         # First: a cluster that has no room for all can lack a sampler, and not the learner.
         ranks.start(resume=self._resume)
@@ -140,7 +141,7 @@ class Controller:
             stop=partial(ranks.ask_to_stop, for_result=True),
             resume=self._resume,
         )
-        fleets = self._start_fleets(stack, plan, board)
+        fleets = self._start_fleets(stack, parts, board)
         # Who watches must not wait with the others when Redis does not answer.
         watcher = type(replay)(replace(replay.settings, outage_s=0.0, timeout_s=5.0))
         stack.callback(watcher.close)
@@ -218,21 +219,21 @@ class Controller:
             .remote()
         )
 
-    def _start_fleets(self, stack: contextlib.ExitStack, plan: Plan, board: Any) -> Fleets:
+    def _start_fleets(self, stack: contextlib.ExitStack, parts: RunParts, board: Any) -> Fleets:
         """Reward servers and samplers; they are ended in reverse, when the stack closes."""
         scoring, actors = self._config.scoring, self._config.actors
         rewards = Fleet(
-            partial(reward_server, plan),
+            partial(reward_server, parts),
             name="reward",
             actor_options=spread(scoring),
         )
         samplers = Fleet(
-            partial(sampler, plan, board),
+            partial(sampler, parts, board),
             name="sampler",
             actor_options=spread(actors),
         )
         pools = {
-            role_of(name): (reward_pool(plan, name, reward.fleet), reward.fleet)
+            role_of(name): (reward_pool(parts, name, reward.fleet), reward.fleet)
             for name, reward in self._config.rewards.items()
             if reward.fleet
         }
@@ -339,10 +340,10 @@ def spread(part: Actors | Scoring | RewardFleet) -> dict[str, Any]:
     }
 
 
-def reward_pool(plan: Plan, reward: str, settings: RewardFleet) -> Fleet:
+def reward_pool(parts: RunParts, reward: str, settings: RewardFleet) -> Fleet:
     """The fleet of a reward that has one of its own."""
     return Fleet(
-        partial(reward_worker, plan, reward),
+        partial(reward_worker, parts, reward),
         name=fleet_name(reward),
         actor_options=spread(settings),
         host=RewardHost,

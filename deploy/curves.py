@@ -22,12 +22,11 @@ from tensorboard.compat.proto import event_pb2 as _event_pb2
 from tensorboard.compat.proto import summary_pb2 as _summary_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from deploy.run_files import EVENTS_FOLDER, METRICS_FILE
+
 # Their classes are made when the modules are imported, where no type checker sees them.
 event_pb2: Any = _event_pb2
 summary_pb2: Any = _summary_pb2
-
-METRICS_FILE = "metrics.jsonl"
-_EVENTS_FOLDER = "tensorboard"
 
 
 @dataclass(frozen=True)
@@ -72,8 +71,8 @@ class Curves:
         self._started_s = self._clock() - (kept[-1].wall_s if kept else 0.0)
         self._open()
         if self._resume_step is None:
-            shutil.rmtree(self._folder / _EVENTS_FOLDER, ignore_errors=True)
-        self._events = EventFileWriter(str(self._folder / _EVENTS_FOLDER))
+            shutil.rmtree(self._folder / EVENTS_FOLDER, ignore_errors=True)
+        self._events = EventFileWriter(str(self._folder / EVENTS_FOLDER))
         if self._resume_step is not None:
             self._purge_events(self._resume_step + 1, kept)
         return self

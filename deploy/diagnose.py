@@ -38,13 +38,13 @@ import torch
 from torch import Tensor
 
 from actors.prompts import seed_of
-from deploy.build import device_of
 from deploy.compare import half_interval
 from deploy.config_problems import ConfigError
+from deploy.diagnosis import DIAGNOSIS_FILE, Diagnosed, described
+from deploy.markdown import markdown
+from deploy.policy_build import device_of
 from deploy.prompt_sources import prompt_set
 from deploy.run_config import RunConfig, load_config
-from deploy.study.file import DIAGNOSIS_FILE, Diagnosed
-from deploy.study.tables import described, markdown
 from learner.diagnostics import (
     Call,
     MeanVector,

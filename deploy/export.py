@@ -18,8 +18,8 @@ from typing import Any
 
 from deploy.job_log import set_up
 from deploy.report.card import Form, write_card
-from deploy.report.data import CONFIG_FILE, SUMMARY_FILE
 from deploy.run_config import config_from_json
+from deploy.run_files import CONFIG_FILE, SUMMARY_FILE
 from deploy.sample import Source, find_source, load
 
 _USAGE_ERROR = 2

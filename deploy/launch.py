@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from deploy.config_problems import ConfigError
 from deploy.job_log import set_up
 from deploy.leaving import leave
-from deploy.plan import check_environment, describe, has_begun, schema_table
+from deploy.plan import check_environment, describe, has_begun
 from deploy.run_config import load_config
+from deploy.settings_table import schema_table
 
 log = logging.getLogger(__name__)
 _USAGE_ERROR = 2

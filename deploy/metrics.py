@@ -13,6 +13,7 @@ from typing import Any
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from buffer.records import Counters
+from deploy.progress import STARTING
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ class RunMetrics:
 
     def show_learner(self, report: Mapping[str, Any]) -> None:
         """Stage and seconds of the learner's newest report."""
-        stage = str(report.get("stage", "starting"))
+        stage = str(report.get("stage", STARTING))
         self._stages.add(stage)
         for known in self._stages:
             self._put(STAGE, float(known == stage), known)

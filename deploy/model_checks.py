@@ -114,12 +114,12 @@ def _small_text_cache(config: RunConfig) -> Iterator[str]:
         return
     from deploy.prompt_sources import prompt_list
 
-    for name, source in (
-        ("prompts", config.prompts),
-        ("evaluation.prompts", config.evaluation.prompts),
+    for name, source, seed in (
+        ("prompts", config.prompts, config.seed),
+        ("evaluation.prompts", config.evaluation.prompts, config.evaluation.seed),
     ):
         try:
-            count = len({"", *prompt_list(source, config.seed)})
+            count = len({"", *prompt_list(source, seed)})
         except (OSError, ValueError):
             continue  # told of elsewhere
         needed = count * each / 2**20

@@ -1,16 +1,4 @@
-"""What a run leaves in its folder, and the summary that says how it went.
-
-runs/<name>/
-    config.json      resolved config             summary.json  before, after, cost
-    cluster.json     address of its Ray cluster  fleet.jsonl   decisions about its fleets
-    profile.json     seconds of every role
-    metrics.jsonl    curves                      report.html   everything, for a person
-    tensorboard/     curves again                pictures/     before and after, .npz
-    checkpoints/     to resume from              redis/        the replay's append-only file
-    samples/         where every sample came from, as `learner.sample_trace` has it
-    evaluations.json, kept/   beside training, as `deploy.evaluation.kept` has it
-    adapter/ or unet/   the result, as diffusers loads it, with its card
-"""
+"""The summary that says how a run went, and its folder, where one driver is at work at a time."""
 
 import contextlib
 import fcntl
@@ -18,22 +6,25 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from buffer.records import Counters
-from deploy.curves import METRICS_FILE, read_points
-from deploy.report.data import CONFIG_FILE, SUMMARY_FILE, versions
+from deploy.curves import read_points
+from deploy.report.data import versions
 from deploy.run_config import RunConfig
+from deploy.run_files import (
+    BEFORE_FILE,
+    CLUSTER_FILE,
+    CONFIG_FILE,
+    LOCK_FILE,
+    METRICS_FILE,
+    SUMMARY_FILE,
+)
 from learner import checkpoint
 
 log = logging.getLogger(__name__)
-BEFORE_FILE = "before.json"
-CLUSTER_FILE = "cluster.json"
 
 
 @dataclass
@@ -152,7 +143,7 @@ class RunFolder:
             raise ValueError(f"{self.path} cannot be written: {error}") from error
 
     def _lock(self) -> None:
-        self._locked = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR, 0o644)
+        self._locked = os.open(self.path / LOCK_FILE, os.O_CREAT | os.O_RDWR, 0o644)
         try:
             fcntl.flock(self._locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -204,30 +195,3 @@ class RunFolder:
             for name, value in outcome.after.items():
                 log.info("%-14s %.3f -> %.3f", name, outcome.before.get(name, float("nan")), value)
         return summary
-
-
-def resident_mb() -> float:
-    """Resident memory of this process and of the Ray node it is on, in MB, as a plain sum.
-
-    Pages that processes share are counted in each of them, so it errs on the high side.
-    """
-    own = psutil.Process()
-    family = {own.pid: own}
-    for top in _node_processes(own):
-        family.update({child.pid: child for child in (top, *top.children(recursive=True))})
-    return sum(_resident_bytes(process) for process in family.values()) / 2**20
-
-
-def _node_processes(own: psutil.Process) -> Iterator[psutil.Process]:
-    """The raylet above this process, or the `ray start --block` above that; none outside Ray."""
-    for process in own.parents():
-        if process.name().startswith("raylet"):
-            starter = process.parent()
-            yield starter if starter and "--block" in starter.cmdline() else process
-
-
-def _resident_bytes(process: psutil.Process) -> int:
-    try:
-        return process.memory_info().rss
-    except psutil.Error:  # it has ended meanwhile
-        return 0

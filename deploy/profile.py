@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.progress import STARTING
+from deploy.run_files import PROFILE_FILE
 
-PROFILE_FILE = "profile.json"
 _WRITE_EVERY_S = 5.0
 _USAGE_ERROR = 2
 

@@ -1,12 +1,13 @@
 """How a run is going, for a person: a live table on a terminal, plain lines in a job's log.
 
     with Progress(total_cycles=20) as progress:
-        progress.show({"stage": "cycles", "cycle": 3, "rewards": {"2step": 0.61}, ...})
+        progress.show({"stage": "training", "cycle": 3, "rewards": {"2step": 0.61}, ...})
 
 A snapshot is a plain mapping and any key may be missing. Knows nothing of Ray; never raises for
 what a snapshot holds.
 
-    stage            text: pretrain, cycles, evaluate, ...
+    stage            text: STARTING, then the learner's own: collecting, fitting the surrogate,
+                     training, done or stopped
     cycle            cycles that have ended
     rewards          mean true reward of fresh samples by steps, such as "2step"
     pair_accuracy    of the surrogate, on fresh samples

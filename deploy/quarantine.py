@@ -25,8 +25,8 @@ from buffer.records import Quarantined, parse_record_id
 from buffer.replay import Replay
 from buffer.sharded_replay import connect_replay
 from deploy.replay_servers import replay_settings, server_folders
-from deploy.report.data import CONFIG_FILE
 from deploy.run_config import config_from_json
+from deploy.run_files import CONFIG_FILE
 
 _MOST = 10_000
 

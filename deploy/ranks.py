@@ -17,9 +17,10 @@ from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.fleet import LOST
-from deploy.build import LearnerRank, Plan
+from deploy.build import LearnerRank
 from deploy.config_sections import Evaluation
 from deploy.progress import STARTING
+from deploy.run_parts import RunParts
 from learner.settings import Learner
 
 log = logging.getLogger(__name__)
@@ -55,8 +56,8 @@ class Ranks:
         last: rank 0's newest report.
     """
 
-    def __init__(self, plan: Plan, board: Any) -> None:
-        self._plan = plan
+    def __init__(self, parts: RunParts, board: Any) -> None:
+        self._parts = parts
         self._board = board
         self._actors: list[Any] = []
         self._running: list[Any] = []
@@ -73,7 +74,7 @@ class Ranks:
 
     def start(self, *, resume: bool) -> None:
         """Asks for a place for the ranks; `poll` sets them to work once they have it."""
-        options = self._plan.config.learner
+        options = self._parts.config.learner
         host = ray.remote(LearnerRank)
         self._place = self._place or packed_place(
             options.ranks,
@@ -89,11 +90,11 @@ class Ranks:
                 num_gpus=options.num_gpus,
                 max_concurrency=3,  # run, and beside it report and stop
                 **_bundle(self._place, rank, options.node_labels),
-            ).remote(self._plan, rank, self._board)
+            ).remote(self._parts, rank, self._board)
             for rank in range(options.ranks)
         ]
         # A node that takes the place of a lost one needs minutes to come.
-        until = time.monotonic() + self._plan.config.limits.stall_s
+        until = time.monotonic() + self._parts.config.limits.stall_s
         placed: Any = [actor.__ray_ready__.remote() for actor in self._actors]
         self._starting = _Starting(placed, until, resume)
         if self._stop_asked:  # of their earlier lives
@@ -143,7 +144,7 @@ class Ranks:
         except LOST as error:
             return self._restart(error)
         if time.monotonic() > starting.until:
-            limits, options = self._plan.config.limits, self._plan.config.learner
+            limits, options = self._parts.config.limits, self._parts.config.learner
             raise RunFailedError(
                 f"{count - len(placed)} of the learner's {count} ranks found no place within "
                 f"limits.stall_s of {limits.stall_s:g} s: {lacks(options, count)}"

@@ -21,8 +21,8 @@ from PIL import Image, ImageDraw, ImageFont
 from actors.prompt_sets import load_text
 from deploy.config_problems import ConfigError
 from deploy.job_log import set_up
-from deploy.report.data import CONFIG_FILE
 from deploy.run_config import config_from_json
+from deploy.run_files import CONFIG_FILE
 from learner.model_settings import Model
 
 _USAGE_ERROR = 2

@@ -20,10 +20,10 @@ from deploy.callbacks import Callbacks
 from deploy.curves import Curves
 from deploy.evaluation.monitor import Monitor
 from deploy.fleet.fleets import Fleets
+from deploy.memory import resident_mb
 from deploy.metrics import RunMetrics
-from deploy.outcome import resident_mb
 from deploy.profile import Profile
-from deploy.progress import Progress
+from deploy.progress import STARTING, Progress
 from deploy.ranks import Ranks, RunFailedError
 from deploy.run_config import RunConfig
 
@@ -234,7 +234,7 @@ def snapshot(report: Mapping[str, Any], counters: Counters) -> dict[str, Any]:
     latest = report.get("latest", {})
     accuracies = [v for k, v in latest.items() if k.startswith(("fresh_acc", "heldout_acc"))]
     return {
-        "stage": report.get("stage", "starting"),
+        "stage": report.get("stage", STARTING),
         "cycle": report.get("cycle", 0),
         "rewards": {k.removeprefix("reward_"): v for k, v in latest.items() if _is_mean(k)},
         "pair_accuracy": sum(accuracies) / len(accuracies) if accuracies else None,

@@ -18,8 +18,8 @@ import numpy as np
 from deploy.callbacks import RunInfo
 from deploy.config_sections import Wandb
 from deploy.curves import Point
+from deploy.run_files import WANDB_FILE
 
-ID_FILE = "wandb.json"
 STEP = "step"
 _INIT_TIMEOUT_S = 60.0
 
@@ -98,7 +98,7 @@ def missing_for(settings: Wandb, environ: Mapping[str, str]) -> str | None:
 
 def _id_in(folder: Path) -> str:
     """The id of the W&B run that belongs to a run's folder, made there at first."""
-    path = folder / ID_FILE
+    path = folder / WANDB_FILE
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["id"])
     except FileNotFoundError:

@@ -25,6 +25,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from deploy.doctor.units import in_bytes, in_flops
 from deploy.job_log import set_up
 from deploy.run_config import RunConfig, load_config
 
@@ -136,7 +137,6 @@ def _local_lora(config: RunConfig, folder: Path) -> list[str]:
 def _without_gpu(config: RunConfig, networks: Any, options: argparse.Namespace) -> str:
     """What is missing, and what would be measured."""
     from deploy.bench.gpu_stages import STAGES
-    from deploy.doctor.command import in_bytes, in_flops
     from deploy.doctor.size_plan import size_plan
 
     plan = size_plan(config, networks)

@@ -9,9 +9,9 @@ import torch
 
 from actors.rollout import Group
 from deploy.bench.random_parts import RandomPipeline
-from deploy.build import policy_of
 from deploy.doctor.flop_plan import POLICY_PARTS
 from deploy.doctor.size_rows import surrogate_rows
+from deploy.policy_build import policy_of
 from deploy.run_config import RunConfig
 from learner.policy.components import decode_latents
 from learner.policy.precision import computes_bf16

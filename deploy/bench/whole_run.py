@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.bench.timing import Row, spread
+from deploy.run_files import SUMMARY_FILE
 
 
 def shares(folder: Path) -> list[Row]:
@@ -14,7 +15,7 @@ def shares(folder: Path) -> list[Row]:
         ValueError: the folder holds no finished run.
     """
     try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} holds no summary of a run: {error}") from error
     wall_s = float(summary["wall_s"])
@@ -28,12 +29,12 @@ def shares(folder: Path) -> list[Row]:
 
 def newest(runs: Path) -> Path | None:
     """The run that was summarised last."""
-    summaries = runs.glob("*/summary.json")
+    summaries = runs.glob(f"*/{SUMMARY_FILE}")
     return max((path.parent for path in summaries), key=_age, default=None)
 
 
 def _age(folder: Path) -> float:
-    return (folder / "summary.json").stat().st_mtime
+    return (folder / SUMMARY_FILE).stat().st_mtime
 
 
 def _stages(stats: dict[str, Any]) -> list[tuple[str, float]]:

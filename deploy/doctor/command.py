@@ -37,6 +37,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from deploy.doctor.bookings import Room, booking_findings, bookings
+from deploy.doctor.units import in_bytes, in_flops
 from deploy.plan import check_environment
 from deploy.run_config import RunConfig, load_config
 from learner.settings import MicroBatched
@@ -243,16 +244,6 @@ def _stage(sizes: Mapping[str, int], rows: str) -> list[tuple[str, str, str]]:
         for name, size in sizes.items()
         if size
     ]
-
-
-def in_bytes(size: float) -> str:
-    """In GiB, or in MiB below one."""
-    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
-
-
-def in_flops(count: float) -> str:
-    """In TFLOP, or in GFLOP below one."""
-    return f"{count / 1e12:,.3f} TFLOP" if count >= 1e12 else f"{count / 1e9:,.3f} GFLOP"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

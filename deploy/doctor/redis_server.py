@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 
 from buffer.connection import ServerFacts
 from buffer.urls import masked, urls_in
+from deploy.doctor.units import in_bytes
+from deploy.policy_build import kept_strata
 from deploy.run_config import RunConfig
-from learner.draft_settings import Draft
-from learner.on_policy_settings import OnPolicy
 from learner.sqdf_settings import Sqdf
 
 _LATENT_BYTES = 2
@@ -17,15 +17,13 @@ _RECORD_BYTES = 3000
 
 def latents_kept(config: RunConfig) -> int:
     """Most latents that a trajectory's record holds."""
-    method, model = config.method, config.model
-    if model.is_few_step:
-        return model.num_steps
-    if isinstance(method, Sqdf):
-        states = method.states
-        return 1 + states.kept * (1 + states.score_clean + states.store_reference)
-    if isinstance(method, OnPolicy):
-        return 1 + method.steps_trained(model.num_steps)
-    return 2 if isinstance(method, Draft) else 1
+    if config.model.is_few_step:
+        return config.model.num_steps
+    strata, method = kept_strata(config), config.method
+    states = 0 if strata is None else len(strata.edges) - 1
+    if isinstance(method, Sqdf):  # what is told of every state beside it
+        states *= 1 + method.states.score_clean + method.states.store_reference
+    return 1 + states
 
 
 def replay_bytes(config: RunConfig, latent_values: int) -> int:
@@ -49,8 +47,6 @@ def redis_findings(facts: ServerFacts, needed_bytes: int, where: str) -> Iterato
         needed_bytes: this server's share of the replay; 0: not known.
         where: its URL, masked.
     """
-    from deploy.doctor.command import in_bytes
-
     told = f"{where} ({facts.name})"
     if facts.eviction != "noeviction":
         yield (

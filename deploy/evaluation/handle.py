@@ -9,10 +9,11 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from deploy.build import EvaluatorHost, WeightsSource
+from deploy.evaluation.host import EvaluatorHost, WeightsSource
 from deploy.outcome import RunFolder
 from deploy.ranks import RunFailedError, lacks, on_nodes, reason_of
 from deploy.run_config import RunConfig
+from deploy.run_files import BEFORE, pictures_file
 
 log = logging.getLogger(__name__)
 _MAX_RESTARTS = 5
@@ -58,8 +59,7 @@ class EvaluatorHandle:
 
     def measure(self, moment: str, source: WeightsSource) -> Any:
         """Begins an evaluation of weights, by references or in a file; none: the untouched ones."""
-        pictures = self._folder / "pictures" / f"{moment}.npz"
-        return self._actor.evaluate.remote(source, pictures)
+        return self._actor.evaluate.remote(source, pictures_file(self._folder, moment))
 
     def measure_newest(self, board: Any, at_least: int, *, keep: bool) -> Any:
         """Begins an evaluation of the newest published version, `EvaluatorHost.evaluate_newest`."""
@@ -108,7 +108,7 @@ class FirstEvaluation:
         self.metrics = folder.read_before()
         self._evaluator = evaluator
         self._folder = folder
-        self._measuring = None if self.metrics else evaluator.measure("before", [])
+        self._measuring = None if self.metrics else evaluator.measure(BEFORE, [])
 
     def look(self) -> None:
         """Keeps them as soon as they are there, whatever becomes of the run."""

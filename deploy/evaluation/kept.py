@@ -19,24 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from deploy.evaluation.stopping import Measured
-
-EVALUATIONS_FILE = "evaluations.json"
-_WEIGHTS_FOLDER = "kept"
-
-
-def cycle_name(cycle: int) -> str:
-    """Names a version's files, in the order of cycles."""
-    return f"cycle-{cycle:06d}"
-
-
-def pictures_file(folder: Path, cycle: int) -> Path:
-    """Pictures of the evaluation after so many cycles."""
-    return folder / "pictures" / f"{cycle_name(cycle)}.npz"
-
-
-def kept_file(folder: Path, cycle: int) -> Path:
-    """Weights of the version after so many cycles."""
-    return folder / _WEIGHTS_FOLDER / f"{cycle_name(cycle)}.safetensors"
+from deploy.run_files import EVALUATIONS_FILE, kept_file, kept_files
 
 
 def save_weights(weights: Mapping[str, np.ndarray], target: Path) -> None:
@@ -69,7 +52,7 @@ def write_evaluations(folder: Path, measured: Sequence[Measured], best: int | No
     partial.write_text(json.dumps(told, indent=1), encoding="utf-8")
     _replace(partial, folder / EVALUATIONS_FILE)
     kept = None if best is None else kept_file(folder, best)
-    for path in (folder / _WEIGHTS_FOLDER).glob("cycle-*"):
+    for path in kept_files(folder):
         if path != kept:
             path.unlink()
 

@@ -13,15 +13,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deploy.build import WeightsSource
-from deploy.curves import METRICS_FILE, read_points
+from deploy.curves import read_points
 from deploy.evaluation.handle import EvaluatorHandle, FirstEvaluation
-from deploy.evaluation.kept import kept_file, read_evaluations, write_evaluations
+from deploy.evaluation.host import WeightsSource
+from deploy.evaluation.kept import read_evaluations, write_evaluations
 from deploy.evaluation.stopping import Measured, best_of, why_stop
 from deploy.outcome import RunFolder
 from deploy.ranks import RunFailedError
-from deploy.report.data import EVALUATION_PHASE
 from deploy.run_config import RunConfig
+from deploy.run_files import (
+    AFTER,
+    EVALUATION_PHASE,
+    LAST,
+    METRICS_FILE,
+    kept_file,
+    pictures_file,
+)
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +156,7 @@ class Monitor:
         if self._measuring is not None:
             self._take(last_cycle=cycle)
         exported, by = self._export(refs), self._settings.best_by
-        last = Measured(cycle, self._measure("after" if by is None else "last", refs))
+        last = Measured(cycle, self._measure(AFTER if by is None else LAST, refs))
         if cycle not in [each.cycle for each in self._measured]:
             self._row(last)
         if by is None:
@@ -158,12 +165,11 @@ class Monitor:
         earlier = [each for each in self._history if each.cycle < cycle]
         best = best_of([*earlier, last], self._settings.stop, by)
         if best is None or best is last:
-            pictures = self._folder / "pictures"
-            (pictures / "last.npz").replace(pictures / "after.npz")
+            pictures_file(self._folder, LAST).replace(pictures_file(self._folder, AFTER))
             return Result(dict(last.metrics), exported, "last")
         source: WeightsSource = kept_file(self._folder, best.cycle) if best.cycle else []
         exported = self._export(source)
-        return Result(self._measure("after", source), exported, f"best, of cycle {best.cycle}")
+        return Result(self._measure(AFTER, source), exported, f"best, of cycle {best.cycle}")
 
     @property
     def _history(self) -> list[Measured]:

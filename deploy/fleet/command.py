@@ -30,7 +30,8 @@ from rich.live import Live
 from rich.table import Table
 
 from deploy.fleet.desk import DESK, ROLES, Wish, check_wishes
-from deploy.outcome import CLUSTER_FILE
+from deploy.progress import STARTING
+from deploy.run_files import CLUSTER_FILE
 
 log = logging.getLogger(__name__)
 _USAGE_ERROR = 2
@@ -101,7 +102,7 @@ def rendered(page: Mapping[str, Any]) -> Group:
 def _headline(page: Mapping[str, Any]) -> str:
     cycle = f"cycle {page.get('cycle', 0)}/{page.get('cycles', _UNKNOWN)}"
     counts = [f"{name} {page.get(name, _UNKNOWN)}" for name in ("samples", "queue", "failures")]
-    return " | ".join([str(page.get("stage", "starting")), cycle, *counts])
+    return " | ".join([str(page.get("stage", STARTING)), cycle, *counts])
 
 
 def _fleet_table(role: str, fleet: Mapping[str, Any]) -> Table:

@@ -18,8 +18,8 @@ from actors.host import WorkerHost
 from reward_servers.pool import MemberLostError, PooledReward, UnavailableError
 
 if TYPE_CHECKING:
-    from deploy.build import Plan
     from deploy.run_config import RunConfig
+    from deploy.run_parts import RunParts
     from reward_servers.base import Outcome
     from reward_servers.pool import RewardWorker
 
@@ -130,7 +130,7 @@ def _actor_named(name: str) -> Any:
         return None
 
 
-def reward_worker(plan: Plan, reward: str, owner: str) -> RewardWorker:
+def reward_worker(parts: RunParts, reward: str, owner: str) -> RewardWorker:
     """A member of a reward's fleet; it is asked about held-out prompts, too."""
     import torch
 
@@ -139,7 +139,7 @@ def reward_worker(plan: Plan, reward: str, owner: str) -> RewardWorker:
     from reward_servers.pool import RewardWorker
     from reward_servers.registry import build_reward
 
-    config = plan.config
+    config = parts.config
     torch.set_num_threads(config.scoring.threads)
     table = {
         **prompt_set(config.evaluation.prompts, config.evaluation.seed).table,

@@ -15,6 +15,7 @@ from huggingface_hub import try_to_load_from_cache
 from deploy.model_checks import is_hub_id
 from deploy.report.data import read_pictures
 from deploy.run_config import RunConfig
+from deploy.run_files import AFTER
 from learner.draft_settings import Draft
 from learner.likelihood_settings import Gors
 from learner.model_settings import Model
@@ -43,7 +44,7 @@ def write_card(
         summary: its `summary.json`.
         target: folder of the result.
     """
-    pictures = read_pictures(folder, "after", [])
+    pictures = read_pictures(folder, AFTER, [])
     prompt = pictures.prompts[0] if pictures and pictures.prompts else "a photo of a cat"
     path = target / CARD_FILE
     path.write_text(card_text(config, summary, form, prompt), encoding="utf-8")

@@ -13,7 +13,6 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,14 +22,22 @@ from typing import Any
 
 import numpy as np
 
-from deploy.curves import METRICS_FILE, Point, read_points
-from deploy.evaluation.kept import EVALUATIONS_FILE
+from deploy.curves import Point, read_points
+from deploy.run_files import (
+    AFTER,
+    BEFORE,
+    CONFIG_FILE,
+    DECISIONS_FILE,
+    EVALUATION_PHASE,
+    EVALUATIONS_FILE,
+    METRICS_FILE,
+    SUMMARY_FILE,
+    cycle_of,
+    pictured_cycles,
+    pictures_file,
+)
 
-CONFIG_FILE = "config.json"
-SUMMARY_FILE = "summary.json"
-DECISIONS_FILE = "fleet.jsonl"
-PICTURES = ("before", "after")
-EVALUATION_PHASE = "evaluation"
+PICTURES = (BEFORE, AFTER)
 _MAX_BETWEEN = 6
 _LIBRARIES = (
     "fleetune", "torch", "ray", "diffusers", "transformers", "peft", "deepspeed", "redis",
@@ -97,7 +104,7 @@ def read_run(folder: Path) -> RunData:
     evaluations = folder / EVALUATIONS_FILE
     best = (_read_json(evaluations, missing) or {}).get("best") if evaluations.exists() else None
     best = best if isinstance(best, int) else None
-    there = [path.stem for path in (folder / "pictures").glob("cycle-*.npz")]
+    there = pictured_cycles(folder)
     shown = moments([*PICTURES, *there], best)
     found = {moment: read_pictures(folder, moment, missing) for moment in shown}
     return RunData(
@@ -126,12 +133,6 @@ def moments(names: Sequence[str], best: int | None = None) -> list[str]:
         places[np.abs(places - known.index(best)).argmin()] = known.index(best)
     chosen = [between[place] for place in places.tolist()]
     return [name for name in (first, *chosen, last) if name in names]
-
-
-def cycle_of(moment: str) -> int | None:
-    """Which cycle pictures are of, by their name; None: of no cycle."""
-    found = re.fullmatch(r"cycle-(\d+)", moment)
-    return int(found.group(1)) if found else None
 
 
 def versions() -> dict[str, str]:
@@ -192,8 +193,8 @@ def _read_lines(path: Path) -> Iterator[Mapping[str, Any]]:
 
 def read_pictures(folder: Path, name: str, missing: list[str]) -> Pictures | None:
     """A moment's pictures; what is wrong with them is added to `missing`."""
-    shown = f"pictures/{name}.npz"
-    path = folder / "pictures" / f"{name}.npz"
+    path = pictures_file(folder, name)
+    shown = path.relative_to(folder).as_posix()
     if not path.is_file():
         missing.append(f"{shown} (the run did not get so far)")
         return None

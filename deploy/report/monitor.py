@@ -4,9 +4,10 @@ import re
 from collections.abc import Mapping, Sequence
 
 from deploy.curves import Point
-from deploy.report.data import EVALUATION_PHASE, RunData
+from deploy.report.data import RunData
 from deploy.report.markup import badge, quiet
 from deploy.report.plots import Series, chart, two_scales
+from deploy.run_files import EVALUATION_PHASE, FRESH_PHASE
 
 _SIGNS = {
     "kl_nats": "KL to the untouched policy, nats a step",
@@ -43,7 +44,7 @@ def monitor(run: RunData) -> str:
         chart({name: it}, _SIGNS[name], _COLOURS, best=best, stop=stop)
         for name, it in signs.items()
     ]
-    fresh = [point for point in run.points if point.phase == "fresh"]
+    fresh = [point for point in run.points if point.phase == FRESH_PHASE]
     panels += [
         chart(named, title, _COLOURS, best=best, stop=stop)
         for prefix, title in _ON_FRESH.items()

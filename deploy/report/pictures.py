@@ -7,8 +7,9 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from deploy.report.data import Pictures, cycle_of
+from deploy.report.data import Pictures
 from deploy.report.markup import data_uri, image, quiet
+from deploy.run_files import cycle_of
 
 _MAX_ROWS = 32
 _ROWS_AT_ONCE = 8

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from deploy.report.data import EVALUATION_PHASE, RunData, read_run, versions
+from deploy.report.data import RunData, read_run, versions
 from deploy.report.markup import badge, facts, number, page, quiet, table, texts_of
 from deploy.report.monitor import monitor
 from deploy.report.pictures import picture_grid
 from deploy.report.plots import curves
 from deploy.report.run import configuration, fleets, ledger, run_facts
+from deploy.run_files import EVALUATION_PHASE, REPORT_FILE
 
-REPORT_FILE = "report.html"
 _KINDS = {"finished": "good", "failed": "bad"}
 
 

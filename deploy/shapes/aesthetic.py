@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from actors.rollout import Group
-from deploy.build import policy_of
+from deploy.policy_build import policy_of
 from deploy.prompt_sources import prompt_list
 from deploy.run_config import load_config
 from deploy.shapes.world import draw_scene, render

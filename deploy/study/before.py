@@ -10,10 +10,10 @@ import shutil
 from collections.abc import Iterable
 from typing import Any
 
-from deploy.outcome import BEFORE_FILE
 from deploy.plan import has_begun
 from deploy.report.data import versions
 from deploy.run_config import RunConfig
+from deploy.run_files import BEFORE, BEFORE_FILE, pictures_file
 from deploy.study.file import Cell
 
 _OF_TRAINING = ("every_cycles", "best_by", "stop")
@@ -24,7 +24,7 @@ def take_before(cell: Cell, others: Iterable[Cell]) -> bool:
     """Copies it into the folder of a run that has not begun; False: nobody has measured it."""
     if has_begun(cell.config, os.environ):
         return False
-    pictures_there = cell.folder / "pictures" / "before.npz"
+    pictures_there = pictures_file(cell.folder, BEFORE)
     for left in (cell.folder / BEFORE_FILE, pictures_there):
         left.unlink(missing_ok=True)  # of a start that came to nothing, maybe with other settings
     for other in others:
@@ -36,7 +36,7 @@ def take_before(cell: Cell, others: Iterable[Cell]) -> bool:
             and summary.get("versions") == versions()
             and measured_by(other.config) == measured_by(cell.config)
         ):
-            pictures = other.folder / "pictures" / "before.npz"
+            pictures = pictures_file(other.folder, BEFORE)
             pictures_there.parent.mkdir(parents=True, exist_ok=True)
             if pictures.is_file():
                 shutil.copyfile(pictures, pictures_there)

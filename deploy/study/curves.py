@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from deploy.compare import half_interval
-from deploy.curves import METRICS_FILE, Point, read_points
+from deploy.curves import Point, read_points
 from deploy.run_config import RunConfig
+from deploy.run_files import FRESH_PHASE, METRICS_FILE
 from deploy.study.file import Reach, Study
 from deploy.study.plots import Band
 from deploy.study.tables import LACKING, Finished
 
-FRESH_PHASE = "fresh"
 _CYCLE_PHASES = ("policy", FRESH_PHASE)
 
 

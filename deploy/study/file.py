@@ -33,19 +33,17 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from deploy.config_problems import ConfigError
 from deploy.config_yaml import YamlError, read_preset
-from deploy.outcome import SUMMARY_FILE
+from deploy.diagnosis import Diagnosed
 from deploy.plan import has_begun
-from deploy.report.data import CONFIG_FILE
 from deploy.run_config import RunConfig, config_from_json, load_config
+from deploy.run_files import CONFIG_FILE, SUMMARY_FILE
 from learner.settings import Count, Section, Share, Whole
-
-DIAGNOSIS_FILE = "diagnosis.json"
 
 
 class Arm(Section):
@@ -112,17 +110,6 @@ class Reach(Section):
     """Rounds of fresh samples that it is the mean of."""
 
 
-class Diagnosed(Section):
-    """What is measured of the study's own preset before its runs, as `deploy.diagnose` tells it."""
-
-    steps: tuple[Literal[1, 2, 4, 8], ...] = Field(default=(1, 2, 4, 8), min_length=1)
-    """Numbers of sampling steps."""
-    prompts: Annotated[int, Field(ge=2)] = 16
-    """Held-out prompts."""
-    draws: Annotated[int, Field(ge=2)] = 128
-    """Pictures of each."""
-
-
 class Study(Section):
     """The file of a study."""
 
@@ -139,7 +126,7 @@ class Study(Section):
     budget: Budget | None = None
     """null: none is checked."""
     diagnosis: Diagnosed | None = None
-    """null: none is measured."""
+    """Of the study's own preset, before its runs; null: none is measured."""
     quick: tuple[str, ...] = ()
     """Overrides of all quick runs."""
     scores: tuple[str, ...] | None = None

@@ -4,11 +4,12 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
-from deploy.curves import METRICS_FILE, read_points
-from deploy.report.data import EVALUATION_PHASE, Pictures, read_pictures, versions
+from deploy.curves import read_points
+from deploy.report.data import Pictures, read_pictures, versions
 from deploy.report.markup import badge, facts, page, quiet, table
 from deploy.report.pictures import picture_grid
-from deploy.study.curves import FRESH_PHASE, band, reach_rows
+from deploy.run_files import AFTER, BEFORE, EVALUATION_PHASE, FRESH_PHASE, METRICS_FILE
+from deploy.study.curves import band, reach_rows
 from deploy.study.file import Cell, Study
 from deploy.study.plots import bands, front
 from deploy.study.tables import (
@@ -53,7 +54,7 @@ def study_html(
         "What a policy gradient has to go by": _table(diagnosis),
         "Pareto fronts": _fronts(study, results),
         "Curves": "".join(_curves(study, results)),
-        "Pictures": _pictures(study, results),
+        "Pictures": _pictures(results),
         "Versions": facts(versions()),
     }
     body = "\n".join(f"<h2>{title}</h2>\n{text}" for title, text in sections.items() if text)
@@ -136,15 +137,15 @@ def _curves(study: Study, results: Finished) -> Iterator[str]:
         yield bands(series, f"{name}, fresh samples", _QUERIES)
 
 
-def _pictures(study: Study, results: Finished) -> str:
+def _pictures(results: Finished) -> str:
     """A column an arm, of the study's first seed that is finished in it."""
     shown: dict[str, Pictures] = {}
     for arm, found in results.items():
         if not found:
             continue
         cell: Cell = found[0][0]
-        pairs = [("before", "before")] if not shown else []
-        for moment, title in [*pairs, ("after", arm)]:
+        pairs = [(BEFORE, "before")] if not shown else []
+        for moment, title in [*pairs, (AFTER, arm)]:
             if (pictures := read_pictures(cell.folder, moment, [])) is not None:
                 shown[title] = pictures
     return picture_grid(shown, column="one arm, at its end") if shown else ""

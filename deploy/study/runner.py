@@ -29,7 +29,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from deploy.diagnosis import diagnosis_rows, is_diagnosis_of, read_diagnosis
 from deploy.local_head import start_child
+from deploy.markdown import markdown
 from deploy.run_config import load_config
 from deploy.study.before import take_before
 from deploy.study.curves import reach_rows
@@ -46,14 +48,10 @@ from deploy.study.tables import (
     Chosen,
     choose,
     csv_of,
-    diagnosis_rows,
     difference_rows,
     finished,
     front_rows,
-    is_diagnosis_of,
-    markdown,
     notes_on,
-    read_diagnosis,
     refuse_unknown_scores,
     rows_of,
     tuning_rows,

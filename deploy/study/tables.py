@@ -17,13 +17,10 @@ import numpy as np
 
 from deploy.compare import changes, half_interval
 from deploy.plan import has_begun
-from deploy.report.data import versions
 from deploy.run_config import RunConfig
 from deploy.study.file import (
-    DIAGNOSIS_FILE,
     Budget,
     Cell,
-    Diagnosed,
     Front,
     Study,
     cells_of,
@@ -208,31 +205,6 @@ def front_rows(study: Study, results: Finished) -> list[list[str]]:
     return rows
 
 
-def is_diagnosis_of(known: Mapping[str, Any] | None, config: RunConfig, asked: Diagnosed) -> bool:
-    """Whether a diagnosis is what the file asks for, by this program and its libraries."""
-    return known is not None and known.get("asked") == described(config, asked)
-
-
-def described(config: RunConfig, asked: Diagnosed) -> dict[str, Any]:
-    """What a diagnosis depends on."""
-    without = {"name", "callbacks", "logging"}
-    told = {"config": config.model_dump(mode="json", exclude=without), "versions": versions()}
-    return {**told, **asked.model_dump(mode="json")}
-
-
-def read_diagnosis(folder: Path) -> dict[str, Any] | None:
-    """What `deploy.diagnose` wrote into a study's folder; None: nothing that can be read."""
-    try:
-        return json.loads((folder / DIAGNOSIS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def diagnosis_rows(folder: Path) -> list[list[str]]:
-    """A head and a row a number of steps; empty where nothing was measured."""
-    return (read_diagnosis(folder) or {}).get("rows", [])
-
-
 def families(study: Study) -> dict[str, list[str]]:
     """Arms by family, in the file's order."""
     found: dict[str, list[str]] = {}
@@ -302,14 +274,6 @@ def unfinished_rows(cells: Sequence[Cell]) -> list[list[str]]:
         status = str(told.get("status", "under way, or killed"))
         rows.append([cell.config.name, status, str(told.get("reason") or "")])
     return rows if len(rows) > 1 else []
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table; the first row is its head. Empty without rows."""
-    if not rows:
-        return ""
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def csv_of(study: Study, results: Finished) -> str:

@@ -19,6 +19,7 @@ from deploy import build, controller, launch
 if TYPE_CHECKING:
     from actors.rollout import Group, Policy, Rollout
     from actors.worker import SamplerWorker
+    from deploy.run_parts import RunParts
     from learner.policy.board import Weights
 
 WAIT_FILE = "FLEETUNE_TEST_WAIT_FILE"
@@ -41,10 +42,10 @@ class WaitingPolicy:
         return self._policy.sample(groups)
 
 
-def waiting_sampler(plan: build.Plan, board: Any, owner: str) -> SamplerWorker:
+def waiting_sampler(parts: RunParts, board: Any, owner: str) -> SamplerWorker:
     policy_of = build.policy_of
     build.policy_of = lambda *args, **options: WaitingPolicy(policy_of(*args, **options))
-    return build.sampler(plan, board, owner)
+    return build.sampler(parts, board, owner)
 
 
 if __name__ == "__main__":

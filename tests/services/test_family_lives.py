@@ -9,7 +9,7 @@ import torch
 
 from actors.sampling import sample_few_steps
 from buffer.embedded import EmbeddedServer
-from deploy.build import policy_of
+from deploy.policy_build import policy_of
 from deploy.run_config import load_config
 from learner.policy.components import PipelineFolder
 from learner.policy.trainable import load_arrays, save_for_diffusers, trainable_unet

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploy.build import Plan
 from deploy.fleet.reward_pools import reward_worker
 from deploy.plan import check_environment
 from deploy.prompt_sources import prompt_set
 from deploy.run_config import load_config
+from deploy.run_parts import RunParts
 from deploy.shapes.verify import drawn
 from reward_servers.base import Failure, checked_scores
 from reward_servers.metadata import informed
@@ -95,7 +95,7 @@ def test_a_reward_with_a_fleet_of_its_own_knows_training_and_held_out_prompts(
     monkeypatch.chdir(ROOT)
     config = load_config(EXAMPLE)
     known = [prompt_set(each, 0).prompts[0] for each in (config.prompts, config.evaluation.prompts)]
-    worker = reward_worker(Plan(config, None, tmp_path), "counts", "reward-counts-0")
+    worker = reward_worker(RunParts(config, None, tmp_path), "counts", "reward-counts-0")
     try:
         *scores, unknown = worker.score(PICTURES, [*known, "a red circle"])
     finally:

@@ -12,11 +12,11 @@ import torch
 from deploy.doctor.command import (
     disk_findings,
     gpu_findings,
-    in_bytes,
     main,
     memory_findings,
     version_findings,
 )
+from deploy.doctor.units import in_bytes
 from deploy.run_config import RunConfig, load_config
 
 ROOT = Path(__file__).resolve().parents[2]

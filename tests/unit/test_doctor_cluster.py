@@ -152,6 +152,9 @@ def test_a_replay_needs_its_room(changes: dict[str, object], needed: int, found:
         ("shapes-sqdf", ["method.states.kept=4", "method.states.score_clean=false"], 5),
         ("shapes-gors", [], 1),
         ("shapes-ddpo", ["method.kept_steps=10"], 11),
+        ("shapes-draft", [], 2),
+        ("shapes-refl", [], 2),
+        ("shapes-draft-lv", [], 1),
     ],
 )
 def test_a_record_holds_what_its_method_keeps(preset: str, overrides: list[str], kept: int) -> None:

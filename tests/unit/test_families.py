@@ -9,7 +9,7 @@ from torch import Tensor
 
 from actors.rollout import FewStepPolicy
 from actors.sampling import sample_few_steps
-from deploy.build import policy_of
+from deploy.policy_build import policy_of
 from deploy.run_config import load_config
 from learner.model_settings import Model
 from learner.policy.components import PipelineFolder, decode_images

@@ -9,7 +9,6 @@ from safetensors.numpy import load_file
 from actors.rollout import Group
 from deploy.bench.gpu_learner import Engines, policy_step
 from deploy.bench.random_parts import RandomPipeline
-from deploy.build import policy_of
 from deploy.doctor.flop_plan import POLICY_PARTS, flop_plan
 from deploy.doctor.meta_networks import (
     Networks,
@@ -18,6 +17,7 @@ from deploy.doctor.meta_networks import (
     unet_on_meta,
     with_consistency,
 )
+from deploy.policy_build import policy_of
 from deploy.run_config import RunConfig, load_config
 from deploy.shapes.models import PIPELINES
 from learner.model_settings import Model

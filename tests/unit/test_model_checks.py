@@ -6,6 +6,7 @@ import pytest
 
 from deploy.config_problems import ConfigError
 from deploy.model_checks import model_problems
+from deploy.prompt_sources import prompt_list
 from deploy.run_config import load_config
 from deploy.shapes.models import PIPELINES
 
@@ -65,6 +66,17 @@ def test_all_texts_of_encoders_that_retire_must_be_kept() -> None:
     assert "of prompts with" in first
     assert "of evaluation.prompts with" in second
     assert _problems("model.text_encoders=retire", "model.text_cache_mb=512") == []
+
+
+def test_held_out_texts_are_counted_as_the_evaluator_draws_them() -> None:
+    small = ["model.text_encoders=retire", "model.text_cache_mb=0.01"]
+    held_out = "evaluation.prompts={kind: shapes, count: 400, held_out: true}"
+    drawn = [held_out, "evaluation.seed=7", "seed=3"]
+    _, told = _problems(*small, *drawn)
+    config = load_config(SMOKE, [*HERE, *drawn])
+    of_3, of_7 = (len({"", *prompt_list(config.evaluation.prompts, seed)}) for seed in (3, 7))
+    assert of_3 != of_7
+    assert f"for the {of_7} different texts of evaluation.prompts" in told
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from deploy.curves import METRICS_FILE
-from deploy.evaluation.kept import EVALUATIONS_FILE, kept_file
 from deploy.evaluation.monitor import Monitor, is_due
 from deploy.outcome import RunFolder
 from deploy.ranks import RunFailedError
 from deploy.run_config import load_config
+from deploy.run_files import EVALUATIONS_FILE, METRICS_FILE, kept_file
 
 SMOKE = Path(__file__).resolve().parents[2] / "deploy" / "configs" / "smoke.yaml"
 SCORE = "exact_2step"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from actors.rollout import Group, Policy
-from deploy.build import policy_of
+from deploy.policy_build import policy_of
 from deploy.run_config import load_config
 from deploy.shapes.models import new_unet
 from learner.policy.components import PipelineFolder

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploy.curves import METRICS_FILE, Curves, read_points
+from deploy.curves import Curves, read_points
 from deploy.progress import Estimate, Progress, duration
+from deploy.run_files import METRICS_FILE
 
 
 class Clock:

@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, StableDiffusionXLPipeline
 from torch import Tensor
 
 from actors.rollout import FewStepPolicy, Group, ManyStepPolicy
-from deploy.build import policy_of
+from deploy.policy_build import policy_of
 from deploy.run_config import RunConfig, load_config
 from learner.diffusion.noise import group_noise
 from learner.policy.components import PipelineFolder

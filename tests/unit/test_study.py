@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.markdown import markdown
 from deploy.report.data import versions
 from deploy.run_config import load_config
 from deploy.study.before import measured_by, take_before
@@ -27,7 +28,6 @@ from deploy.study.tables import (
     finished,
     front_rows,
     hypervolume,
-    markdown,
     pareto,
     refuse_unknown_scores,
     rows_of,

@@ -1,0 +1,81 @@
+"""The evaluator inside its actor, which the controller's handle is of.
+
+Its `Evaluator`, and torch with it, is imported where it is built, so that the driver, which names
+this class, imports neither.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayError
+
+from deploy.evaluation.kept import save_weights
+from deploy.fleet.reward_pools import pooled_rewards
+from deploy.run_config import RunConfig
+from deploy.run_files import cycle_name, kept_file, pictures_file
+
+if TYPE_CHECKING:
+    from deploy.evaluation.evaluator import Evaluator
+
+log = logging.getLogger(__name__)
+_BOARD_TIMEOUT_S = 60.0
+WeightsSource = list[Any] | Path
+"""References that are the whole policy together, none for the untouched one; or a file."""
+
+
+class EvaluatorHost:
+    """The evaluator inside its actor: takes references to weights, builds itself when asked."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self._evaluator: Evaluator | None = None
+
+    def evaluate(self, source: WeightsSource, pictures: Path) -> dict[str, float]:
+        """`Evaluator.evaluate` of these weights."""
+        return self._get().evaluate(_weights(source), pictures)
+
+    def evaluate_newest(
+        self, board: Any, at_least: int, folder: Path, *, keep: bool
+    ) -> tuple[int, dict[str, float]] | None:
+        """Version and metrics of the newest policy on the board; pictures go to `folder`.
+
+        None where the board's newest is older than `at_least`, or its weights died with a learner
+        that will publish them again.
+
+        Args:
+            keep: save the weights too.
+        """
+        try:
+            version, refs = ray.get(board.weights.remote(at_least), timeout=_BOARD_TIMEOUT_S)
+            weights = _weights(refs)
+        except (RayError, LookupError) as error:
+            log.info("no policy to evaluate: %s", error)
+            return None
+        metrics = self._get().evaluate(weights, pictures_file(folder, cycle_name(version)))
+        if keep and weights is not None:
+            save_weights(weights, kept_file(folder, version))
+        return version, metrics
+
+    def export(self, source: WeightsSource, folder: Path) -> str:
+        """`Evaluator.export` of these weights."""
+        return self._get().export(_weights(source), folder)
+
+    def _get(self) -> Evaluator:
+        if self._evaluator is None:
+            from deploy.evaluation.evaluator import Evaluator
+
+            self._evaluator = Evaluator(self._config, pooled_rewards(self._config))
+        return self._evaluator
+
+
+def _weights(source: WeightsSource) -> dict[str, np.ndarray] | None:
+    if isinstance(source, Path):
+        from safetensors.numpy import load_file
+
+        return load_file(source)
+    return {name: array for part in ray.get(source) for name, array in part.items()} or None
