@@ -7,7 +7,7 @@ Shape suffixes: G members of a group, K kept latents, B rows of a batch, C H W l
 height, width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -80,7 +80,7 @@ class _GroupPolicy:
 
     network: Network
     encode: Callable[[list[str]], Any]
-    take: Callable[[Weights], None]
+    take: Callable[[Mapping[str, np.ndarray]], None]
     schedule: NoiseSchedule
     latent_shape: tuple[int, int, int]
     group_size: int
@@ -91,7 +91,7 @@ class _GroupPolicy:
     meter: FlopMeter = field(default_factory=FlopMeter)
     base: Network | None = None
 
-    def load(self, weights: Weights, /) -> None:
+    def load(self, weights: Mapping[str, np.ndarray], /) -> None:
         """Take new weights, all of them or none."""
         self.take(weights)
 

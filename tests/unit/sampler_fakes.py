@@ -9,6 +9,7 @@ from actors.rollout import Group, Rollout
 from actors.worker import SamplerWorker, WorkerSettings
 from buffer.errors import ReplayFull
 from buffer.records import Record, Ticket
+from learner.policy.board import Weights
 
 FAST = WorkerSettings(idle_s=0.001, backoff_s=0.001, max_backoff_s=0.002, max_failures=3)
 
@@ -64,7 +65,7 @@ class FakeWeights:
     def latest(self) -> tuple[int, int]:
         return self.version, 1000 * self.life + self.version
 
-    def fetch(self, at_least: int, /) -> tuple[int, Mapping[str, np.ndarray]]:
+    def fetch(self, at_least: int, /) -> tuple[int, Weights]:
         if self.broken:
             raise ConnectionError("the publisher is gone")
         return self.version, {"w": np.array([self.version + 100 * self.life], np.float32)}
