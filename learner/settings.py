@@ -76,7 +76,7 @@ def refuse_unused(section: Section, names: Sequence[str], because: str, remedy: 
             found.append(name)
     if found:
         them = "it" if len(found) == 1 else "them"
-        raise ValueError(f"{' and '.join(found)}: {because}; leave {them} out, or {remedy}")
+        raise ValueError(f"{', '.join(found)}: {because}; leave {them} out, or {remedy}")
 
 
 class Learner(Section):

@@ -355,7 +355,7 @@ def test_a_chain_of_many_steps_is_rewarded_at_its_end() -> None:
         ("method.states.kept=51", "method.states.kept: must be at most model.num_steps = 50"),
         ("method.micro_batches=3", "method.micro_batches: must divide a rank's rows"),
         ("limits.reward_queries=35", "limits.reward_queries: must be at least 36"),
-        ("method.reward=decoded", "method: surrogate and surrogate_steps: no surrogate is"),
+        ("method.reward=decoded", "method: surrogate, surrogate_steps, pretrain.max_steps"),
         ("method.clean.by=tweedie", "method.clean: `by: consistency` needs `lora`"),
         ("method.clean.lora=null", "method.clean: `by: consistency` needs `lora`"),
         ("method.discount=1.1", "method.discount: must be less than or equal to 1"),
