@@ -1,8 +1,8 @@
 """What overlapping is worth: a run whose every role only waits, as long as a GPU would take.
 
 Trainer, samplers, reward servers, replay and admission are those of a run; only networks are left
-out. A cycle samples its groups and takes its steps; in lockstep one after the other, with
-`pace: free` and `replay.max_staleness` at the same time.
+out. A cycle samples its groups and takes its steps, with `pace: free`: in `turns` one after the
+other (`replay.max_staleness` 0), in `free` at the same time (1).
 """
 
 import tempfile
@@ -30,11 +30,11 @@ GROUPS = 16
 GROUP_S = 1.0
 STEPS_S = 3.0
 """Of a cycle's policy and surrogate steps: a little more than its samples take."""
-STALENESS = {"lockstep": 0, "free": 1}
+STALENESS = {"turns": 0, "free": 1}
 
 
 def pace(*, repeats: int, few: bool) -> list[Row]:
-    """Cycles a minute, and the share of its time that the learner waits, in either pace.
+    """Cycles a minute, and the share of its time that the learner waits, either way.
 
     Args:
         few: as short as there can be, to try the benchmark itself.
@@ -51,12 +51,12 @@ def pace(*, repeats: int, few: bool) -> list[Row]:
             way,
             "cycles/min",
             spread([each[way] for each in rates]),
-            None if way == "lockstep" else spread([each[way] / each["lockstep"] for each in rates]),
+            None if way == "turns" else spread([each[way] / each["turns"] for each in rates]),
         )
-        for way in ("free", "lockstep")
+        for way in ("free", "turns")
     ] + [
         Row("learner without samples", way, "%", spread([each[way][1] for each in tries]), None)
-        for way in ("free", "lockstep")
+        for way in ("free", "turns")
     ]
 
 

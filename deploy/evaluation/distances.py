@@ -1,14 +1,16 @@
 """How different two pictures look: distances that evaluation measures diversity by.
 
 `lpips` and `dreamsim` are shipped, anybody's own is a class as `module:Class` with a method
-`distance(a_NHWC, b_NHWC) -> float32 [N]` on uint8 pictures. Weights are files that are given.
-Shape suffixes: N pairs, C channels, H W pixels.
+`distance(a_NHWC, b_NHWC) -> float32 [N]` on uint8 pictures. One that looks at each picture by
+itself first may have `features` and `between` besides, as the shipped ones have: a picture is then
+looked at once, not once for every pair that it is in. Weights are files that are given.
+Shape suffixes: N pictures or pairs, C channels, H W pixels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,6 +33,22 @@ class PictureDistance(Protocol):
 
     def distance(self, a_NHWC: np.ndarray, b_NHWC: np.ndarray) -> np.ndarray:
         """Of pairs, float32 [N]; 0 for pictures that are the same."""
+        ...
+
+
+@runtime_checkable
+class FeatureDistance(PictureDistance, Protocol):
+    """A distance of what is computed of each picture alone:
+
+    `distance(images[first], images[second])` is `between(features(images), first, second)`.
+    """
+
+    def features(self, images_NHWC: np.ndarray) -> Any:
+        """Of pictures of one size, in a form that `between` alone reads."""
+        ...
+
+    def between(self, features: Any, first_N: np.ndarray, second_N: np.ndarray) -> np.ndarray:
+        """Of pairs of these pictures, by their places; float32 [N]."""
         ...
 
 
@@ -80,10 +98,34 @@ class Lpips:
         for start in range(0, len(a_NHWC), _BATCH):
             rows = slice(start, start + _BATCH)
             maps = (self._maps(_pixels(images[rows])) for images in (a_NHWC, b_NHWC))
-            pairs = zip(self._heads, *maps, strict=True)
-            differences = (head((a - b).square()).mean(dim=(1, 2, 3)) for head, a, b in pairs)
-            parts.append(torch.stack(list(differences)).sum(dim=0))
+            parts.append(self._apart(zip(*maps, strict=True)))
         return torch.cat(parts).numpy()
+
+    @torch.no_grad()
+    def features(self, images_NHWC: np.ndarray) -> list[Tensor]:
+        """See `FeatureDistance`; maps [N, C, H, W] of every convolution."""
+        starts = range(0, len(images_NHWC), _BATCH)
+        parts = [self._maps(_pixels(images_NHWC[start : start + _BATCH])) for start in starts]
+        return [torch.cat(maps) for maps in zip(*parts, strict=True)]
+
+    @torch.no_grad()
+    def between(
+        self, features: list[Tensor], first_N: np.ndarray, second_N: np.ndarray
+    ) -> np.ndarray:
+        """See `FeatureDistance`."""
+        parts = []
+        for start in range(0, len(first_N), _BATCH):
+            first, second = (
+                torch.as_tensor(places[start : start + _BATCH]) for places in (first_N, second_N)
+            )
+            parts.append(self._apart((maps[first], maps[second]) for maps in features))
+        return torch.cat(parts).numpy()
+
+    def _apart(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+        """[N], of the maps of both pictures, layer by layer."""
+        layers = zip(self._heads, pairs, strict=True)
+        apart = [head((a - b).square()).mean(dim=(1, 2, 3)) for head, (a, b) in layers]
+        return torch.stack(apart).sum(dim=0)
 
     def _maps(self, x_NCHW: Tensor) -> list[Tensor]:
         """After each of the five convolutions, of unit length over the channels."""
@@ -135,7 +177,15 @@ def mean_distance(distance: PictureDistance, images_NHWC: np.ndarray, per_prompt
     first, second = np.transpose(list(combinations(range(per_prompt), 2)))
     starts = range(0, len(images_NHWC) - per_prompt + 1, per_prompt)
     of_prompts = [images_NHWC[start : start + per_prompt] for start in starts]
-    return float(np.mean([distance.distance(each[first], each[second]) for each in of_prompts]))
+    return float(np.mean([_of_pairs(distance, each, first, second) for each in of_prompts]))
+
+
+def _of_pairs(
+    distance: PictureDistance, images_NHWC: np.ndarray, first_N: np.ndarray, second_N: np.ndarray
+) -> np.ndarray:
+    if isinstance(distance, FeatureDistance):
+        return distance.between(distance.features(images_NHWC), first_N, second_N)
+    return distance.distance(images_NHWC[first_N], images_NHWC[second_N])
 
 
 def _alexnet() -> nn.Sequential:

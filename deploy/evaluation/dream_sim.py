@@ -1,7 +1,7 @@
 """DreamSim, a distance of pictures as people judge it (Fu et al., NeurIPS 2023, arXiv:2306.09344).
 
 By its authors' package, `pip install dreamsim` (MIT), on weights that are given.
-Shape suffixes: N pairs, C channels, H W pixels.
+Shape suffixes: N pictures or pairs, C channels, H W pixels.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -72,6 +73,18 @@ class DreamSim:
             told: Any = self._model(self._pixels(a_NHWC[rows]), self._pixels(b_NHWC[rows]))
             parts.append(told.reshape(-1))
         return torch.cat(parts).float().numpy()
+
+    @torch.no_grad()
+    def features(self, images_NHWC: np.ndarray) -> Tensor:
+        """See `FeatureDistance`; an embedding each."""
+        starts = range(0, len(images_NHWC), _BATCH)
+        batches = (self._pixels(images_NHWC[start : start + _BATCH]) for start in starts)
+        return torch.cat([self._model.embed(batch) for batch in batches])
+
+    def between(self, features: Tensor, first_N: np.ndarray, second_N: np.ndarray) -> np.ndarray:
+        """See `FeatureDistance`."""
+        first, second = features[torch.as_tensor(first_N)], features[torch.as_tensor(second_N)]
+        return (1 - F.cosine_similarity(first, second, dim=-1)).float().numpy()
 
     def _pixels(self, images_NHWC: np.ndarray) -> Tensor:
         return torch.cat([self._prepare(Image.fromarray(image)) for image in images_NHWC])

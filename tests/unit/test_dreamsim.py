@@ -46,7 +46,8 @@ def test_a_distance_is_the_packages_own(folder: Path) -> None:
     rng = np.random.default_rng(0)
     a, b = (rng.integers(0, 256, (3, 48, 64, 3), dtype=np.uint8) for _ in range(2))
     b[2] = a[2]
-    found = build_distance("dreamsim", {"folder": str(folder), "model": MODEL}).distance(a, b)
+    distance: Any = build_distance("dreamsim", {"folder": str(folder), "model": MODEL})
+    found = distance.distance(a, b)
     loaded: Any = dreamsim(cache_dir=str(folder), dreamsim_type=MODEL, device="cpu")
     model, prepare = loaded
     with torch.no_grad():
@@ -56,6 +57,9 @@ def test_a_distance_is_the_packages_own(folder: Path) -> None:
         ]
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert found[:2].min() > 1e-3 > abs(found[2])
+    features = distance.features(np.concatenate([a, b]))
+    by_features = distance.between(features, np.arange(3), np.arange(3, 6))
+    np.testing.assert_allclose(by_features, found, atol=1e-6)
 
 
 def test_what_is_lacking_is_told_before_anything_is_loaded(tmp_path: Path) -> None:

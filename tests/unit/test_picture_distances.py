@@ -9,7 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deploy.evaluation.distances import build_distance, check_distance, mean_distance
+from deploy.evaluation.distances import (
+    PictureDistance,
+    build_distance,
+    check_distance,
+    mean_distance,
+)
 from deploy.plan import check_environment
 from deploy.run_config import load_config
 
@@ -29,6 +34,31 @@ class Brighter:
     def distance(self, a_NHWC: np.ndarray, b_NHWC: np.ndarray) -> np.ndarray:
         means = [images.reshape(len(images), -1).mean(axis=1) for images in (a_NHWC, b_NHWC)]
         return np.abs(means[0] - means[1]).astype(np.float32)
+
+
+class PairByPair:
+    """Another distance, asked for every pair by itself."""
+
+    def __init__(self, other: PictureDistance) -> None:
+        self._other = other
+
+    def distance(self, a_NHWC: np.ndarray, b_NHWC: np.ndarray) -> np.ndarray:
+        return self._other.distance(a_NHWC, b_NHWC)
+
+
+class OnceEach(Brighter):
+    """`Brighter` by its features, and how many pictures it was shown."""
+
+    seen = 0
+
+    def features(self, images_NHWC: np.ndarray) -> np.ndarray:
+        self.seen += len(images_NHWC)
+        return images_NHWC.reshape(len(images_NHWC), -1).mean(axis=1)
+
+    def between(
+        self, features: np.ndarray, first_N: np.ndarray, second_N: np.ndarray
+    ) -> np.ndarray:
+        return np.abs(features[first_N] - features[second_N]).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +128,20 @@ def test_a_mean_is_over_the_pairs_of_a_prompt_and_never_between_two() -> None:
     levels: Sequence[int] = (0, 10, 30, 100, 100, 100)
     images = np.stack([np.full((4, 4, 3), level, dtype=np.uint8) for level in levels])
     assert mean_distance(Brighter(), images, per_prompt=3) == pytest.approx((10 + 30 + 20) / 6)
+
+
+def test_a_picture_s_features_are_computed_once_for_all_of_its_pairs() -> None:
+    images, distance = pictures(10, side=4), OnceEach()
+    assert mean_distance(distance, images, per_prompt=5) == pytest.approx(
+        mean_distance(Brighter(), images, per_prompt=5)
+    )
+    assert distance.seen == 10
+
+
+def test_lpips_by_features_is_that_of_the_pairs(files: dict[str, str]) -> None:
+    images, distance = pictures(24), build_distance("lpips", files)
+    of_pairs = mean_distance(PairByPair(distance), images, per_prompt=12)  # 66 pairs: two batches
+    assert mean_distance(distance, images, per_prompt=12) == pytest.approx(of_pairs, abs=1e-6)
 
 
 @pytest.mark.parametrize(
