@@ -70,7 +70,8 @@ class _AsBefore:
     """
 
     def __init__(self, block: nn.Module) -> None:
-        self._needed = [(parameter, parameter.requires_grad) for parameter in block.parameters()]
+        # After the next swap; what was before it takes its place.
+        self._next = [(parameter, parameter.requires_grad) for parameter in block.parameters()]
 
     def __enter__(self) -> None:
         self._swap()
@@ -79,10 +80,10 @@ class _AsBefore:
         self._swap()
 
     def _swap(self) -> None:
-        now = [(parameter, parameter.requires_grad) for parameter, _ in self._needed]
-        for parameter, needs in self._needed:
+        now = [(parameter, parameter.requires_grad) for parameter, _ in self._next]
+        for parameter, needs in self._next:
             parameter.requires_grad_(needs)
-        self._needed = now
+        self._next = now
 
 
 def _again(block: nn.Module, *inputs: Any) -> Any:

@@ -39,12 +39,7 @@ _PROMPTS = 8
 
 def policy_under_engine(config: RunConfig, policy: Denoiser) -> Engine:
     """As every method has it."""
-    return policy_engine(
-        config.method,
-        config.learner,
-        policy,
-        micro_batches=getattr(config.method, "micro_batches", 1),
-    )
+    return policy_engine(config.method, config.learner, policy)
 
 
 def surrogate_under_engine(config: RunConfig, network: torch.nn.Module) -> Engine:

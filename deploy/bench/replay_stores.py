@@ -73,6 +73,7 @@ class Fleetune:
     def prepare_insert(
         self, first: int, items: Sequence[np.ndarray], *, table: str = TABLES[0]
     ) -> Callable[[], None]:
+        """Tickets are leased, groups put and scores committed, as a run does it."""
         from buffer.records import Scores
 
         scores = Scores({"reward": (0.5,)})
@@ -95,6 +96,7 @@ class Fleetune:
         return insert
 
     def prepare_sample(self, count: int, table: str, shape: Sequence[int]) -> None:
+        """Reads the log into an index."""
         from buffer.index import LogIndex
         from buffer.records import START
 
@@ -107,6 +109,7 @@ class Fleetune:
         self._index.set_priorities({e.record_id: _priority(i) for i, e in enumerate(entries)})
 
     def sample(self, batch: int, rng: np.random.Generator, slots: Sequence[int]) -> int:
+        """By the index, then the slots alone."""
         from buffer.sampling import prioritised, uniform
 
         if self._prioritised:
@@ -140,6 +143,8 @@ class Redis:
     def prepare_insert(
         self, first: int, items: Sequence[np.ndarray], *, table: str = TABLES[0]
     ) -> Callable[[], None]:
+        """A hash each, with a field for every latent."""
+
         def insert() -> None:
             for start in range(0, len(items), GROUP):
                 pipe = self._client.pipeline(transaction=False)
@@ -152,10 +157,12 @@ class Redis:
         return insert
 
     def prepare_sample(self, count: int, table: str, shape: Sequence[int]) -> None:
+        """Nothing but how many there are, and their shape."""
         self._count = count
         self._shape = tuple(shape[1:])
 
     def sample(self, batch: int, rng: np.random.Generator, slots: Sequence[int]) -> int:
+        """Uniformly; no reply is larger than `reply_bytes`, or one latent."""
         size = int(np.prod(self._shape)) * 2
         most = batch * len(slots) if self._reply_bytes is None else self._reply_bytes // size
         of_item = max(1, min(most, len(slots)))
@@ -187,6 +194,8 @@ class Files:
     def prepare_insert(
         self, first: int, items: Sequence[np.ndarray], *, table: str = TABLES[0]
     ) -> Callable[[], None]:
+        """A file each."""
+
         def insert() -> None:
             for i, item in enumerate(items, start=first):
                 with (self._folder / f"{i}.pkl").open("wb") as file:
@@ -195,9 +204,11 @@ class Files:
         return insert
 
     def prepare_sample(self, count: int, table: str, shape: Sequence[int]) -> None:
+        """Nothing but how many there are."""
         self._count = count
 
     def sample(self, batch: int, rng: np.random.Generator, slots: Sequence[int]) -> int:
+        """Uniformly; a file is read whole."""
         arrays = []
         for i in rng.choice(self._count, size=batch, replace=False):
             with (self._folder / f"{i}.pkl").open("rb") as file:
@@ -224,6 +235,8 @@ class Reverb:
     def prepare_insert(
         self, first: int, items: Sequence[np.ndarray], *, table: str = TABLES[0]
     ) -> Callable[[], None]:
+        """An item each, with its priority in the table that is named."""
+
         def insert() -> None:
             with self._client.trajectory_writer(num_keep_alive_refs=1) as writer:
                 for i, item in enumerate(items, start=first):
@@ -237,6 +250,7 @@ class Reverb:
         return insert
 
     def prepare_sample(self, count: int, table: str, shape: Sequence[int]) -> None:
+        """A dataset of the table, which fetches ahead."""
         import tensorflow as tf  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
 
         dataset = self._reverb.TrajectoryDataset(
@@ -249,6 +263,7 @@ class Reverb:
         self._samples = dataset.as_numpy_iterator()
 
     def sample(self, batch: int, rng: np.random.Generator, slots: Sequence[int]) -> int:
+        """The next of the dataset, whole."""
         arrays = []
         for _ in range(batch):
             latents = next(self._samples).data["latents"][0]

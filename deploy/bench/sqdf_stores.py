@@ -65,6 +65,7 @@ class Slices:
         )
 
     def put(self, first: int, prompts: Sequence[str], latents: np.ndarray) -> None:
+        """Tickets are leased, groups put and scores committed, as a run does it."""
         replay = self._replay
         replay.admit(limit=first + len(prompts), policy_version=0)
         for row, prompt in enumerate(prompts):

@@ -29,6 +29,11 @@ class Booking:
     gpus: float
     labels: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def section(self) -> str:
+        """Of the config, that says what each books."""
+        return self.role.rpartition(".")[0] or self.role
+
     def is_welcome(self, room: Room) -> bool:
         """Whether a node has the labels."""
         return all(room.labels.get(key) == value for key, value in self.labels.items())
@@ -111,10 +116,9 @@ def _missing(booking: Booking, placed: int, free: Sequence[_Left]) -> str:
     having = f" with {labels}" if labels else ""
     cpus, gpus = sum(each.cpus for each in free), sum(sum(each.gpus) for each in free)
     nodes = f"1 node{having} has" if len(free) == 1 else f"{len(free)} nodes{having} have"
-    section = booking.role.rpartition(".")[0] or booking.role
     return (
         f"{booking.role}: {placed} of {booking.count} find a place, each of which books "
         f"{booking.cpus:g} CPUs and {booking.gpus:g} GPUs on one node; {nodes} "
         f"{cpus:g} CPUs and {gpus:g} GPUs left: add nodes, lower {booking.role} or "
-        f"{section}.num_gpus, or see that the nodes have those labels"
+        f"{booking.section}.num_gpus, or see that the nodes have those labels"
     )

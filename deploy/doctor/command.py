@@ -105,13 +105,7 @@ def gpu_findings(config: RunConfig, gpus: int) -> Iterator[str]:
 
 def _bookings(config: RunConfig) -> dict[str, float]:
     """GPUs of one process, by the section that says so."""
-    return {
-        "actors": config.actors.num_gpus,
-        "scoring": config.scoring.num_gpus,
-        **{f"rewards.{n}.fleet": r.fleet.num_gpus for n, r in config.rewards.items() if r.fleet},
-        "learner": config.learner.num_gpus,
-        "evaluation": config.evaluation.num_gpus,
-    }
+    return {each.section: each.gpus for each in bookings(config)}
 
 
 def memory_findings(

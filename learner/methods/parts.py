@@ -114,8 +114,7 @@ def parts_around(
         steps: positions among a record's scored latents that are trained on.
         labels: of these.
     """
-    micro_batches = settings.micro_batches if isinstance(settings, MicroBatched) else 1
-    engine = policy_engine(settings, given.learner, policy, micro_batches=micro_batches)
+    engine = policy_engine(settings, given.learner, policy)
     return Parts(
         given,
         pipeline,
@@ -132,9 +131,7 @@ def parts_around(
     )
 
 
-def policy_engine(
-    settings: Cycles, learner: Learner, denoiser: Denoiser, *, micro_batches: int = 1
-) -> Engine:
+def policy_engine(settings: Cycles, learner: Learner, denoiser: Denoiser) -> Engine:
     """The policy under its engine."""
     if learner.gradient_checkpointing:
         denoiser.unet.enable_gradient_checkpointing()
@@ -147,7 +144,7 @@ def policy_engine(
         offload=learner.offload == "cpu",
         grad_clip=learner.grad_clip,
         rows_per_rank=settings.policy_batch // learner.ranks,
-        micro_batches=micro_batches,
+        micro_batches=settings.micro_batches if isinstance(settings, MicroBatched) else 1,
     )
 
 
