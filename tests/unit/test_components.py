@@ -6,6 +6,7 @@ import torch
 from deploy.shapes.models import PIPELINES
 from learner.model_settings import Model
 from learner.policy.components import PipelineFolder
+from learner.policy.sources import without_halves
 from learner.policy.text import PromptEncoder, Text
 
 PROMPTS = ["a red circle left of a blue square", "a cyan bar above a red ring", ""]
@@ -75,3 +76,17 @@ def test_text_encoders_do_not_retire_from_prompts_that_are_not_kept(encoder: Pro
 def test_a_folder_without_a_pipeline_is_refused(tmp_path: object) -> None:
     with pytest.raises(ValueError, match=r"has no model_index\.json"):
         PipelineFolder.locate(str(tmp_path))
+
+
+def test_weights_in_half_precision_are_left_where_others_lie_beside_them() -> None:
+    read = [
+        "unet/model-00001-of-00002.safetensors",
+        "unet/model-00002-of-00002.safetensors",
+        "unet/model.safetensors.index.json",
+        "vae/model.fp16.safetensors",
+    ]
+    halves = [
+        "unet/model.fp16-00001-of-00001.safetensors",
+        "unet/model.safetensors.index.fp16.json",
+    ]
+    assert without_halves([*read, *halves]) == read
