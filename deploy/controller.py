@@ -43,7 +43,7 @@ from deploy.fleet.reward_pools import (
 )
 from deploy.job_log import set_up
 from deploy.metrics import RunMetrics
-from deploy.outcome import Outcome, RunFolder
+from deploy.outcome import Earlier, Outcome, RunFolder
 from deploy.profile import Profile
 from deploy.ranks import Ranks, RunFailedError, on_nodes
 from deploy.replay_servers import ReplayServerHost, replay_settings, server_folders
@@ -91,7 +91,7 @@ class Controller:
         outcome = Outcome(
             self._config,
             setup_s=float(self._environ.get("FLEETUNE_SETUP_S") or 0),
-            earlier_s=self._folder.earlier_s() if self._resume else 0.0,
+            earlier=self._folder.earlier() if self._resume else Earlier(),
         )
         callbacks = callbacks_of(self._config, self._folder.path)
         callbacks.start(self._config, resumed=self._resume)

@@ -27,13 +27,26 @@ from learner import checkpoint
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """What is known of a run's earlier starts.
+
+    Attributes:
+        wall_s: seconds that they have taken, as far as they have told.
+        record_flops: what the samplers took for a record; None: none told before it was killed.
+    """
+
+    wall_s: float = 0.0
+    record_flops: float | None = None
+
+
 @dataclass
 class Outcome:
     """Filled in while the run goes on; written whatever way it ends."""
 
     config: RunConfig
     setup_s: float
-    earlier_s: float = 0.0
+    earlier: Earlier = Earlier()
     status: str = "failed"
     begun: float = field(default_factory=time.monotonic)
     before: dict[str, float] = field(default_factory=dict)
@@ -73,7 +86,7 @@ class Outcome:
             "seed": self.config.seed,
             "before": self.before,
             "after": self.after,
-            "wall_s": round(self.earlier_s + time.monotonic() - self.begun, 1),
+            "wall_s": round(self.earlier.wall_s + time.monotonic() - self.begun, 1),
             "setup_s": self.setup_s,
             "peak_rss_mb": round(self.peak_rss_mb),
             "reward_queries": counters.get("committed", 0) * rewards,
@@ -90,14 +103,20 @@ class Outcome:
         }
 
     def _all_flops(self) -> dict[str, float]:
-        """Of sampling, by what living samplers took for a picture, and of the learner's phases."""
-        samplers = [each for each in self.workers.values() if each.get("flops")]
+        """Of the learner's phases, and of sampling, where any start has told it."""
         flops = {phase: value * self.config.learner.ranks for phase, value in self.flops.items()}
-        if samplers and self.counters is not None:
-            images = sum(each["images"] for each in samplers)
-            each = sum(sampler["flops"] for sampler in samplers) / max(images, 1)
+        each = self._record_flops()
+        if each is not None and self.counters is not None:
             flops["sampling"] = each * self.counters.issued_records
         return flops
+
+    def _record_flops(self) -> float | None:
+        """By living samplers, or as it was in an earlier start, where they had nothing to draw."""
+        samplers = [each for each in self.workers.values() if each.get("flops")]
+        if not samplers:
+            return self.earlier.record_flops
+        images = sum(each["images"] for each in samplers)
+        return sum(sampler["flops"] for sampler in samplers) / max(images, 1)
 
 
 class RunFolder:
@@ -167,13 +186,15 @@ class RunFolder:
     def write_before(self, metrics: dict[str, float]) -> None:
         (self.path / BEFORE_FILE).write_text(json.dumps(metrics))
 
-    def earlier_s(self) -> float:
-        """Seconds that earlier starts of the run have taken, as far as they have told."""
+    def earlier(self) -> Earlier:
+        """What earlier starts of the run have told."""
         points = read_points(self.path / METRICS_FILE)
-        told = points[-1].wall_s if points else 0.0
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            told = max(told, float(json.loads((self.path / SUMMARY_FILE).read_text())["wall_s"]))
-        return told
+        wall_s, record_flops = points[-1].wall_s if points else 0.0, None
+        with contextlib.suppress(OSError, ValueError, KeyError, ZeroDivisionError):
+            told = json.loads((self.path / SUMMARY_FILE).read_text())
+            wall_s = max(wall_s, float(told["wall_s"]))
+            record_flops = told["flops"]["sampling"] / told["records"]["issued_records"]
+        return Earlier(wall_s, record_flops)
 
     def write_cluster(self, cluster: dict[str, str]) -> None:
         """Where commands find the run while it is under way."""

@@ -259,9 +259,26 @@ def unlike_versions(results: Finished) -> list[str]:
     return told
 
 
+def without_sampling(results: Finished) -> list[str]:
+    """Runs whose operations lack those of sampling, in words."""
+    names = [
+        cell.config.name
+        for found in results.values()
+        for cell, summary in found
+        if "sampling" not in summary["flops"]
+    ]
+    if not names:
+        return []
+    return [f"operations of sampling are not known, and not counted, of {', '.join(names)}"]
+
+
 def notes_on(study: Study, results: Finished) -> list[str]:
     """What a reader of the tables has to know, in sentences without their full stops."""
-    return [*beyond_budget(study.budget, results), *unlike_versions(results)]
+    return [
+        *beyond_budget(study.budget, results),
+        *without_sampling(results),
+        *unlike_versions(results),
+    ]
 
 
 def unfinished_rows(cells: Sequence[Cell]) -> list[list[str]]:

@@ -57,11 +57,21 @@ def test_runs_of_different_code_or_libraries_are_told_apart(
     study: Study, cells: list[Cell]
 ) -> None:
     known = [{"code": "a", "torch": "2"}, {"code": "b", "torch": "2"}, {"code": "a", "torch": "2"}]
-    runs = [(cell, {"versions": each}) for cell, each in zip(cells, known, strict=True)]
+    runs = [
+        (cell, {"versions": each, "flops": {"sampling": 1.0}})
+        for cell, each in zip(cells, known, strict=True)
+    ]
     assert notes_on(study, {"plain": runs}) == [
         "runs were made with different versions of code: a (2), b (1)"
     ]
     assert notes_on(study, {"plain": runs[::2]}) == []
+
+
+def test_operations_that_were_not_counted_are_told(study: Study, cells: list[Cell]) -> None:
+    runs = [(cells[0], {"flops": {"sampling": 1.0}}), (cells[1], {"flops": {"policy": 1.0}})]
+    assert notes_on(study, {"plain": runs}) == [
+        "operations of sampling are not known, and not counted, of plain-seed1"
+    ]
 
 
 def test_the_hash_of_the_code_changes_with_what_decides_a_result_alone(tmp_path: Path) -> None:
