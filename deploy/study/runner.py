@@ -9,6 +9,7 @@ come first. After each run it writes into the study's folder:
     study.md      tables                 study.csv     a line a score and run
     study.html    the same, curves with 95 % intervals, Pareto fronts and pictures
     tuning.json   every try's score, and what was chosen
+    runs.tar.xz   settings, curves and summary of every finished run, to publish or to go on from
 
 A run that fails is reported and left out; the others go on. Runs of `--quick` are others than those
 of the study; they say that every arm works, and no more. Exit status 1: not all are finished.
@@ -33,6 +34,7 @@ from deploy.diagnosis import diagnosis_rows, is_diagnosis_of, read_diagnosis
 from deploy.local_head import start_child
 from deploy.markdown import markdown
 from deploy.run_config import load_config
+from deploy.study.archive import ARCHIVE_FILE, write_archive
 from deploy.study.before import take_before
 from deploy.study.curves import reach_rows
 from deploy.study.file import (
@@ -337,6 +339,7 @@ def _write(
     (folder / "study.csv").write_text(csv_of(study, results), encoding="utf-8")
     page = study_html(name, study, results, chosen, diagnosis_rows(folder), unfinished)
     (folder / "study.html").write_text(page, encoding="utf-8")
+    write_archive([*trials, *cells], folder / ARCHIVE_FILE)
     if chosen:
         told = {arm: vars(each) for arm, each in chosen.items()}
         (folder / TUNING_FILE).write_text(json.dumps(told, indent=1), encoding="utf-8")

@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from typing import TYPE_CHECKING
 
@@ -106,5 +107,14 @@ def test_a_killed_study_runs_what_is_missing_and_nothing_else(
     assert rest.stderr.count("its evaluation before training is that of a finished run") >= 1
     assert all(rate in (runs / "tuned" / "study.html").read_text() for rate in rates)
 
+    with tarfile.open(runs / "tuned" / "runs.tar.xz") as archive:
+        archive.extractall(tmp_path / "elsewhere", filter="data")
+    environ["FLEETUNE_RUNS"] = str(tmp_path / "elsewhere")
+    unpacked = again()
+    assert (unpacked.returncode, "run 1 of" in unpacked.stderr) == (0, False)
+    tables = [(folder / "tuned" / "study.md") for folder in (runs, tmp_path / "elsewhere")]
+    assert tables[0].read_text() == tables[1].read_text()
+
+    environ["FLEETUNE_RUNS"] = str(runs)
     nothing = again()
     assert (nothing.returncode, "run 1 of" in nothing.stderr) == (0, False)
