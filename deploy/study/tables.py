@@ -175,15 +175,32 @@ def difference_rows(study: Study, results: Finished) -> list[list[str]]:
 
 
 def tuning_rows(study: Study, chosen: Mapping[str, Chosen]) -> list[list[str]]:
-    """A head and a row a try, the chosen ones marked; empty without tuning."""
+    """A head and a row a try, the chosen ones marked, and where a better one may lie beyond the
+    values that were tried; empty without tuning."""
     if study.tuning is None:
         return []
     rows = [["arm", "try", study.tuning.score, "chosen"]]
     for arm, told in chosen.items():
-        for values, score in zip(study.arms[arm].tries, told.scores, strict=True):
+        tries = study.arms[arm].tries
+        for values, score in zip(tries, told.scores, strict=True):
             shown = "none" if score is None else f"{score:.4f}"
-            rows.append([arm, " ".join(values), shown, "yes" if values == told.values else ""])
+            mark = ", ".join(["yes", *_at_an_end(tries, values)]) if values == told.values else ""
+            rows.append([arm, " ".join(values), shown, mark])
     return rows
+
+
+def _at_an_end(tries: Sequence[Sequence[str]], chosen: Sequence[str]) -> list[str]:
+    """Settings of which the chosen number is the least or the most of at least three, in words."""
+    told = []
+    tried = [dict(override.split("=", 1) for override in each) for each in tries]
+    for name, value in (override.split("=", 1) for override in chosen):
+        try:
+            numbers = {float(each[name]) for each in tried if name in each}
+        except ValueError:
+            continue
+        if len(numbers) > 2 and float(value) in (min(numbers), max(numbers)):
+            told.append(f"{'least' if float(value) == min(numbers) else 'most'} {name} of all")
+    return told
 
 
 def front_rows(study: Study, results: Finished) -> list[list[str]]:

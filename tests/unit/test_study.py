@@ -21,6 +21,7 @@ from deploy.study.file import (
 )
 from deploy.study.report import study_html
 from deploy.study.tables import (
+    Chosen,
     beyond_budget,
     choose,
     csv_of,
@@ -203,6 +204,24 @@ def test_the_best_try_of_an_arm_is_run_with_every_seed_and_ablations_take_it_ove
     assert {cell.arm for cell in cells} == {"plain", "last"}  # no try of the third has a score
     assert set(rates(cells).values()) == {2e-4}
     assert {cell.config.method.cycles for cell in cells} != {1}
+
+
+@pytest.mark.parametrize(
+    ("rates", "mark"),
+    [
+        (["1e-4", "3e-5", "1e-5"], "yes, least method.learning_rate of all"),
+        (["1e-4", "1e-5", "3e-5"], "yes"),
+        (["1e-5", "3e-5", "1e-4"], "yes, most method.learning_rate of all"),
+        (["1e-4", "3e-5"], "yes"),
+    ],
+)
+def test_a_choice_at_the_end_of_what_was_tried_is_marked(rates: list[str], mark: str) -> None:
+    """The last is chosen."""
+    tries = tuple((f"method.learning_rate={rate}", "method.anchor.data=none") for rate in rates)
+    told = {"config": "c.yaml", "seeds": [0], "arms": {"plain": {"tries": tries}}}
+    study = Study.model_validate(told | {"tuning": {"seed": 7, "score": "exact_2step"}})
+    rows = tuning_rows(study, {"plain": Chosen(tries[-1], tuple(range(len(tries))))})
+    assert [row[3] for row in rows[1:]] == [*[""] * (len(tries) - 1), mark]
 
 
 def test_a_choice_that_runs_have_begun_with_stays(tuned: Study, tmp_path: Path) -> None:
