@@ -1,0 +1,123 @@
+"""The tables and the page of a study, of those of its runs that are finished."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from deploy.markdown import markdown
+from deploy.study.file import Cell, Study, cells_of, load_study
+from deploy.study.report import study_html
+from deploy.study.tables import (
+    beyond_budget,
+    csv_of,
+    difference_rows,
+    finished,
+    front_rows,
+    hypervolume,
+    pareto,
+    rows_of,
+)
+from tests.unit.study.trial import TEXT, finish
+
+
+def test_the_table_holds_the_changes_of_finished_runs_and_their_spread(
+    study: Study, cells: list[Cell], tmp_path: Path
+) -> None:
+    finish(cells[0], tmp_path, 0.5, 0.6)
+    finish(cells[2], tmp_path, 0.5, 0.8)
+    finish(cells[1], tmp_path, 0.5, 0.9, status="failed")
+    rows = markdown(rows_of(study, finished(study, cells))).splitlines()
+    costs = "reward queries | sampling TFLOPs | learner TFLOPs | wall s"
+    assert rows[0] == f"| arm | runs | exact_2step | {costs} |"
+    half = 12.706 * math.sqrt(0.02) / math.sqrt(2)
+    assert (
+        rows[2] == f"| plain | 2/2 | 0.500 → 0.700 (+0.200 ± {half:.3f}) | 100 | 2.0 | 3.0 | 10 |"
+    )
+    assert rows[3] == "| no-anchor | 0/2 |  |  |  |  |  |"
+
+
+def test_the_csv_has_a_line_for_every_score_of_a_finished_run(
+    study: Study, cells: list[Cell], tmp_path: Path
+) -> None:
+    finish(cells[0], tmp_path, 0.5, 0.6)
+    assert csv_of(study, finished(study, cells)).splitlines()[1:] == [
+        "plain,0,exact_2step,0.5,0.6,100,5.0,10.0"
+    ]
+
+
+def test_differences_are_taken_seed_by_seed(tuned: Study, tmp_path: Path) -> None:
+    cells = cells_of(tuned, "trial")
+    ends = {("plain", 0): 0.6, ("plain", 1): 0.8, ("last", 0): 0.5, ("last", 1): 0.9}
+    for cell in cells:
+        if (end := ends.get((cell.arm, cell.config.seed))) is not None:
+            finish(cell, tmp_path, 0.5, end)
+    half = 12.706 * math.sqrt(0.02) / math.sqrt(2)
+    assert difference_rows(tuned, finished(tuned, cells)) == [
+        ["less plain", "seeds", "exact_2step"],
+        ["last", "2", f"+0.000 ± {half:.3f}"],
+    ]
+
+
+def test_a_score_that_an_arm_does_not_measure_is_a_dash(tuned: Study, tmp_path: Path) -> None:
+    study = tuned.model_copy(update={"scores": ("exact_2step", "exact_8step")})
+    cells = cells_of(study, "trial")
+    for cell in cells:
+        finish(cell, tmp_path, 0.5, 0.6)
+    results = finished(study, cells)
+    assert [row[3] for row in rows_of(study, results)] == ["exact_8step", "–", "–", "–"]
+    assert [row[3] for row in difference_rows(study, results)] == ["exact_8step", "–", "–"]
+
+
+def test_a_front_s_area_is_that_under_its_staircase() -> None:
+    points = [[0.5, 0.8], [0.9, 0.2], [0.4, 0.4]]
+    assert hypervolume(points, [0, 0]) == pytest.approx(0.5 * 0.8 + 0.4 * 0.2)
+    assert hypervolume(points, [0.5, 0.1]) == pytest.approx(0.4 * 0.1)
+    assert pareto(points) == [[0.5, 0.8], [0.9, 0.2]]
+
+
+def test_a_family_s_hypervolume_is_taken_seed_by_seed(tuned: Study, tmp_path: Path) -> None:
+    arms = {**tuned.arms, "last": tuned.arms["last"].model_copy(update={"family": "plain"})}
+    study = tuned.model_copy(update={"arms": arms})
+    cells = cells_of(study, "trial")
+    for cell in cells:
+        if cell.arm == "plain" or (cell.arm, cell.config.seed) == ("last", 0):
+            finish(cell, tmp_path, 0.5, 0.9 if cell.arm == "last" else 0.6)
+    rows = front_rows(study, finished(study, cells))
+    # Of the second seed an arm is missing.
+    assert rows[1] == ["exact_2step × diversity", "plain", "1", "0.9000"]
+    assert rows[2][1:] == ["no-anchor", "0", ""]
+
+
+def test_an_arm_that_computes_more_than_the_budget_is_told(
+    cells: list[Cell], file: Path, tmp_path: Path
+) -> None:
+    finish(cells[0], tmp_path, 0.5, 0.6)  # 5 TFLOPs
+    for tflops, told in ((5, []), (4, ["plain spent 5.0 TFLOPs, the budget is 4.0"])):
+        file.write_text(f"{TEXT}budget: {{reward_queries: 1000000, tflops: {tflops}}}\n")
+        study = load_study(file)
+        assert beyond_budget(study.budget, finished(study, cells)) == told
+
+
+def test_the_page_shows_every_arm_and_what_is_not_finished(tuned: Study, tmp_path: Path) -> None:
+    cells = cells_of(tuned, "trial")
+    for cell in cells[:2]:
+        finish(cell, tmp_path, 0.5, 0.6)
+        lines = [
+            {"step": step, "wall_s": 1.0, "phase": phase, "values": {name: 0.5}}
+            for step in (0, 1)
+            for phase, name in (("evaluation", "exact_2step"), ("fresh", "reward_2step"))
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (cell.folder / "metrics.jsonl").write_text(text)
+    html = study_html("<trial>", tuned, finished(tuned, cells), {})
+    assert "&lt;trial&gt;" in html
+    assert "2 of 6 runs finished" in html
+    for title in (
+        "exact_2step, held out",
+        "reward_2step, fresh samples",
+        "exact_2step × diversity",
+    ):
+        assert f'alt="{title}"' in html
+    assert "no-anchor" in html
