@@ -226,10 +226,11 @@ class RedisReplay:
         """As `Replay.consume`."""
         if not 0 <= below_ticket <= MAX_TICKET:
             raise ValueError(f"ticket {below_ticket} is out of range")
-        total = 0
-        while gone := int(self._link.run("consume", below_ticket, _CHUNK)):
-            total += gone
-        return total
+        return self._until_none("consume", below_ticket)
+
+    def shrink(self) -> int:
+        """As `Replay.shrink`."""
+        return self._until_none("shrink", *self._capacity)
 
     def counters(self) -> Counters:
         """As `Replay.counters`."""
@@ -299,6 +300,13 @@ class RedisReplay:
             for name, fields in fields_of.items()
             for word in (name, key_of[name], sum(map(len, fields)) + sum(map(len, fields.values())))
         ]
+
+    def _until_none(self, script: str, *words: int | str) -> int:
+        """Records that a script which takes some at a time has taken in all."""
+        total = 0
+        while gone := int(self._link.run(script, *words, _CHUNK)):
+            total += gone
+        return total
 
     @property
     def _capacity(self) -> tuple[int, int, str]:

@@ -146,6 +146,14 @@ class Replay(Protocol):
         """
         ...
 
+    def shrink(self) -> int:
+        """Evict what is above the capacity, as the next commit would; returns how many records.
+
+        A server that is full takes nothing that could be committed: so a smaller capacity makes
+        room there.
+        """
+        ...
+
     def counters(self) -> Counters:
         """All counts at one instant."""
         ...

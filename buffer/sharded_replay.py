@@ -208,6 +208,10 @@ class ShardedReplay:
         """As `Replay.consume`."""
         return sum(self._shards.settle_all(lambda shard: shard.consume(below_ticket)))
 
+    def shrink(self) -> int:
+        """As `Replay.shrink`."""
+        return sum(self._shards.settle_all(RedisReplay.shrink))
+
     def counters(self) -> Counters:
         """The sums over the servers, each of one instant, and the lowest limit.
 

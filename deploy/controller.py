@@ -273,6 +273,8 @@ class Controller:
                 f"Redis already holds a run named {config.name!r}: continue it with --resume, "
                 "or give this one another name"
             )
+        if gone := replay.shrink():
+            log.warning("%d records above the capacity are evicted", gone)
         return replay
 
     def _start_servers(self, stack: contextlib.ExitStack) -> str:

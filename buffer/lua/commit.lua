@@ -41,17 +41,9 @@ if new == 0 then
 end
 redis.call('HINCRBY', COUNTS, 'committed', new)
 
-local records, bytes = redis.call('ZCARD', LIVE), tonumber(redis.call('HGET', COUNTS, 'live_bytes'))
-local most_records, most_bytes = tonumber(ARGV[2]), tonumber(ARGV[3])
-local removed = {}
-while records > most_records or (most_bytes > 0 and bytes > most_bytes and records > 0) do
-  local order = ARGV[4] == 'oldest' and LIVE or PRIORITIES
-  local id = redis.call('ZRANGE', order, #removed, #removed)[1]
-  bytes = bytes - tonumber(redis.call('HGET', SIZES, id) or '0')
-  records = records - 1
-  removed[#removed + 1] = id
-end
+local removed = above(tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4])
 evict(removed)
+local records = redis.call('ZCARD', LIVE)
 
 -- Keep the log bounded, but leave a slow reader room to see what happened meanwhile. The first
 -- entries go; those of records that are still live are written again at its end.

@@ -87,3 +87,20 @@ local function evict(ids)
     drop_payload(id)
   end
 end
+
+-- Live records above a capacity in records and, unless it is 0, in bytes: by ticket for 'oldest', else by
+-- priority and then by ticket. At most so many, where a number is given.
+local function above(most_records, most_bytes, remover, at_most)
+  local order = remover == 'oldest' and LIVE or PRIORITIES
+  local records = redis.call('ZCARD', LIVE)
+  local bytes = tonumber(redis.call('HGET', COUNTS, 'live_bytes') or '0')
+  local found = {}
+  while (records > most_records or (most_bytes > 0 and bytes > most_bytes and records > 0))
+    and #found < (at_most or records + 1) do
+    local id = redis.call('ZRANGE', order, #found, #found)[1]
+    bytes = bytes - tonumber(redis.call('HGET', SIZES, id) or '0')
+    records = records - 1
+    found[#found + 1] = id
+  end
+  return found
+end

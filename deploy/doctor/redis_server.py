@@ -11,8 +11,12 @@ from learner.sqdf_settings import Sqdf
 
 _LATENT_BYTES = 2
 """Latents are stored as float16."""
+_FRAME_BYTES = 26
+"""Of a latent's frame beside its numbers, and of Redis' string that holds it."""
 _RECORD_BYTES = 3000
 """Of a record beside its latents: header, log and index entries, and Redis' own of all these."""
+_FOR_PUTS = 0.9
+"""Of a server's memory; the rest is left to scores, as `buffer/lua/put.lua` has it."""
 
 
 def latents_kept(config: RunConfig) -> int:
@@ -32,12 +36,20 @@ def replay_bytes(config: RunConfig, latent_values: int) -> int:
     Args:
         latent_values: numbers of one latent, C·H·W.
     """
-    record = latents_kept(config) * latent_values * _LATENT_BYTES + _RECORD_BYTES
+    payload = latents_kept(config) * latent_values * _LATENT_BYTES
+    latent = _allocated(latent_values * _LATENT_BYTES + _FRAME_BYTES)
     kept = config.replay.capacity_groups * config.actors.group_size
-    size = kept * record
     if config.capacity_bytes:
-        size = min(size, config.capacity_bytes + kept * _RECORD_BYTES)
-    return size + config.replay.max_pending_records * record
+        kept = min(kept, -(-config.capacity_bytes // payload))
+    records = kept + config.replay.max_pending_records
+    return records * (latents_kept(config) * latent + _RECORD_BYTES)
+
+
+def _allocated(size: int) -> int:
+    """What jemalloc, the allocator of Redis and Valkey, sets aside for so many bytes: it knows four
+    sizes between two powers of two, and a latent is a little larger than such a power."""
+    step = 2 ** max(4, (size - 1).bit_length() - 3)
+    return -(-size // step) * step
 
 
 def redis_findings(facts: ServerFacts, needed_bytes: int, where: str) -> Iterator[str]:
@@ -60,14 +72,16 @@ def redis_findings(facts: ServerFacts, needed_bytes: int, where: str) -> Iterato
         )
     if facts.is_replica:
         yield f"{told} is a replica, which takes no writes: give the URL of its primary"
-    # Without a limit, half of the machine: a rewrite of the file holds what changes twice.
-    limit = facts.maxmemory or facts.total_memory // 2
-    if limit and limit - facts.used_memory < needed_bytes:
-        by = "maxmemory" if facts.maxmemory else "half of its machine's memory"
+    if facts.maxmemory:
+        limit, by = int(_FOR_PUTS * facts.maxmemory), "maxmemory less a tenth for scores"
+    else:  # a rewrite of the file holds what changes twice
+        limit, by = facts.total_memory // 2, "half of its machine's memory"
+    left = max(0, limit - facts.used_memory)
+    if limit and left < needed_bytes:
         yield (
-            f"{told} has {in_bytes(max(0, limit - facts.used_memory))} left of {in_bytes(limit)}, "
-            f"{by}, and the replay may grow to {in_bytes(needed_bytes)} there: raise it, lower "
-            "replay.capacity_groups, set replay.capacity_mb, or spread over more servers"
+            f"{told} has {in_bytes(left)} left of {in_bytes(limit)}, {by}, and the replay may grow "
+            f"to {in_bytes(needed_bytes)} there: raise maxmemory, lower replay.capacity_groups, "
+            "set replay.capacity_mb, or spread over more servers"
         )
 
 

@@ -1,10 +1,13 @@
 """What a replay keeps and what it removes: capacity, priorities and consumption."""
 
+from dataclasses import replace
+
 import pytest
 
 from buffer.index import LogIndex
 from buffer.records import START, EvictedEntry
 from buffer.redis_replay import RedisReplay
+from buffer.sharded_replay import connect_replay
 from tests.services.replay_calls import (
     MakeGroup,
     MakeScores,
@@ -146,3 +149,26 @@ def test_pending_records_are_never_evicted(
     for record in claim(replay, 2):
         replay.commit([(record.record_id, scores())])
     assert len(claim(replay)) == 2
+
+
+def test_a_smaller_capacity_takes_effect_when_asked_and_not_only_with_the_next_commit(
+    new_replay: NewReplay,
+    make_group: MakeGroup,
+    scores: MakeScores,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("buffer.redis_replay._CHUNK", 2)
+    replay = new_replay()
+    put(replay, [make_group(ticket) for ticket in range(6)])
+    names = sorted(record.record_id for record in claim(replay))
+    replay.commit([(name, scores()) for name in names])
+    assert replay.shrink() == 0
+    smaller = connect_replay(replace(replay.settings, capacity_records=3))
+    assert smaller.shrink() == len(names) - 3
+    assert smaller.shrink() == 0
+    found = smaller.read_latents([(name, 0) for name in names])
+    # Each server keeps its share, and the newest of all is among them.
+    assert sum(latent is not None for latent in found) == 3
+    assert found[-1] is not None
+    assert_balanced(smaller)
+    smaller.close()

@@ -114,7 +114,7 @@ def server_findings(needed: int = 0, **changes: object) -> list[str]:
 
 
 def test_a_server_with_room_that_keeps_everything_is_fine() -> None:
-    assert server_findings(needed=8 * GIB) == []
+    assert server_findings(needed=7 * GIB) == []
 
 
 @pytest.mark.parametrize(
@@ -133,9 +133,10 @@ def test_a_server_that_would_lose_records_is_told(changes: dict[str, object], to
 @pytest.mark.parametrize(
     ("changes", "needed", "found"),
     [
-        ({}, 8 * GIB + 1, True),
-        ({"used_memory": GIB}, 7 * GIB, False),
-        ({"used_memory": GIB}, 7 * GIB + 1, True),
+        ({"maxmemory": 10 * GIB}, 9 * GIB, False),
+        ({"maxmemory": 10 * GIB}, 9 * GIB + 1, True),
+        ({"maxmemory": 10 * GIB, "used_memory": GIB}, 8 * GIB, False),
+        ({"maxmemory": 10 * GIB, "used_memory": GIB}, 8 * GIB + 1, True),
         ({"maxmemory": 0}, 16 * GIB, False),
         ({"maxmemory": 0}, 16 * GIB + 1, True),
         ({"maxmemory": 0, "total_memory": 0}, 99 * GIB, False),
