@@ -57,7 +57,8 @@ class FleetSettings:
 
     Args:
         backoff_s: before the first replacement in a row; doubles up to `max_backoff_s`.
-        max_failures: of one worker in a row; one more and the fleet gives up.
+        max_failures: of one worker in a row; one more and the fleet gives up, unless another has
+            been at work for `healthy_s`: then it may be a machine that is broken, and not the run.
         healthy_s: a worker that was at work so long starts its count afresh; longer than one that
             fails at each batch takes to give up.
         drain_s: for a worker of a fleet that shrinks to finish its batch; then it is killed.
@@ -310,13 +311,19 @@ class Fleet:
         if worked_s >= self._settings.healthy_s:
             slot.failures = 0
         slot.failures += 1
-        if slot.failures > self._settings.max_failures:
+        if slot.failures > self._settings.max_failures and not self._has_healthy():
             raise FleetGaveUpError(
                 f"{slot.name} ended {slot.failures} times in a row, last: {reason}"
             )
         self._note(slot, f"ended, {slot.failures} in a row: {reason}")
-        backoff_s = self._settings.backoff_s * 2 ** (slot.failures - 1)
+        backoff_s = self._settings.backoff_s * 2 ** min(slot.failures - 1, 16)
         slot.due_at = time.monotonic() + min(backoff_s, self._settings.max_backoff_s)
+
+    def _has_healthy(self) -> bool:
+        """Whether anyone has been at work for long."""
+        since = [slot.working_since for slot in self._slots if slot.state == "working"]
+        healthy_s = self._settings.healthy_s
+        return any(time.monotonic() - (begun or math.inf) >= healthy_s for begun in since)
 
     def _note(self, slot: _Slot, why: str) -> None:
         self._ends.append(End(slot.name, why))

@@ -24,6 +24,12 @@ def build_nothing(owner: str) -> Worker:
     raise OSError("no such weights")
 
 
+def build_the_first_alone(owner: str) -> Worker:
+    if owner.startswith("sampler-0."):
+        return Waiting(owner)
+    raise OSError("CUDA error: device not ready")
+
+
 @pytest.fixture
 def new_fleet() -> Iterator[Callable[..., Fleet]]:
     """Makes fleets, and ends them after the test."""
@@ -144,6 +150,22 @@ def test_a_sampler_that_cannot_be_built_ends_the_fleet_with_its_reason(
     fleet.start(1)
     with pytest.raises(FleetGaveUpError, match=r"sampler-0 ended 2 times .*no such weights"):
         eventually(lambda: False, fleet)
+
+
+def test_one_that_cannot_be_built_where_it_is_put_does_not_end_others_at_work(
+    new_fleet: Callable[..., Fleet],
+) -> None:
+    settings = FleetSettings(
+        healthy_s=0.5, max_failures=1, backoff_s=0.1, max_backoff_s=0.2, stats_timeout_s=30
+    )
+    fleet = new_fleet(build_the_first_alone, settings)
+    fleet.start(1)
+    eventually(lambda: owners(fleet) == ["sampler-0.0"], fleet)
+    time.sleep(0.6)
+    fleet.scale(2)
+    eventually(lambda: fleet._slots[1].failures > 3, fleet)
+    assert owners(fleet) == ["sampler-0.0"]
+    fleet.scale(1)
 
 
 def test_a_fleet_of_none_is_refused(new_fleet: Callable[..., Fleet]) -> None:
