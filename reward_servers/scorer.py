@@ -62,12 +62,15 @@ class Scorer:
         latents = [to_score(record) for record in records]
         try:
             images_BHWC = self._decode_checked(np.concatenate(latents))
+            return [*np.split(images_BHWC, np.cumsum([len(each) for each in latents])[:-1])]
         except Exception as error:  # noqa: BLE001  the decoder is handed in
-            if len(records) == 1:
-                return [Failure(f"not decoded: {reason_of(error)}")]
-            log.warning("decoding record by record: %s", error)
-            return [self.decoded([record])[0] for record in records]
-        return [*np.split(images_BHWC, np.cumsum([len(each) for each in latents])[:-1])]
+            reason = reason_of(error)
+        # Behind the handler, where the error is gone, and with it what its frames held: a GPU that
+        # had no room for all of them has it for one.
+        if len(records) == 1:
+            return [Failure(f"not decoded: {reason}")]
+        log.warning("decoding record by record: %s", reason)
+        return [self.decoded([record])[0] for record in records]
 
     def outcomes(
         self, records: Sequence[Record], pictures: Sequence[np.ndarray | Failure]
