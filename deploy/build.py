@@ -169,22 +169,23 @@ class LearnerRank:
             **({} if trace is None else {"told": trace.told, "drawn": trace.drawn}),
         )
         join_ranks(self._rank, config.learner.ranks, address, port, timeout_s=config.limits.stall_s)
-        try:
-            seat = Seat(config.seed, self._rank, config.learner.ranks)
-            self._method = build_method(config, source, seat)
-            self._trainer = Trainer(
-                self._method,
-                self._publish,
-                folder=self._parts.folder,
-                rank=self._rank,
-                resume=resume,
-                every=config.learner.checkpoint_every_cycles,
-                keep=config.learner.keep_checkpoints,
-                stopping=self._stopping,
-            )
-            return self._trainer.run()
-        finally:
-            leave_ranks()
+        seat = Seat(config.seed, self._rank, config.learner.ranks)
+        self._method = build_method(config, source, seat)
+        self._trainer = Trainer(
+            self._method,
+            self._publish,
+            folder=self._parts.folder,
+            rank=self._rank,
+            resume=resume,
+            every=config.learner.checkpoint_every_cycles,
+            keep=config.learner.keep_checkpoints,
+            stopping=self._stopping,
+        )
+        trained = self._trainer.run()
+        # Not after an error: NCCL would wait there for siblings that wait for this one, and nobody
+        # would learn of it. The driver ends them all.
+        leave_ranks()
+        return trained
 
     def _publish(self, version: int, weights: dict[str, np.ndarray]) -> None:
         import ray

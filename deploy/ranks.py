@@ -116,7 +116,8 @@ class Ranks:
             results = ray.get(ready)
         except RayTaskError as error:
             if (lost := self._lost_rank()) is not None:
-                # Its siblings raised, because they could not reach it any more.
+                # Its siblings raised, most likely because they could not reach it any more.
+                log.warning("a rank was lost, and another one raised: %s", reason_of(error))
                 return self._restart(lost)
             self._read_last_report()
             log.error("the learner ended with an error", exc_info=error)

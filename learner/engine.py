@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils import groups
 from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
 
@@ -45,6 +46,8 @@ def join_ranks(rank: int, world_size: int, address: str, port: int, *, timeout_s
         verbose=False,
         timeout=_seconds(timeout_s),
     )
+    # DeepSpeed broadcasts and reduces on a group of its own, to which it would give torch's time.
+    groups._WORLD_GROUP = dist.new_group(timeout=_seconds(timeout_s))  # pyright: ignore
 
 
 def leave_ranks() -> None:

@@ -44,7 +44,10 @@ def told_by_rank_0(how: str, timeout_s: float) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("how", "least_s", "most_s"), [("dies", 0, 60), ("hangs", 55, 120)])
+@pytest.mark.parametrize(
+    ("how", "least_s", "most_s"),
+    [("dies", 0, 60), ("hangs", 55, 120), ("hangs-in-step", 55, 120)],
+)
 def test_a_rank_does_not_wait_for_a_lost_one_beyond_its_deadline(
     how: str, least_s: float, most_s: float
 ) -> None:
