@@ -71,7 +71,8 @@ def write(
     final = folder / "checkpoints" / f"{number:08d}"
     partial = final.with_suffix(".partial")
     if rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in final.parent.glob("*.partial"):  # by whoever was killed while writing it
+            shutil.rmtree(left, ignore_errors=True)
         partial.mkdir(parents=True)
     barrier()
     save_parts(partial)

@@ -73,6 +73,13 @@ def test_what_a_torn_attempt_left_does_not_get_into_the_next_one(tmp_path: Path)
     assert not (tmp_path / "checkpoints" / "00000002" / "half").exists()
 
 
+def test_what_a_torn_attempt_left_goes_with_the_next_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="disk full"):
+        write(tmp_path, 2, fail)
+    write(tmp_path, 5)
+    assert names(tmp_path) == ["00000005"]
+
+
 def test_a_checkpoint_written_again_replaces_the_old_one(tmp_path: Path) -> None:
     write(tmp_path, 2)
     write(tmp_path, 2, lambda part: (part / "other").touch())
