@@ -145,7 +145,8 @@ class RewardServer:
         Raises:
             GaveUpError: after too many failures in a row; its cause is the last of them.
             StalledError: calls of a reward hang for good.
-            RewardDownError: a reward that had worked was down for `outage_s`.
+            RewardDownError: a reward that had worked was down for `outage_s`, or its GPU is lost to
+                this process.
         """
         try:
             while not self._stopping.is_set():
@@ -208,7 +209,13 @@ class RewardServer:
                 del left[: len(records)]
 
     def _is_back(self) -> bool:
-        """Whether a reward that was down works again; asked after a while."""
+        """Whether a reward that was down works again; asked after a while.
+
+        Raises:
+            RewardDownError: it cannot in this process.
+        """
+        if _is_lost(self._breaker.reason):
+            raise RewardDownError(f"a new process is needed: {self._breaker.reason}")
         with self._seconds.of("wait"):
             stopped = self._stopping.wait(self._breaker.wait_s())
         return not stopped and not self._is_down()
@@ -291,6 +298,11 @@ class RewardServer:
             log.warning("%s: a reward is down: %s", self._owner, failures[0])
         self._breaker.fail(failures[0])
         return True
+
+
+def _is_lost(reason: str) -> bool:
+    """Whether it tells of an error after which CUDA fails in this process whatever is asked."""
+    return "CUDA error" in reason and "out of memory" not in reason
 
 
 def _cut(records: list[Record], max_images: int) -> Iterator[list[Record]]:

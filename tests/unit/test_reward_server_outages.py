@@ -129,7 +129,7 @@ def test_a_decoder_that_broke_wears_no_record_out() -> None:
 
     def decode_while_up(latents_BCHW: np.ndarray) -> np.ndarray:
         if not service.up:
-            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return decode(latents_BCHW)
 
     settings = replace(FAST, max_batch=1)
@@ -172,6 +172,25 @@ def test_a_reward_that_stays_down_ends_the_server_with_its_reason() -> None:
         server.run()
     assert replay.failed == {}
     assert service.asked_in_vain < 20
+
+
+def test_a_gpu_that_is_lost_to_the_process_ends_it_at_once_and_costs_no_record() -> None:
+    lost: list[bool] = []
+
+    def act(images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        if lost or "prompt 3" in prompts:
+            lost.append(True)
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return Brightness().score(images, prompts)
+
+    replay = FakeReplay([record(i, scored=(0,)) for i in range(9)])
+    settings = replace(FAST, max_batch=1, outage_s=600)
+    server = RewardServer(replay, decode, {"gpu": Doing(act)}, owner="r-0", settings=settings)
+    with pytest.raises(RewardDownError, match="a new process is needed: gpu: RuntimeError: CUDA"):
+        server.run()
+    assert sorted(replay.committed) == ids(range(3))
+    assert replay.failed == {}
+    assert len(replay.waiting) == 6
 
 
 def test_a_reward_that_never_worked_is_not_waited_for() -> None:
