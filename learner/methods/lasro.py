@@ -62,10 +62,10 @@ def reward_loss(squashed: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return torch.stack(terms).sum()
 
 
-def gradient(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """d loss / d parameters as one vector; keeps the graph and touches no .grad."""
-    parts = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
-    return torch.cat([part.flatten() for part in parts])
+def gradient(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """d loss / d parameter of each, zeros where the loss does not reach; keeps the graph and
+    touches no .grad."""
+    return torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
 
 
 def anchor_weight(anchor_norm: float, reward_norm: float, ratio: float) -> float:

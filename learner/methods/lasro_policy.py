@@ -217,9 +217,8 @@ class LasroPolicy:
             for scale, scores_B in zip(state.scales, scores, strict=True)
         ]
         gain = reward_loss(squashed, step_weights(self._settings, self._model))
-        # Norms of the ranks' mean gradients: the mean of their norms would grow with the ranks.
         anchor_norm, reward_norm = (
-            float(rank_mean(gradient(loss, parameters)).norm()) for loss in (anchor_loss, gain)
+            _norm_over_ranks(gradient(loss, parameters)) for loss in (anchor_loss, gain)
         )
         now = anchor_weight(anchor_norm, reward_norm, settings.ratio)
         return now if state.step == 0 else 0.5 * state.anchor_weight + 0.5 * now
@@ -249,6 +248,14 @@ class _Draw:
     text: Text
     noise: Tensor
     anchoring: Distilled | None
+
+
+def _norm_over_ranks(gradient: Sequence[Tensor]) -> float:
+    """Of the ranks' mean gradient: the mean of their norms would grow with the ranks.
+
+    Part by part, as one vector of all would take a full fine-tune's weights once more.
+    """
+    return float(torch.stack([rank_mean(part).norm() for part in gradient]).norm())
 
 
 def _concat(a: Tensor | None, b: Tensor | None) -> Tensor | None:
