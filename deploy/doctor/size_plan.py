@@ -145,14 +145,17 @@ def learner_bytes(config: RunConfig, networks: Networks) -> dict[str, int]:
     """Weights, what the optimizers hold, and the largest graph, policy's or surrogate's."""
     rows = graph_rows(config)
     ranks, stage = config.learner.ranks, config.learner.zero_stage
-    policy = optimizer_bytes(parameters_of(networks.policy, trained=True), ranks, stage)
+    trained = parameters_of(networks.policy, trained=True)
+    policy = optimizer_bytes(trained, ranks, stage)
     learned = 0 if networks.surrogate is None else parameters_of(networks.surrogate)
     surrogate_state = optimizer_bytes(learned, ranks, stage) if learned else {}
     on_host = 0
     if config.learner.offload == "cpu":
         on_host = sum(state.pop("optimizer", 0) for state in (policy, surrogate_state))
+    averages = config.method.weight_average is not None
     held = {
         "weights": _FLOAT * parameters_of(networks.policy),
+        "average": _FLOAT * averages * trained,
         **policy,
         "frozen": _FLOAT * _frozen_params(config, networks),
         "text_encoders": _FLOAT * _text_encoder_params(config, networks),

@@ -15,20 +15,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
 
 from learner.engine import Engine
 from learner.groups import ScoredGroups
 from learner.journal import Journal
 from learner.methods.surrogate_steps import SurrogateSteps
+from learner.policy.average import WeightAverage
 from learner.policy.board import Weights
-from learner.policy.trainable import trainable_arrays
+from learner.policy.trainable import trainable_arrays, trained_parameters
 from learner.seat import Seat
 from learner.settings import Cycles
 
 log = logging.getLogger(__name__)
+_AVERAGE_FILE = "average.safetensors"
 
 
 class PolicySteps(Protocol):
@@ -101,7 +101,7 @@ class Alternating:
         self._seat = seat
         self._begun = False
         self._next_ticket = 0
-        self._average: Weights | None = None
+        self._average: WeightAverage | None = None
 
     def prepare(self, breathe: Callable[[], None]) -> None:
         """Collects groups of the untouched policy; fits the surrogate to their rewards."""
@@ -179,7 +179,7 @@ class Alternating:
         """The running average if there is one."""
         if self._average is None:
             return self.weights()
-        return {name: value.astype(np.float32) for name, value in self._average.items()}
+        return self._average.arrays()
 
     def save(self, folder: Path) -> None:
         self._policy_engine.save(folder / "policy", {})
@@ -188,7 +188,7 @@ class Alternating:
         if self._seat.is_first:
             self._steps.save(folder)
             if self._average is not None:
-                save_file(self._average, folder / "average.safetensors")
+                self._average.save(folder / _AVERAGE_FILE)
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
         self._policy_engine.load(folder / "policy")
@@ -198,8 +198,9 @@ class Alternating:
         self.journal.seconds, self.journal.flops = state["seconds"], state["flops"]
         # What is saved has its groups of the untouched policy.
         self._begun, self.prepared = True, state["prepared"]
-        if (folder / "average.safetensors").exists():
-            self._average = load_file(folder / "average.safetensors")
+        if self._averages and (folder / _AVERAGE_FILE).exists():
+            self._average = self._new_average()
+            self._average.load(folder / _AVERAGE_FILE)
         self._groups.moments = {name: tuple(it) for name, it in state["reward_moments"].items()}
         self._next_ticket = state["next_ticket"]
         self._groups.resume(state["log_position"], self._next_ticket)
@@ -235,12 +236,19 @@ class Alternating:
 
     def _follow(self) -> None:
         """Moves the running average of the policy after a step."""
-        decay = self._settings.weight_average
-        if decay is None or not self._seat.is_first:  # who saves and publishes it
+        if not self._averages:
             return
-        now = self.weights()
         if self._average is None:
-            self._average = now
+            self._average = self._new_average()
         else:
-            for name, value in self._average.items():
-                value += (1 - decay) * (now[name] - value)
+            self._average.follow()
+
+    @property
+    def _averages(self) -> bool:
+        """Whether this rank, which saves and publishes, keeps an average."""
+        return self._settings.weight_average is not None and self._seat.is_first
+
+    def _new_average(self) -> WeightAverage:
+        assert self._settings.weight_average is not None
+        trained = trained_parameters(self._policy_engine.module.unet)  # pyright: ignore
+        return WeightAverage(trained, self._settings.weight_average)

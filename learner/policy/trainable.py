@@ -62,12 +62,16 @@ def make_trainable(
     return [parameter for parameter in unet.parameters() if parameter.requires_grad]
 
 
+def trained_parameters(unet: UNet2DConditionModel) -> dict[str, torch.nn.Parameter]:
+    """By name."""
+    return {name: p for name, p in unet.named_parameters() if p.requires_grad}
+
+
 def trainable_arrays(unet: UNet2DConditionModel) -> dict[str, np.ndarray]:
     """Copies of the trained tensors, float32, by parameter name."""
     return {
         name: parameter.detach().float().cpu().numpy().copy()
-        for name, parameter in unet.named_parameters()
-        if parameter.requires_grad
+        for name, parameter in trained_parameters(unet).items()
     }
 
 
@@ -78,7 +82,7 @@ def load_arrays(unet: UNet2DConditionModel, arrays: dict[str, np.ndarray]) -> No
     Raises:
         ValueError: names or shapes are not those that this UNet trains; nothing was copied.
     """
-    parameters = {name: p for name, p in unet.named_parameters() if p.requires_grad}
+    parameters = trained_parameters(unet)
     names = parameters.keys() ^ arrays.keys()
     shapes = [n for n, p in parameters.items() if n not in names and p.shape != arrays[n].shape]
     if names or shapes:
