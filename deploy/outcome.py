@@ -1,7 +1,6 @@
 """The summary that says how a run went, and its folder, where one driver is at work at a time."""
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -12,6 +11,7 @@ from typing import Any
 
 from buffer.records import Counters
 from deploy.curves import read_points
+from deploy.folder_lock import hold
 from deploy.report.data import versions
 from deploy.run_config import RunConfig
 from deploy.run_files import (
@@ -172,22 +172,10 @@ class RunFolder:
             raise ValueError(problem)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock()
+            self._locked = hold(self.path / LOCK_FILE)
             (self.path / CONFIG_FILE).write_text(config.to_json())
         except OSError as error:
             raise ValueError(f"{self.path} cannot be written: {error}") from error
-
-    def _lock(self) -> None:
-        self._locked = os.open(self.path / LOCK_FILE, os.O_CREAT | os.O_RDWR, 0o644)
-        try:
-            fcntl.flock(self._locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"another driver is at work on the run in {self.path}: stop it first, or give this "
-                "one another name"
-            ) from None
-        except OSError as error:  # a file system without locks
-            log.warning("%s cannot be locked: %s", self.path, error)
 
     def checkpointed_cycle(self) -> int | None:
         """Cycles behind the newest checkpoint, less one: the last step whose curves count."""
