@@ -165,12 +165,20 @@ class Supervisor:
         return counters
 
     def _poll(self, at_first: Counters) -> bool | None:
-        """`Ranks.poll`; a learner that failed for want of rewards fails with their reasons."""
+        """`Ranks.poll`; a learner that failed for want of rewards fails with their reasons.
+
+        One that had no samples, because no sampler has a place, fails with that.
+        """
         try:
             return self._ranks.poll()
-        except RunFailedError:
+        except RunFailedError as error:
             with contextlib.suppress(ReplayError):  # its own error then says why
                 check_failures(self._config, self._replay, at_first, self._replay.counters())
+            if self._fleets.lack_place("samplers"):
+                raise RunFailedError(
+                    f"{error} No sampler has a place in the cluster: continue with --resume once "
+                    "a node for them has joined."
+                ) from error
             raise
 
     def _must_stop(self, now: float) -> bool:
