@@ -208,7 +208,7 @@ class LearnerRank:
             ray.get(self._board.publish.remote(*self._published))
 
     def stop(self) -> None:
-        """Ends `run` after the cycle in hand, with a checkpoint."""
+        """Ends `run` as soon as all that it has done can be saved, with a checkpoint."""
         self._stopping.set()
 
     def report(self) -> dict[str, Any]:

@@ -359,7 +359,8 @@ class Limits(Section):
     """Most scores of single pictures that training may ask for, those asked again after a failure
     included; training ends when the next cycle's would not fit. null: no limit."""
     max_wall_s: Seconds | None = None
-    """Wall time after which the run checkpoints and ends; null: no limit."""
+    """Wall time of one start, after which the run checkpoints and ends, `stall_s` later at most;
+    null: no limit."""
     stall_s: Seconds = 600.0
     """Deadline of every wait: a run without progress for so long ends with an error."""
 

@@ -50,6 +50,7 @@ from deploy.replay_servers import ReplayServerHost, replay_settings, server_fold
 from deploy.run_config import RunConfig
 from deploy.run_files import EVALUATION_PHASE
 from deploy.run_parts import RunParts
+from deploy.stop import Stop, patience_s
 from deploy.supervise import StopAskedError, Supervisor, failure_reasons
 from learner.policy.board import PolicyBoard
 
@@ -109,7 +110,7 @@ class Controller:
             log.exception("the run failed")
         outcome.callbacks = callbacks.stats()
         callbacks.end(self._folder.close(outcome))
-        return {"finished": 0, "stopped": 130}.get(outcome.status, 1)
+        return outcome.exit_status
 
     def _run(self, stack: contextlib.ExitStack, outcome: Outcome, callbacks: Callbacks) -> None:
         """Everything between two states of the folder; `stack` ends what was started."""
@@ -147,6 +148,7 @@ class Controller:
         stack.callback(watcher.close)
         profile = Profile(self._folder.path)
         stack.callback(profile.write)
+        stop = Stop(config.limits, patience_s=patience_s(self._environ), begun=time.monotonic())
         supervisor = Supervisor(
             config,
             ranks=ranks,
@@ -154,6 +156,7 @@ class Controller:
             replay=watcher,
             monitor=monitor,
             stopping=self._stopping,
+            stop=stop,
             metrics=RunMetrics(config.name),
             profile=profile,
             callbacks=callbacks,
@@ -177,7 +180,8 @@ class Controller:
                 outcome.stopped_early = None if trained else monitor.stopped_early
                 outcome.status = "finished"
             else:
-                outcome.status = "stopped"
+                outcome.status, outcome.reason = "stopped", stop.reason
+                outcome.by_limit = stop.is_by_limit
 
     def _join_ray(self) -> None:
         """Joins the cluster that this process is a job of.

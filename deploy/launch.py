@@ -5,8 +5,8 @@
     --or-resume  begin the run, or continue it if it has begun: for schedulers that submit again
     --schema   print the table of settings
 
-Heavy imports come after the config has been found good. Exit status: 0 trained to the end, 1 the
-run failed, 2 something given is wrong, 130 stopped.
+Heavy imports come after the config has been found good. Exit status: 0 trained to the end, or ended
+by `limits.max_wall_s`, 1 the run failed, 2 something given is wrong, 130 stopped by a signal.
 """
 
 import argparse

@@ -1,7 +1,6 @@
 """The summary that says how a run went, and its folder, where one driver is at work at a time."""
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -12,6 +11,7 @@ from typing import Any
 
 from buffer.records import Counters
 from deploy.curves import read_points
+from deploy.folder_lock import hold
 from deploy.report.data import versions
 from deploy.run_config import RunConfig
 from deploy.run_files import (
@@ -42,7 +42,11 @@ class Earlier:
 
 @dataclass
 class Outcome:
-    """Filled in while the run goes on; written whatever way it ends."""
+    """Filled in while the run goes on; written whatever way it ends.
+
+    Attributes:
+        by_limit: whether a stopped run was stopped by its own `limits.max_wall_s`.
+    """
 
     config: RunConfig
     setup_s: float
@@ -52,6 +56,7 @@ class Outcome:
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
     reason: str | None = None
+    by_limit: bool = False
     stopped_early: str | None = None
     exported: str | None = None
     exported_version: str | None = None
@@ -70,10 +75,11 @@ class Outcome:
         single pictures, `reward_queries_again` those that may have been asked more than once, after
         a failure or a crash; what is asked with a gradient inside the learner is in neither.
         `failures` how often each reason stands among the quarantined records; `reason` is why the
-        run failed, `stopped_early` why `evaluation.stop` ended its training; `exported_version` is
-        `last` or `best, of cycle 8`, which `after` are the scores of. `flops` are the
-        floating-point operations of sampling and of the learner's policy and surrogate steps, on
-        all ranks. Looks at a surrogate's accuracy, decoding and rewards are not in them.
+        run failed or stopped, `stopped_early` why `evaluation.stop` ended its training;
+        `exported_version` is `last` or `best, of cycle 8`, which `after` are the scores of.
+        `flops` are the floating-point operations of sampling and of the learner's policy and
+        surrogate steps, on all ranks. Looks at a surrogate's accuracy, decoding and rewards are
+        not in them.
         `callbacks` are how often each failed and missed a call before the run's end.
         """
         rewards = self.config.queries_per_record
@@ -101,6 +107,16 @@ class Outcome:
             "exported_version": self.exported_version,
             "versions": versions(),
         }
+
+    @property
+    def exit_status(self) -> int:
+        """Of the driver. A run that its own limit ends has done what it was asked to do: 0.
+
+        Whoever starts failed jobs again would else start it at once, and again.
+        """
+        if self.status == "stopped":
+            return 0 if self.by_limit else 130
+        return 0 if self.status == "finished" else 1
 
     def _all_flops(self) -> dict[str, float]:
         """Of the learner's phases, and of sampling, where any start has told it."""
@@ -156,22 +172,10 @@ class RunFolder:
             raise ValueError(problem)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock()
+            self._locked = hold(self.path / LOCK_FILE)
             (self.path / CONFIG_FILE).write_text(config.to_json())
         except OSError as error:
             raise ValueError(f"{self.path} cannot be written: {error}") from error
-
-    def _lock(self) -> None:
-        self._locked = os.open(self.path / LOCK_FILE, os.O_CREAT | os.O_RDWR, 0o644)
-        try:
-            fcntl.flock(self._locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"another driver is at work on the run in {self.path}: stop it first, or give this "
-                "one another name"
-            ) from None
-        except OSError as error:  # a file system without locks
-            log.warning("%s cannot be locked: %s", self.path, error)
 
     def checkpointed_cycle(self) -> int | None:
         """Cycles behind the newest checkpoint, less one: the last step whose curves count."""

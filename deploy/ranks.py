@@ -175,7 +175,7 @@ class Ranks:
         return rows
 
     def ask_to_stop(self, *, for_result: bool = False) -> None:
-        """Ends the ranks after the cycle in hand, with a checkpoint.
+        """Ends the ranks as soon as all that they have done can be saved, with a checkpoint.
 
         Args:
             for_result: what they have learned is wanted then, so that ranks without a place, or

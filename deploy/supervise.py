@@ -26,13 +26,11 @@ from deploy.profile import Profile
 from deploy.progress import STARTING, Progress
 from deploy.ranks import Ranks, RunFailedError
 from deploy.run_config import RunConfig
+from deploy.stop import Stop
 
 log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.5
 _MEMORY_EVERY_S = 3.0
-# A stop that has not been heeded by then is in the middle of a long phase: it goes on from the
-# last checkpoint. Below what `ray job stop` gives a local run (`local_head.JOB_STOP_WAIT_S`).
-_STOP_PATIENCE_S = 45.0
 
 
 class StopAskedError(Exception):
@@ -45,6 +43,7 @@ class Supervisor:
     Args:
         monitor: of the policy's evaluations, which may end the run early.
         stopping: set when the run is asked to stop.
+        stop: whether it is to stop, by that or by its own limit.
     """
 
     def __init__(
@@ -56,6 +55,7 @@ class Supervisor:
         replay: Replay,
         monitor: Monitor,
         stopping: threading.Event,
+        stop: Stop,
         metrics: RunMetrics,
         profile: Profile,
         callbacks: Callbacks,
@@ -69,7 +69,7 @@ class Supervisor:
         self._replay = replay
         self._monitor = monitor
         self._stopping = stopping
-        self._asked_at: float | None = None
+        self._stop = stop
         self._silent_since: float | None = None
         self._measured_at = 0.0
         self.peak_mb = 0.0
@@ -81,7 +81,6 @@ class Supervisor:
             RunFailedError: the learner failed, or too many records did.
             FleetGaveUpError: a sampler or a reward server cannot be kept alive.
         """
-        begun = time.monotonic()
         while (at_first := self._counters()) is None:
             time.sleep(_LOOK_EVERY_S)
         counters = at_first
@@ -98,7 +97,7 @@ class Supervisor:
                     self._ranks.ensure_published()
                     self._monitor.look(self._ranks.last)
                     self._measure_memory()
-                    if self._must_stop(time.monotonic(), begun):
+                    if self._must_stop(time.monotonic()):
                         return False
                 with self._profile.spent("driver", "idle"):
                     time.sleep(_LOOK_EVERY_S)
@@ -166,28 +165,30 @@ class Supervisor:
         return counters
 
     def _poll(self, at_first: Counters) -> bool | None:
-        """`Ranks.poll`; a learner that failed for want of rewards fails with their reasons."""
+        """`Ranks.poll`; a learner that failed for want of rewards fails with their reasons.
+
+        One that had no samples, because no sampler has a place, fails with that.
+        """
         try:
             return self._ranks.poll()
-        except RunFailedError:
+        except RunFailedError as error:
             with contextlib.suppress(ReplayError):  # its own error then says why
                 check_failures(self._config, self._replay, at_first, self._replay.counters())
+            if self._fleets.lack_place("samplers"):
+                raise RunFailedError(
+                    f"{error} No sampler has a place in the cluster: continue with --resume once "
+                    "a node for them has joined."
+                ) from error
             raise
 
-    def _must_stop(self, now: float, begun: float) -> bool:
-        """Asks the learner to stop where that is due; True: it was asked long ago."""
-        limit_s = self._config.limits.max_wall_s
-        over = limit_s is not None and now - begun > limit_s
-        if self._asked_at is None:
-            if over or self._stopping.is_set():
-                why = f"the limit of {limit_s:g} s is reached" if over else "asked to"
-                log.info("stopping after the cycle in hand: %s", why)
-                self._ranks.ask_to_stop()
-                self._asked_at = now
+    def _must_stop(self, now: float) -> bool:
+        """Asks the learner to stop where that is due; True: it was waited for long enough."""
+        if self._stop.is_new(now, asked=self._stopping.is_set()):
+            log.info("stopping as soon as all that is done can be saved: %s", self._stop.reason)
+            self._ranks.ask_to_stop()
+        if not self._stop.is_overdue(now):
             return False
-        if now - self._asked_at < _STOP_PATIENCE_S:
-            return False
-        log.warning("the learner is still busy; resuming will go on from its last checkpoint")
+        log.warning("the learner is still busy; resume continues after its newest checkpoint")
         return True
 
     def write_rows(self, curves: Curves) -> None:

@@ -2,8 +2,9 @@
 
     checkpoints/00000012/           written as 00000012.partial, renamed when whole
         policy/  surrogate/         DeepSpeed's own files: weights, optimizer
-        state.json                  counters, scales, ticket limit, log position; size and
-                                    checksum of every other file
+        state.json                  counters, scales, ticket limit, log position; in the middle
+                                    of a cycle what was told of it; size and checksum of
+                                    every other file
 
 The newest whole folder is the one to resume from; nobody needs to be told which. One that a full
 disk or a lost machine has damaged is passed over for the one before it.

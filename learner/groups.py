@@ -25,8 +25,6 @@ from learner.group_batch import GroupBatch
 
 log = logging.getLogger(__name__)
 _POLL_S = 0.05
-# A stop lets a cycle that is under way come to its end, where it can be saved.
-_GRACE_S = 15.0
 _Values = TypeVar("_Values", np.ndarray, Tensor)
 Cause = Literal["waiting_for_samplers", "waiting_for_rewards"]
 """What a wait for scored groups is for, as a phase of the learner's seconds."""
@@ -171,11 +169,11 @@ class ScoredGroups:
 
         Raises:
             StallError: no news for `stall_s`; says what is missing.
-            StoppedError: the learner was told to stop.
+            StoppedError: the learner was told to stop, and something is missing.
         """
         self._asked = tickets.stop, policy_version
         self._unasked = max(self._unasked, tickets.stop)
-        begun = news_at = told_at = time.monotonic()
+        news_at = told_at = time.monotonic()
         while True:
             if self.catch_up():
                 news_at = time.monotonic()
@@ -183,13 +181,13 @@ class ScoredGroups:
             counters = self._admit()
             if not any_rank(self._missing(tickets)):
                 return
-            if time.monotonic() - news_at > self.source.stall_s:
+            if any_rank(time.monotonic() - news_at > self.source.stall_s):
                 raise StallError(
                     f"no record was scored for {self.source.stall_s:.0f} s while waiting for "
                     f"tickets {tickets.start} to {tickets.stop - 1}; the replay counts "
                     f"{self._replay.counters()}. Look at the logs of samplers and reward servers."
                 )
-            if any_rank(self.source.stopping.is_set() and time.monotonic() - begun > _GRACE_S):
+            if any_rank(self.source.stopping.is_set()):
                 raise StoppedError("stopped while waiting for scored groups")
             time.sleep(_POLL_S)
             now = time.monotonic()

@@ -5,7 +5,7 @@ It is written by whoever does the work and read by whoever reports it; it decide
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +26,8 @@ class Journal:
     flops: dict[str, float] = field(default_factory=dict)
     meter: FlopMeter = field(default_factory=FlopMeter)
     rows: list[dict[str, Any]] = field(default_factory=list)
+    cycle_rows: list[dict[str, Any]] = field(default_factory=list)
+    """Those of the cycle in hand, whoever has taken them meanwhile."""
 
     def enter(self, stage: str) -> None:
         """Begins a stage, which progress shows and the log tells."""
@@ -36,7 +38,22 @@ class Journal:
     def record(self, phase: str, step: int, values: dict[str, float]) -> None:
         """One row of the curves; also what live progress shows."""
         self.latest.update(values)
-        self.rows.append({"phase": phase, "step": step, "time": time.time(), "values": values})
+        row = {"phase": phase, "step": step, "time": time.time(), "values": values}
+        self.rows.append(row)
+        self.cycle_rows.append(row)
+
+    def begin(self, cycle: int) -> None:
+        """A cycle of which nothing has been done."""
+        self.cycle, self.cycle_rows = cycle, []
+
+    def go_on(self, cycle: int, rows: Sequence[dict[str, Any]]) -> None:
+        """A cycle that an earlier life has begun, with what it had told of it.
+
+        It is told again: curves go on after the last whole cycle.
+        """
+        self.begin(cycle)
+        for row in rows:
+            self.record(row["phase"], row["step"], row["values"])
 
     def add_seconds(self, phase: str, seconds: float) -> None:
         """Counts wall seconds to a phase."""

@@ -3,9 +3,10 @@
     trainer = Trainer(method, ...); trainer.run()          one a rank, all ranks alike
 
 A method says what a cycle is; the trainer knows no method. Every rank runs the same loop on the
-same numbers; rank 0 alone admits tickets, publishes and reports. A stop is heeded between two
-cycles, and between two steps of a preparation, with a checkpoint; a wait for samples that outlasts
-its grace is cut short, and redone by the run that resumes.
+same numbers; rank 0 alone admits tickets, publishes and reports. A stop is heeded with a checkpoint
+between two cycles, between two steps of a preparation, and in the middle of a cycle: once its
+policy steps are taken, and while it waits for what the new version samples. A wait that nothing
+ends leaves a checkpoint too. The run that resumes from the middle of a cycle repeats no step of it.
 """
 
 import logging
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 
 from learner import checkpoint
 from learner.collectives import any_rank, barrier
-from learner.groups import StoppedError
+from learner.groups import StallError, StoppedError
 from learner.journal import Journal
 from learner.policy.board import Weights
 
@@ -43,11 +44,20 @@ class Method(Protocol):
         ...
 
     def improve(self, cycle: int) -> None:
-        """The policy's steps of a cycle."""
+        """The policy's steps of a cycle.
+
+        Raises:
+            StoppedError, StallError: in a wait before the first of them.
+        """
         ...
 
     def adapt(self, cycle: int, *, last: bool) -> None:
-        """After the new version is published: fresh samples, and what is learned from them."""
+        """After the new version is published: fresh samples, and what is learned from them.
+
+        Raises:
+            StoppedError, StallError: in the wait for samples. `state` and `save` still tell what
+                they told after `improve`.
+        """
         ...
 
     def weights(self) -> Weights:
@@ -102,41 +112,87 @@ class Trainer:
         self._keep = keep
         self._stopping = stopping
         self._next_cycle = 0
+        # Whether the policy steps of that cycle are taken, and the new version is published.
+        self._is_midway = False
+        # The newest checkpoint, as `_here` was when it was written.
+        self._saved: tuple[int, bool] | None = None
         self._saved_at = time.monotonic()
         self.published = -1
 
     def run(self) -> bool:
-        """Trains to the end; False: stopped before it, with a checkpoint."""
+        """Trains to the end; False: stopped before it, with all that it has done in a checkpoint.
+
+        Raises:
+            StallError: nothing came in time; what was done until then is in a checkpoint.
+        """
         method, journal = self._method, self._method.journal
         self._restore()
-        self._publish_version(self._next_cycle)
+        self._publish_version(sum(self._here))
         try:
             if not method.prepared:
                 method.prepare(self._breathe)
                 self._checkpoint()
             # A method may end sooner than it set out to.
-            while (cycle := self._next_cycle) < method.cycles:
-                journal.cycle = cycle
-                if any_rank(self._stopping.is_set()):
-                    self._checkpoint()
-                    return self._stopped()
-                method.improve(cycle)
-                self._publish_version(cycle + 1)
-                method.adapt(cycle, last=cycle + 1 == method.cycles)
-                self._next_cycle = cycle + 1
-                if self._next_cycle % self._every == 0 or self._next_cycle == method.cycles:
-                    self._checkpoint()
+            while self._next_cycle < method.cycles:
+                self._train_cycle(self._next_cycle)
         except StoppedError:
-            return self._stopped()
+            self._save_midway()
+            journal.enter("stopped")
+            log.info("stopped; %s", self._in_words())
+            return False
+        except StallError:
+            self._save_midway()
+            log.info("stalled; %s", self._in_words())
+            raise
         journal.cycle = method.cycles
         journal.enter("done")
         self._publish_final()
         return True
 
-    def _stopped(self) -> bool:
-        self._method.journal.enter("stopped")
-        log.info("stopped after cycle %d; resume continues there", self._next_cycle)
-        return False
+    def _train_cycle(self, cycle: int) -> None:
+        """All of a cycle, or what is left of one that was stopped midway."""
+        method, last = self._method, cycle + 1 == self._method.cycles
+        if not self._is_midway:
+            method.journal.begin(cycle)
+            self._heed_stop()
+            method.improve(cycle)
+            self._is_midway = True
+            self._publish_version(cycle + 1)
+        if not last:  # the last one has nothing left to wait for
+            self._heed_stop()
+        method.adapt(cycle, last=last)
+        self._next_cycle, self._is_midway = cycle + 1, False
+        if self._next_cycle % self._every == 0 or self._next_cycle == method.cycles:
+            self._checkpoint()
+
+    @property
+    def _here(self) -> tuple[int, bool]:
+        """How many cycles are behind it, and whether the policy steps of one more are."""
+        return self._next_cycle, self._is_midway
+
+    def _heed_stop(self) -> None:
+        """Between two parts of training.
+
+        Raises:
+            StoppedError: a stop is asked for; there is a checkpoint of what has been done.
+        """
+        if any_rank(self._stopping.is_set()):
+            if self._saved != self._here:
+                self._checkpoint()
+            raise StoppedError("stopped between two parts of training")
+
+    def _save_midway(self) -> None:
+        """After a wait that was cut short; before policy steps nothing of a cycle can be lost."""
+        if self._is_midway and self._saved != self._here:
+            self._checkpoint()
+
+    def _in_words(self) -> str:
+        """Where a run that resumes goes on."""
+        if self._saved is None:
+            return "there is no checkpoint yet: resume begins anew, with the samples that are there"
+        cycles, is_midway = self._saved
+        after = f", and after the policy steps of cycle {cycles}" if is_midway else ""
+        return f"resume continues after {cycles} whole cycles{after}"
 
     def _breathe(self) -> None:
         """In a long preparation: a checkpoint now and then, and the end where that is asked.
@@ -156,20 +212,28 @@ class Trainer:
             return
         state = checkpoint.read_state(found)
         self._method.load(found, state["method"])
-        self._next_cycle = state["next_cycle"]
-        log.info("resumed from %s: next cycle is %d", found, self._next_cycle)
+        self._next_cycle, told = state["next_cycle"], state.get("midway")
+        if told is not None:
+            self._is_midway = True
+            self._method.journal.go_on(self._next_cycle, told)
+        self._saved = self._here
+        log.info("resumed from %s: %s", found, self._in_words())
 
     def _checkpoint(self) -> None:
-        with self._method.journal.timed("checkpoint"):
+        method = self._method
+        # `midway` is there in the middle of a cycle alone, with what was told of its policy steps.
+        midway = {"midway": method.journal.cycle_rows} if self._is_midway else {}
+        with method.journal.timed("checkpoint"):
             checkpoint.write(
                 self._folder,
                 self._next_cycle,
-                {"next_cycle": self._next_cycle, "method": self._method.state()},
-                self._method.save,
+                {"next_cycle": self._next_cycle, **midway, "method": method.state()},
+                method.save,
                 rank=self._rank,
                 barrier=barrier,
                 keep=self._keep,
             )
+        self._saved = self._here
         self._saved_at = time.monotonic()
 
     def _publish_version(self, version: int) -> None:

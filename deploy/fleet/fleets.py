@@ -116,6 +116,11 @@ class Fleets:
         self._keep(role, before, count, why)
         log.info("%s: %d -> %d, %s", role, before, count, why)
 
+    def lack_place(self, role: str) -> bool:
+        """Whether a role has actors, and none has a place in the cluster; waits for nobody."""
+        states = {seen.state for seen in self._fleets[role].glance().values()}
+        return states == {"placing"}
+
     def stats(self) -> dict[str, dict[str, float | str]]:
         """Counters of all actors that answer in time."""
         return {

@@ -62,9 +62,8 @@ from deploy.study.tables import (
 
 log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_STOPPED = {128 + number for number in (signal.SIGTERM, signal.SIGHUP)}
-"""Exit statuses of a run that was ended from elsewhere; the study ends with it. Not 130, which is
-also that of a run whose limit of time has ended it."""
+_STOPPED = {128 + number for number in _SIGNALS}
+"""Exit statuses of a run that was ended from elsewhere; the study ends with it."""
 _LOOK_S = 0.2
 
 
@@ -147,6 +146,9 @@ class Runner:
             status = 128 - status if status < 0 else status
             if status != 0:
                 log.error("%s ended with status %d", cell.config.name, status)
+            elif cell.summary is None:  # its limit of time has ended it
+                why = (cell.told or {}).get("reason")
+                log.error("%s ended before it was finished: %s", cell.config.name, why)
             if status in _STOPPED and self.stopped is None:
                 self._asked_to_end(status - 128, None)
             self._after_each()

@@ -11,7 +11,7 @@ import pytest
 from buffer.records import Counters, Record, Scores
 from buffer.redis_replay import RedisReplay
 from buffer.sharded_replay import ShardedReplay
-from learner.groups import GroupSource, ScoredGroups, StallError, held_up_by
+from learner.groups import GroupSource, ScoredGroups, StallError, StoppedError, held_up_by
 from tests.services.replay_calls import one_server, several_servers
 
 MEMBERS = 2
@@ -153,11 +153,24 @@ def test_what_is_fetched_is_told_with_its_age(replay: RedisReplay, make_group: M
     assert all(0 <= age < 30 for age in age_s)
 
 
-def test_a_stop_does_not_cut_a_young_wait_short(replay: RedisReplay) -> None:
+def test_a_stop_ends_a_wait_at_once(replay: RedisReplay) -> None:
     stopping = threading.Event()
     stopping.set()
-    with pytest.raises(StallError):
-        view(replay, stopping=stopping).collect(range(1), 0)
+    begun = time.monotonic()
+    with pytest.raises(StoppedError):
+        view(replay, stopping=stopping, stall_s=20).collect(range(1), 0)
+    assert time.monotonic() - begun < 10
+
+
+def test_a_stop_takes_nothing_from_who_has_all_that_it_asked_for(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    stopping = threading.Event()
+    stopping.set()
+    score_groups(replay, make_group, 0)
+    groups = view(replay, stopping=stopping)
+    groups.collect(range(1), 0)
+    assert groups.complete(range(1)) == [0]
 
 
 def test_a_group_with_a_failed_record_is_left_out(

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from buffer.embedded import EmbeddedServer
-from learner.checkpoint import newest
+from learner.checkpoint import newest, read_state
 from learner.group_batch import GroupBatch
 from learner.surrogate_training import SurrogateTrainer
 from tests.services.training_world import (
@@ -90,6 +90,9 @@ def test_stopping_and_resuming_changes_no_bit_and_scores_no_record_twice(
 ) -> None:
     world = new_world()
     world.live(at_version=stop_at(2))
+    found = newest(world.folder)
+    assert found is not None
+    assert "midway" in read_state(found)  # after a cycle's policy steps, before the surrogate's
     resumed = world.live(resume=True)
     assert_same_weights(resumed, straight)
     assert world.reward.pictures == TICKETS * MEMBERS * STEPS

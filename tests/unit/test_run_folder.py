@@ -1,12 +1,21 @@
 """A run's folder belongs to one driver at a time, and tells the next what the last one knew."""
 
 import dataclasses
+import fcntl
 import json
+import logging
+import os
+import socket
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from buffer.records import Counters
@@ -37,12 +46,61 @@ def test_a_second_driver_is_refused_and_changes_nothing(tmp_path: Path) -> None:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "open\n"
         written = (path / "config.json").read_text()
-        with pytest.raises(ValueError, match="another driver is at work on the run"):
+        begun = time.monotonic()
+        told = rf"another driver is at work on the run.*process {holder.pid} on .*: stop it first"
+        with pytest.raises(ValueError, match=told):
             RunFolder(path).open(other, resume=True)
+        assert time.monotonic() - begun < 10
         assert (path / "config.json").read_text() == written
         holder.kill()
     RunFolder(path).open(other, resume=True)
     assert (path / "config.json").read_text() == other.to_json()
+
+
+@contextmanager
+def locked_by(folder: Path, **holder: Any) -> Iterator[None]:
+    """A folder whose lock another process has, or a machine that is lost still has."""
+    folder.mkdir()
+    told = {"host": "gone", "pid": os.getpid(), "began": psutil.Process().create_time(), **holder}
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(json.dumps(told))
+        file.flush()
+        yield
+
+
+def test_the_lock_of_a_lost_machine_is_waited_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, config = tmp_path / "mine", load_config("deploy/configs/smoke.yaml", ["name=mine"])
+    with ExitStack() as lease, caplog.at_level(logging.INFO):
+        lease.enter_context(locked_by(path, pid=77))
+        threading.Timer(1.5, lease.close).start()
+        RunFolder(path).open(config, resume=False)
+    waits = [line for line in caplog.messages if "for process 77 on gone" in line]
+    assert len(waits) == 1
+    assert json.loads((path / "lock").read_text())["pid"] == os.getpid()
+
+
+def test_who_waits_in_vain_is_told_for_whom_and_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deploy.folder_lock.LEASE_S", 0.6)
+    path, config = tmp_path / "mine", load_config("deploy/configs/smoke.yaml", ["name=mine"])
+    told = rf"process 77 on gone: .* if its machine is gone, remove {path}/lock"
+    with locked_by(path, pid=77), pytest.raises(ValueError, match=told):
+        RunFolder(path).open(config, resume=False)
+
+
+def test_a_process_of_the_same_number_on_a_machine_of_the_same_name_is_another(
+    tmp_path: Path,
+) -> None:
+    path, config = tmp_path / "mine", load_config("deploy/configs/smoke.yaml", ["name=mine"])
+    with ExitStack() as lease:
+        lease.enter_context(locked_by(path, host=socket.gethostname(), began=5.0))
+        threading.Timer(0.7, lease.close).start()
+        RunFolder(path).open(config, resume=False)
+    assert (path / "config.json").exists()
 
 
 def outcome(records: int, earlier: Earlier, **workers: dict[str, Any]) -> Outcome:

@@ -139,6 +139,39 @@ def test_a_run_that_is_ended_from_elsewhere_ends_the_study(
     assert runner.stopped == 143
 
 
+def test_a_run_that_its_limit_of_time_has_ended_is_not_finished_and_ends_no_study(
+    tmp_path: Path, new_cell: Callable[..., Sleeping], caplog: pytest.LogCaptureFixture
+) -> None:
+    @dataclass(frozen=True)
+    class Limited(Sleeping):
+        def command(self, *, in_cluster: bool) -> list[str]:
+            self.folder.mkdir(parents=True)
+            told = {"status": "stopped", "reason": "limits.max_wall_s of 9 s is reached"}
+            (self.folder / "summary.json").write_text(json.dumps(told))
+            return [sys.executable, "-c", ""]
+
+    first, second = new_cell("first"), new_cell("second")
+    limited = Limited("arm", first.config, ())
+    runner = runner_in(tmp_path)
+    runner.run([limited, second], [])
+    assert (limited.summary, runner.stopped) == (None, None)
+    assert second.summary is not None
+    assert "first ended before it was finished: limits.max_wall_s of 9 s" in caplog.text
+
+
+def test_a_run_that_somebody_stopped_ends_the_study(
+    tmp_path: Path, new_cell: Callable[..., Sleeping]
+) -> None:
+    @dataclass(frozen=True)
+    class Stopped(Sleeping):
+        def command(self, *, in_cluster: bool) -> list[str]:
+            return [sys.executable, "-c", "raise SystemExit(130)"]
+
+    runner = runner_in(tmp_path)
+    runner.run([Stopped("arm", new_cell("first").config, ()), new_cell("never")], [])
+    assert runner.stopped == 130
+
+
 def test_nohup_stays(tmp_path: Path, new_cell: Callable[..., Sleeping]) -> None:
     cell = new_cell("alone", 1.0)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)

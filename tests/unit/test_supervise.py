@@ -1,0 +1,132 @@
+"""What a supervisor makes of a learner that is to stop, or that failed for want of samplers."""
+
+import dataclasses
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.fleet import Seen
+from buffer.records import Counters
+from deploy.fleet.fleets import Fleets
+from deploy.profile import Profile
+from deploy.ranks import RunFailedError
+from deploy.run_config import load_config
+from deploy.stop import Stop
+from deploy.supervise import Supervisor
+
+NOTHING_YET = Counters(**dict.fromkeys([each.name for each in dataclasses.fields(Counters)], 0))
+
+
+class Silent:
+    """Whoever is told of a run, and says nothing."""
+
+    evaluates = False
+
+    def rows(self) -> list[dict[str, Any]]:
+        return []
+
+    def counters(self) -> Counters:
+        return NOTHING_YET
+
+    def tell(self, *_: object) -> None:
+        """Nothing."""
+
+    look = points = show_memory = show_counters = show_page = show_learner = tell
+    write = show_curve = tell
+
+
+class BusyRanks(Silent):
+    """Train until they are asked to stop, and some time after."""
+
+    def __init__(self, *, stops_after_s: float) -> None:
+        self.last: dict[str, Any] = {}
+        self.asked: list[float] = []
+        self._stops_after_s = stops_after_s
+
+    def poll(self) -> bool | None:
+        done = self.asked and time.monotonic() - self.asked[0] > self._stops_after_s
+        return False if done else None
+
+    def ask_to_stop(self) -> None:
+        self.asked.append(time.monotonic())
+
+    ensure_published = Silent.tell
+
+
+class Stalled(BusyRanks):
+    """Have waited in vain."""
+
+    def poll(self) -> bool | None:
+        raise RunFailedError("StallError: no record was scored for 600 s.")
+
+
+class Samplers:
+    """A fleet whose actors are as they are told to be."""
+
+    def __init__(self, *states: Any) -> None:
+        self._states = states
+
+    def glance(self) -> dict[str, Seen]:
+        return {f"sampler-{i}": Seen(state, {}) for i, state in enumerate(self._states)}
+
+
+def supervisor(folder: Path, ranks: BusyRanks, fleets: Any, stop: Stop, *overrides: str) -> Any:
+    silent: Any = Silent()
+    given: Any = ranks
+    return Supervisor(
+        load_config("deploy/configs/smoke.yaml", list(overrides)),
+        ranks=given,
+        fleets=fleets,
+        replay=silent,
+        monitor=silent,
+        stopping=threading.Event(),
+        stop=stop,
+        metrics=silent,
+        profile=Profile(folder),
+        callbacks=silent,
+    )
+
+
+def limited(max_wall_s: float, stall_s: float) -> Stop:
+    limits = load_config(
+        "deploy/configs/smoke.yaml", [f"limits.max_wall_s={max_wall_s}"]
+    ).limits.model_copy(update={"stall_s": stall_s})
+    return Stop(limits, patience_s=0.1, begun=time.monotonic())
+
+
+def test_at_its_limit_a_run_lets_a_busy_learner_come_to_its_checkpoint(tmp_path: Path) -> None:
+    ranks, stop = BusyRanks(stops_after_s=2.0), limited(0.2, stall_s=60)
+    begun = time.monotonic()
+    assert not supervisor(tmp_path, ranks, Silent(), stop).watch(Silent())
+    assert len(ranks.asked) == 1
+    assert time.monotonic() - begun > 2.0
+    assert stop.is_by_limit
+
+
+def test_a_learner_that_does_not_heed_a_limit_is_left_in_the_end(tmp_path: Path) -> None:
+    ranks, stop = BusyRanks(stops_after_s=300), limited(0.2, stall_s=1.0)
+    assert not supervisor(tmp_path, ranks, Silent(), stop).watch(Silent())
+    assert 1.0 < time.monotonic() - ranks.asked[0] < 30
+
+
+@pytest.mark.parametrize(
+    ("states", "is_told"),
+    [
+        (["placing", "placing"], True),
+        (["placing", "working"], False),
+        (["building"], False),
+        ([], False),
+    ],
+)
+def test_a_run_that_stalled_for_want_of_samplers_says_so(
+    states: list[str], is_told: bool, tmp_path: Path
+) -> None:
+    samplers: Any = Samplers(*states)
+    fleets = Fleets({"samplers": samplers}, desk=None, folder=tmp_path)
+    watched = supervisor(tmp_path, Stalled(stops_after_s=0), fleets, limited(60, stall_s=60))
+    with pytest.raises(RunFailedError, match="no record was scored") as raised:
+        watched.watch(Silent())
+    assert ("No sampler has a place in the cluster" in str(raised.value)) == is_told
