@@ -77,7 +77,7 @@ class WandbLogger:
             self._run.summary.update({f"{moment}/{name}": v for name, v in scores.items()})
         told = ("status", "reason", "reward_queries", "wall_s", "exported_version")
         self._run.summary.update({name: summary[name] for name in told if summary.get(name)})
-        self._run.finish(exit_code=0 if summary.get("status") == "finished" else 1)
+        self._run.finish(exit_code=int(summary.get("status") == "failed"))
 
 
 def missing_for(settings: Wandb, environ: Mapping[str, str]) -> str | None:

@@ -34,6 +34,18 @@ def newest(folder: Path) -> Path | None:
     return None
 
 
+def numbered(folder: Path, number: int) -> Path:
+    """The checkpoint of that number in a run's folder, unlooked at.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = folder / "checkpoints" / f"{number:08d}"
+    if not path.is_dir():
+        raise ValueError(f"there is no checkpoint {path}")
+    return path
+
+
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """What `state.json` says.
 

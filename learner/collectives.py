@@ -34,6 +34,15 @@ def mean_over_ranks(values: dict[str, float]) -> dict[str, float]:
     return dict(zip(values, row.tolist(), strict=True))
 
 
+def of_first(number: int) -> int:
+    """Rank 0's, on every rank."""
+    if not dist.is_initialized():
+        return number
+    told = torch.tensor(number, device=_exchange_device())
+    dist.broadcast(told, src=0)
+    return int(told)
+
+
 def any_rank(flag: bool) -> bool:
     """True on every rank as soon as one says so."""
     return mean_over_ranks({"flag": float(flag)})["flag"] > 0

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from learner import checkpoint
-from learner.collectives import any_rank, barrier
+from learner.collectives import any_rank, barrier, of_first
 from learner.groups import StallError, StoppedError
 from learner.journal import Journal
 from learner.policy.board import Weights
@@ -207,8 +207,7 @@ class Trainer:
             raise StoppedError("stopped while preparing")
 
     def _restore(self) -> None:
-        found = checkpoint.newest(self._folder) if self._resume else None
-        if found is None:
+        if (found := self._newest()) is None:
             return
         state = checkpoint.read_state(found)
         self._method.load(found, state["method"])
@@ -218,6 +217,27 @@ class Trainer:
             self._method.journal.go_on(self._next_cycle, told)
         self._saved = self._here
         log.info("resumed from %s: %s", found, self._in_words())
+
+    def _newest(self) -> Path | None:
+        """The checkpoint that rank 0 goes on from: what another one sees of a file system that it
+        shares may be older, and nobody would notice ranks that began from different ones.
+
+        Raises:
+            ValueError: it is not there on this rank.
+        """
+        if not self._resume:
+            return None
+        newest = checkpoint.newest(self._folder) if self._rank == 0 else None
+        number = of_first(-1 if newest is None else int(newest.name))
+        if number < 0:
+            return None
+        try:
+            return checkpoint.numbered(self._folder, number)
+        except ValueError as error:
+            raise ValueError(
+                f"rank 0 resumes from checkpoint {number}, and on rank {self._rank}, {error}: the "
+                "run's folder must be on a file system that all nodes share"
+            ) from error
 
     def _checkpoint(self) -> None:
         method = self._method

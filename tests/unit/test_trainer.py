@@ -65,8 +65,9 @@ class Counting:
 class Life:
     """One start of a trainer whose checkpoints are further apart than its cycles."""
 
-    def __init__(self, folder: Path, *, resume: bool = False) -> None:
+    def __init__(self, folder: Path, *, resume: bool = False, rank: int = 0) -> None:
         self.folder = folder
+        self.rank = rank
         self.stopping = threading.Event()
         self.published: list[int] = []
         self.then: dict[tuple[str, int], Callable[[], None]] = {}
@@ -78,7 +79,7 @@ class Life:
             self.method,
             lambda version, weights: self.published.append(version),
             folder=self.folder,
-            rank=0,
+            rank=self.rank,
             resume=self._resume,
             every=100,
             keep=2,
@@ -179,3 +180,27 @@ def test_the_log_says_where_resuming_goes_on(
     with caplog.at_level(logging.INFO):
         life.run()
     assert where in caplog.text
+
+
+def test_another_rank_resumes_from_what_the_first_has_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Life(tmp_path)
+    first.then["wait", 2] = stop
+    assert not first.run()
+    asked: list[int] = []
+    chosen = 2
+
+    def of_first(number: int) -> int:
+        asked.append(number)
+        return chosen
+
+    monkeypatch.setattr("learner.trainer.of_first", of_first)
+    second = Life(tmp_path, resume=True, rank=1)
+    second.then["wait", 3] = stop
+    assert not second.run()
+    assert second.method.improved == [3]
+    assert asked == [-1]  # it looks for none itself
+    chosen = 4
+    with pytest.raises(ValueError, match=r"rank 0 resumes from checkpoint 4, and on rank 1, there"):
+        Life(tmp_path, resume=True, rank=1).run()
