@@ -116,7 +116,7 @@ class Controller:
         config = self._config
         stack.callback(ray.shutdown)
         replay = self._replay(stack)
-        parts = RunParts(config, replay, self._folder.path)
+        parts = RunParts(config, replay, self._folder.shared)
         board = (
             ray.remote(PolicyBoard)
             .options(
@@ -132,7 +132,7 @@ class Controller:
         stack.callback(ranks.kill)
         # First: a cluster that has no room for all can lack a sampler, and not the learner.
         ranks.start(resume=self._resume)
-        evaluator = EvaluatorHandle(config, self._folder.path)
+        evaluator = EvaluatorHandle(config, self._folder.shared)
         monitor = Monitor(
             config,
             evaluator,

@@ -5,6 +5,7 @@ import fcntl
 import json
 import logging
 import os
+import secrets
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from deploy.run_files import (
     METRICS_FILE,
     SUMMARY_FILE,
 )
+from deploy.shared_folder import START_KEY, SharedFolder
 from learner import checkpoint
 
 log = logging.getLogger(__name__)
@@ -124,6 +126,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
+        self.shared = SharedFolder(self.path, secrets.token_hex(8))
 
     def problem(self, *, resume: bool) -> str | None:
         """Why a run cannot begin or go on here; None: it can. Changes nothing."""
@@ -197,8 +200,9 @@ class RunFolder:
         return Earlier(wall_s, record_flops)
 
     def write_cluster(self, cluster: dict[str, str]) -> None:
-        """Where commands find the run while it is under way."""
-        (self.path / CLUSTER_FILE).write_text(json.dumps(cluster))
+        """Where commands find the run while it is under way, and what `shared` looks for."""
+        told = {**cluster, START_KEY: self.shared.start}
+        (self.path / CLUSTER_FILE).write_text(json.dumps(told))
 
     def close(self, outcome: Outcome) -> dict[str, Any]:
         """Writes the summary, the result's card, and the report; returns the summary."""
