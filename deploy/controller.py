@@ -9,6 +9,7 @@ journals. Whatever way a run ends, its processes end with it.
 import contextlib
 import logging
 import signal
+import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ from deploy.build import reward_server, sampler
 from deploy.callbacks import Callbacks, callbacks_of
 from deploy.config_sections import Actors, RewardFleet, Scoring
 from deploy.curves import Curves
+from deploy.doctor.bookings import Room
 from deploy.evaluation.handle import EvaluatorHandle
 from deploy.evaluation.monitor import Monitor
 from deploy.fleet.autoscale import Bounds
@@ -46,7 +48,12 @@ from deploy.metrics import RunMetrics
 from deploy.outcome import Earlier, Outcome, RunFolder
 from deploy.profile import Profile
 from deploy.ranks import Ranks, RunFailedError, on_nodes
-from deploy.replay_servers import ReplayServerHost, replay_settings, server_folders
+from deploy.replay_servers import (
+    ReplayServerHost,
+    out_of_reach,
+    replay_settings,
+    server_folders,
+)
 from deploy.run_config import RunConfig
 from deploy.run_files import EVALUATION_PHASE
 from deploy.run_parts import RunParts
@@ -80,6 +87,7 @@ class Controller:
         try:
             # Before the folder is made: a name is not used up where there is no cluster.
             self._join_ray()
+            self._check_reach()
             # After it, because Ray installs handlers of its own, which end the process.
             self._heed_signals()
             self._take_namespace()
@@ -198,6 +206,16 @@ class Controller:
                 "deploy.local --run NAME -- CONFIG`, and on a cluster by `ray job submit "
                 "--working-dir . -- python -m deploy.launch CONFIG`"
             ) from error
+
+    def _check_reach(self) -> None:
+        """Makes sure that whoever needs the replay's servers can reach them.
+
+        Raises:
+            ValueError: they would be embedded, and the cluster is on several machines.
+        """
+        rooms = [Room.of(node) for node in ray.nodes() if node["Alive"]]
+        if problem := out_of_reach(self._config, self._environ, rooms, socket.gethostname()):
+            raise ValueError(problem)
 
     def _take_namespace(self) -> None:
         """Waits until nothing of an earlier driver of this run is left, and takes its place.

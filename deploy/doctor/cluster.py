@@ -6,6 +6,7 @@ into the folder of the runs, and what time it has. What is told from the answers
 
 import logging
 import secrets
+import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.doctor.bookings import Room, booking_findings, bookings
+from deploy.replay_servers import out_of_reach
 from deploy.run_config import RunConfig
 
 PACKAGES = ("fleetune", "torch", "ray", "diffusers", "transformers", "deepspeed")
@@ -28,6 +30,7 @@ class NodeFacts:
 
     Args:
         cpus, gpus: by Ray's count.
+        host: name of its machine, by Ray.
         torch_gpus: those that torch can use, whatever Ray counts.
         sees_folder: reads what the asking node has written, and the other way round.
         skew_s: how far its clock is ahead, at least; negative: behind.
@@ -41,7 +44,13 @@ class NodeFacts:
     torch_gpus: int = 0
     sees_folder: bool = True
     skew_s: float = 0.0
+    host: str = ""
     error: str = ""
+
+    @property
+    def room(self) -> Room:
+        """What there is to book."""
+        return Room(self.name, self.cpus, self.gpus, self.labels, self.host)
 
 
 def cluster_findings(
@@ -55,7 +64,7 @@ def cluster_findings(
     """
     for node in nodes:
         yield from _node_findings(node, here, folder)
-    rooms = [Room(node.name, node.cpus, node.gpus, node.labels) for node in nodes if not node.error]
+    rooms = [node.room for node in nodes if not node.error]
     yield from booking_findings(bookings(config), rooms)
 
 
@@ -105,7 +114,10 @@ def look_at_cluster(config: RunConfig, environ: Mapping[str, str], address: str)
         ) from error
     folder = config.run_folder(environ).parent.absolute()
     try:
-        return list(cluster_findings(config, _ask_nodes(ray, folder), versions_here(), folder))
+        nodes = _ask_nodes(ray, folder)
+        rooms = [node.room for node in nodes]
+        far = out_of_reach(config, environ, rooms, socket.gethostname())
+        return [*cluster_findings(config, nodes, versions_here(), folder), *filter(None, [far])]
     finally:
         ray.shutdown()
 
@@ -169,13 +181,7 @@ def _ask(ray: Any, node: Mapping[str, Any], folder: Path, token: str) -> NodeFac
 
     there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
     options = {"num_cpus": 0, "scheduling_strategy": there, "max_retries": 0}
-    resources = node["Resources"]
-    known: dict[str, Any] = {
-        "name": node["NodeName"],
-        "cpus": resources.get("CPU", 0.0),
-        "gpus": resources.get("GPU", 0.0),
-        "labels": node.get("Labels", {}),
-    }
+    known = vars(Room.of(node))
     try:
         # It books no GPU, from which Ray hides none, so that a run beside it is in nobody's way.
         task = ray.remote(answer).options(**options)
