@@ -16,6 +16,7 @@ class Room:
 
     Args:
         host: name of its machine, which several nodes may have in common.
+        gpu_bytes: memory of its smallest GPU; 0: not known.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Room:
     gpus: float
     labels: Mapping[str, str] = field(default_factory=dict)
     host: str = ""
+    gpu_bytes: int = 0
 
     @classmethod
     def of(cls, node: Mapping[str, Any]) -> "Room":
