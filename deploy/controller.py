@@ -243,12 +243,12 @@ class Controller:
         rewards = Fleet(
             partial(reward_server, parts),
             name="reward",
-            actor_options=spread(scoring),
+            actor_options=fleet_options(scoring),
         )
         samplers = Fleet(
             partial(sampler, parts, board),
             name="sampler",
-            actor_options=spread(actors),
+            actor_options=fleet_options(actors),
         )
         pools = {
             role_of(name): (reward_pool(parts, name, reward.fleet), reward.fleet)
@@ -348,13 +348,18 @@ def beside_driver() -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
-def spread(part: Actors | Scoring | RewardFleet) -> dict[str, Any]:
-    """Options of a fleet: over all nodes, so that a lost one takes as few as can be."""
+def fleet_options(part: Actors | Scoring | RewardFleet) -> dict[str, Any]:
+    """Options of a fleet: over all nodes, so that a lost one takes as few as can be.
+
+    Not of actors that share a GPU: on a node each, they would break into a GPU on each, and who
+    books a whole one would find none. Ray's own way fills one node, and one GPU, before the next.
+    """
+    shares_gpu = part.num_gpus % 1 > 0
     return {
         "num_cpus": part.num_cpus,
         "num_gpus": part.num_gpus,
         **on_nodes(part.node_labels),
-        "scheduling_strategy": "SPREAD",
+        **({} if shares_gpu else {"scheduling_strategy": "SPREAD"}),
     }
 
 
@@ -363,7 +368,7 @@ def reward_pool(parts: RunParts, reward: str, settings: RewardFleet) -> Fleet:
     return Fleet(
         partial(reward_worker, parts, reward),
         name=fleet_name(reward),
-        actor_options=spread(settings),
+        actor_options=fleet_options(settings),
         host=RewardHost,
     )
 
