@@ -176,6 +176,22 @@ class RunFolder:
         except OSError as error:  # a file system without locks
             log.warning("%s cannot be locked: %s", self.path, error)
 
+    def is_held(self) -> bool:
+        """Whether a driver is at work here; not noticed on a file system without locks."""
+        try:
+            lock = os.open(self.path / LOCK_FILE, os.O_RDWR)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        finally:
+            os.close(lock)
+        return False
+
     def checkpointed_cycle(self) -> int | None:
         """Cycles behind the newest checkpoint, less one: the last step whose curves count."""
         found = checkpoint.newest(self.path)

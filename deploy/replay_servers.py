@@ -101,7 +101,8 @@ def refuse_old_run(config: RunConfig, urls: str) -> None:
     if held:
         raise ValueError(
             f"there are {held:,} records of a run named {config.name!r} already: continue that one "
-            "with --resume, or give this one another name"
+            "with --resume, give this one another name, or remove them by python -m deploy.erase "
+            f"{config.name}"
         )
 
 
