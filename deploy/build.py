@@ -138,7 +138,12 @@ class LearnerRank:
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
     def run(self, address: str, port: int, *, resume: bool) -> bool:
-        """Trains to the end; False when it was stopped before."""
+        """Trains to the end; False when it was stopped before.
+
+        Raises:
+            NotSharedError: this node has not got the run's folder, with its checkpoints.
+        """
+        self._parts.folder.check(f"the learner's rank {self._rank}")
         if self._parts.config.learner.num_gpus == 0:
             # DeepSpeed computes on any GPU that it sees, and Ray hides none from this process.
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -150,8 +155,8 @@ class LearnerRank:
         from learner.seat import Seat
         from learner.trainer import Trainer
 
-        config = self._parts.config
-        trace = SampleTrace(self._parts.folder, self._rank) if config.learner.sample_trace else None
+        config, folder = self._parts.config, self._parts.folder.path
+        trace = SampleTrace(folder, self._rank) if config.learner.sample_trace else None
         source = GroupSource(
             replay=self._parts.replay,
             rewards={name: reward.weight for name, reward in config.rewards.items()},
@@ -174,7 +179,7 @@ class LearnerRank:
         self._trainer = Trainer(
             self._method,
             self._publish,
-            folder=self._parts.folder,
+            folder=folder,
             rank=self._rank,
             resume=resume,
             every=config.learner.checkpoint_every_cycles,

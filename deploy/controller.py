@@ -9,6 +9,7 @@ journals. Whatever way a run ends, its processes end with it.
 import contextlib
 import logging
 import signal
+import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ from deploy.build import reward_server, sampler
 from deploy.callbacks import Callbacks, callbacks_of
 from deploy.config_sections import Actors, RewardFleet, Scoring
 from deploy.curves import Curves
+from deploy.doctor.bookings import Room
 from deploy.evaluation.handle import EvaluatorHandle
 from deploy.evaluation.monitor import Monitor
 from deploy.fleet.autoscale import Bounds
@@ -46,7 +48,12 @@ from deploy.metrics import RunMetrics
 from deploy.outcome import Earlier, Outcome, RunFolder
 from deploy.profile import Profile
 from deploy.ranks import Ranks, RunFailedError, on_nodes
-from deploy.replay_servers import ReplayServerHost, replay_settings, server_folders
+from deploy.replay_servers import (
+    ReplayServerHost,
+    out_of_reach,
+    replay_settings,
+    server_folders,
+)
 from deploy.run_config import RunConfig
 from deploy.run_files import EVALUATION_PHASE
 from deploy.run_parts import RunParts
@@ -81,6 +88,7 @@ class Controller:
         try:
             # Before the folder is made: a name is not used up where there is no cluster.
             self._join_ray()
+            self._check_reach()
             # After it, because Ray installs handlers of its own, which end the process.
             self._heed_signals()
             self._take_namespace()
@@ -117,7 +125,7 @@ class Controller:
         config = self._config
         stack.callback(ray.shutdown)
         replay = self._replay(stack)
-        parts = RunParts(config, replay, self._folder.path)
+        parts = RunParts(config, replay, self._folder.shared)
         board = (
             ray.remote(PolicyBoard)
             .options(
@@ -133,7 +141,7 @@ class Controller:
         stack.callback(ranks.kill)
         # First: a cluster that has no room for all can lack a sampler, and not the learner.
         ranks.start(resume=self._resume)
-        evaluator = EvaluatorHandle(config, self._folder.path)
+        evaluator = EvaluatorHandle(config, self._folder.shared)
         monitor = Monitor(
             config,
             evaluator,
@@ -203,6 +211,16 @@ class Controller:
                 "--working-dir . -- python -m deploy.launch CONFIG`"
             ) from error
 
+    def _check_reach(self) -> None:
+        """Makes sure that whoever needs the replay's servers can reach them.
+
+        Raises:
+            ValueError: they would be embedded, and the cluster is on several machines.
+        """
+        rooms = [Room.of(node) for node in ray.nodes() if node["Alive"]]
+        if problem := out_of_reach(self._config, self._environ, rooms, socket.gethostname()):
+            raise ValueError(problem)
+
     def _take_namespace(self) -> None:
         """Waits until nothing of an earlier driver of this run is left, and takes its place.
 
@@ -229,12 +247,12 @@ class Controller:
         rewards = Fleet(
             partial(reward_server, parts),
             name="reward",
-            actor_options=spread(scoring),
+            actor_options=fleet_options(scoring),
         )
         samplers = Fleet(
             partial(sampler, parts, board),
             name="sampler",
-            actor_options=spread(actors),
+            actor_options=fleet_options(actors),
         )
         pools = {
             role_of(name): (reward_pool(parts, name, reward.fleet), reward.fleet)
@@ -336,13 +354,18 @@ def beside_driver() -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
-def spread(part: Actors | Scoring | RewardFleet) -> dict[str, Any]:
-    """Options of a fleet: over all nodes, so that a lost one takes as few as can be."""
+def fleet_options(part: Actors | Scoring | RewardFleet) -> dict[str, Any]:
+    """Options of a fleet: over all nodes, so that a lost one takes as few as can be.
+
+    Not of actors that share a GPU: on a node each, they would break into a GPU on each, and who
+    books a whole one would find none. Ray's own way fills one node, and one GPU, before the next.
+    """
+    shares_gpu = part.num_gpus % 1 > 0
     return {
         "num_cpus": part.num_cpus,
         "num_gpus": part.num_gpus,
         **on_nodes(part.node_labels),
-        "scheduling_strategy": "SPREAD",
+        **({} if shares_gpu else {"scheduling_strategy": "SPREAD"}),
     }
 
 
@@ -351,7 +374,7 @@ def reward_pool(parts: RunParts, reward: str, settings: RewardFleet) -> Fleet:
     return Fleet(
         partial(reward_worker, parts, reward),
         name=fleet_name(reward),
-        actor_options=spread(settings),
+        actor_options=fleet_options(settings),
         host=RewardHost,
     )
 

@@ -73,6 +73,18 @@ def hold(path: Path) -> int:
     return descriptor
 
 
+def is_held(path: Path) -> bool:
+    """Whether a process has the lock of a file; not noticed on a file system without locks."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        return not _try(descriptor, path)
+    finally:
+        os.close(descriptor)
+
+
 def _wait(descriptor: int, path: Path) -> None:
     """Until the lock is had, for as long as a lost machine's may outlive it."""
     deadline, told = time.monotonic() + LEASE_S, False

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from buffer.records import Counters
 from deploy.curves import read_points
-from deploy.folder_lock import hold
+from deploy.folder_lock import hold, is_held
 from deploy.report.data import versions
 from deploy.run_config import RunConfig
 from deploy.run_files import (
@@ -22,6 +23,7 @@ from deploy.run_files import (
     METRICS_FILE,
     SUMMARY_FILE,
 )
+from deploy.shared_folder import START_KEY, SharedFolder
 from learner import checkpoint
 
 log = logging.getLogger(__name__)
@@ -140,6 +142,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
+        self.shared = SharedFolder(self.path, secrets.token_hex(8))
 
     def problem(self, *, resume: bool) -> str | None:
         """Why a run cannot begin or go on here; None: it can. Changes nothing."""
@@ -177,6 +180,10 @@ class RunFolder:
         except OSError as error:
             raise ValueError(f"{self.path} cannot be written: {error}") from error
 
+    def is_held(self) -> bool:
+        """Whether a driver is at work here; not noticed on a file system without locks."""
+        return is_held(self.path / LOCK_FILE)
+
     def checkpointed_cycle(self) -> int | None:
         """Cycles behind the newest checkpoint, less one: the last step whose curves count."""
         found = checkpoint.newest(self.path)
@@ -201,8 +208,9 @@ class RunFolder:
         return Earlier(wall_s, record_flops)
 
     def write_cluster(self, cluster: dict[str, str]) -> None:
-        """Where commands find the run while it is under way."""
-        (self.path / CLUSTER_FILE).write_text(json.dumps(cluster))
+        """Where commands find the run while it is under way, and what `shared` looks for."""
+        told = {**cluster, START_KEY: self.shared.start}
+        (self.path / CLUSTER_FILE).write_text(json.dumps(told))
 
     def close(self, outcome: Outcome) -> dict[str, Any]:
         """Writes the summary, the result's card, and the report; returns the summary."""

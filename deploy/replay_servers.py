@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,11 @@ from buffer.connection import connect, translated
 from buffer.keys import key
 from buffer.replay_settings import ReplaySettings
 from buffer.urls import urls_in
+from deploy.doctor.bookings import Room, bookings
 from deploy.run_config import RunConfig
+
+_AT_THE_REPLAY = ("learner", "actors", "scoring")
+"""Sections of the roles whose processes read or write it."""
 
 
 def server_folders(config: RunConfig, folder: Path) -> dict[str, Path]:
@@ -38,6 +42,34 @@ def wrong_number_of_urls(config: RunConfig, environ: Mapping[str, str]) -> str |
         f"replay.shards: is {count}, but {given} holds {len(urls_in(urls))} URLs: leave it out, as "
         "their number says it, or give as many, with spaces between them"
     )
+
+
+def out_of_reach(
+    config: RunConfig, environ: Mapping[str, str], rooms: Sequence[Room], here: str
+) -> str | None:
+    """Why a run cannot do with embedded servers on a cluster; None: it can, or uses others.
+
+    They listen on sockets of the driver's machine, which nobody reaches from another one. Several
+    nodes of one machine do.
+
+    Args:
+        rooms: of the living nodes.
+        here: name of the driver's machine.
+    """
+    if config.redis_url(environ) is not None:
+        return None
+    for booking in bookings(config):
+        if booking.section not in _AT_THE_REPLAY:
+            continue
+        far = sorted(room.host for room in rooms if room.host != here and booking.may_be_in(room))
+        if far:
+            return (
+                f"{booking.role}: may be placed on {far[0]}, and an embedded Redis on {here} is "
+                "not reached from there: set REDIS_URL in the environment of `ray start` on the "
+                "head, with replay.redis auto or environment, or keep the run on one machine by "
+                f"{booking.section}.node_labels"
+            )
+    return None
 
 
 def replay_settings(config: RunConfig, urls: str) -> ReplaySettings:
@@ -69,7 +101,8 @@ def refuse_old_run(config: RunConfig, urls: str) -> None:
     if held:
         raise ValueError(
             f"there are {held:,} records of a run named {config.name!r} already: continue that one "
-            "with --resume, or give this one another name"
+            "with --resume, give this one another name, or remove them by python -m deploy.erase "
+            f"{config.name}"
         )
 
 

@@ -2,7 +2,7 @@
 
 runs/<name>/
     config.json      resolved config             summary.json  before, after, cost
-    cluster.json     address of its Ray cluster  fleet.jsonl   decisions about its fleets
+    cluster.json     its Ray cluster and start   fleet.jsonl   decisions about its fleets
     profile.json     seconds of every role       before.json   scores of the untouched policy
     metrics.jsonl    curves                      report.html   everything, for a person
     tensorboard/     curves again                pictures/     of every evaluation, .npz

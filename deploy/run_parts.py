@@ -1,10 +1,10 @@
 """What every process of a run is built from; travels to its actors."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from buffer.replay import Replay
 from deploy.run_config import RunConfig
+from deploy.shared_folder import SharedFolder
 
 
 @dataclass(frozen=True)
@@ -13,9 +13,9 @@ class RunParts:
 
     Args:
         replay: picklable; opens its own connection in the process that unpickles it.
-        folder: of the run, seen by learner and evaluator.
+        folder: of the run, which learner and evaluator work in.
     """
 
     config: RunConfig
     replay: Replay
-    folder: Path
+    folder: SharedFolder

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from deploy.run_config import RunConfig
 
@@ -11,12 +12,31 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Room:
-    """What one node has, by Ray's count."""
+    """What one node has, by Ray's count.
+
+    Args:
+        host: name of its machine, which several nodes may have in common.
+        gpu_bytes: memory of its smallest GPU; 0: not known.
+    """
 
     name: str
     cpus: float
     gpus: float
     labels: Mapping[str, str] = field(default_factory=dict)
+    host: str = ""
+    gpu_bytes: int = 0
+
+    @classmethod
+    def of(cls, node: Mapping[str, Any]) -> "Room":
+        """Of a living node, as `ray.nodes()` tells of it."""
+        resources = node["Resources"]
+        return cls(
+            node["NodeName"],
+            resources.get("CPU", 0.0),
+            resources.get("GPU", 0.0),
+            node.get("Labels", {}),
+            node["NodeManagerHostname"],
+        )
 
 
 @dataclass(frozen=True)
@@ -37,6 +57,10 @@ class Booking:
     def is_welcome(self, room: Room) -> bool:
         """Whether a node has the labels."""
         return all(room.labels.get(key) == value for key, value in self.labels.items())
+
+    def may_be_in(self, room: Room) -> bool:
+        """Whether a node that nothing else is on may hold one of the processes."""
+        return self.is_welcome(room) and _Left.of(room).gpus_for(self) is not None
 
 
 def bookings(config: RunConfig) -> list[Booking]:

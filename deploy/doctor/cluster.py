@@ -6,6 +6,7 @@ into the folder of the runs, and what time it has. What is told from the answers
 
 import logging
 import secrets
+import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from deploy.doctor.bookings import Room, booking_findings, bookings
+from deploy.doctor.gpu_memory import smallest_gpu_bytes
+from deploy.replay_servers import out_of_reach
 from deploy.run_config import RunConfig
 
 PACKAGES = ("fleetune", "torch", "ray", "diffusers", "transformers", "deepspeed")
@@ -28,6 +31,8 @@ class NodeFacts:
 
     Args:
         cpus, gpus: by Ray's count.
+        host: name of its machine, by Ray.
+        gpu_bytes: memory of the smallest GPU that torch can use; 0: of none.
         torch_gpus: those that torch can use, whatever Ray counts.
         sees_folder: reads what the asking node has written, and the other way round.
         skew_s: how far its clock is ahead, at least; negative: behind.
@@ -41,7 +46,14 @@ class NodeFacts:
     torch_gpus: int = 0
     sees_folder: bool = True
     skew_s: float = 0.0
+    host: str = ""
+    gpu_bytes: int = 0
     error: str = ""
+
+    @property
+    def room(self) -> Room:
+        """What there is to book."""
+        return Room(self.name, self.cpus, self.gpus, self.labels, self.host, self.gpu_bytes)
 
 
 def cluster_findings(
@@ -55,7 +67,7 @@ def cluster_findings(
     """
     for node in nodes:
         yield from _node_findings(node, here, folder)
-    rooms = [Room(node.name, node.cpus, node.gpus, node.labels) for node in nodes if not node.error]
+    rooms = [node.room for node in nodes if not node.error]
     yield from booking_findings(bookings(config), rooms)
 
 
@@ -88,8 +100,10 @@ def _node_findings(node: NodeFacts, here: Mapping[str, str], folder: Path) -> It
         )
 
 
-def look_at_cluster(config: RunConfig, environ: Mapping[str, str], address: str) -> list[str]:
-    """Asks all nodes of the cluster at an address, and tells what is wrong.
+def look_at_cluster(
+    config: RunConfig, environ: Mapping[str, str], address: str
+) -> tuple[list[str], list[Room]]:
+    """Asks all nodes of the cluster at an address; what is wrong, and what there is to book.
 
     Raises:
         ValueError: there is no cluster.
@@ -105,7 +119,11 @@ def look_at_cluster(config: RunConfig, environ: Mapping[str, str], address: str)
         ) from error
     folder = config.run_folder(environ).parent.absolute()
     try:
-        return list(cluster_findings(config, _ask_nodes(ray, folder), versions_here(), folder))
+        nodes = _ask_nodes(ray, folder)
+        rooms = [node.room for node in nodes]
+        far = out_of_reach(config, environ, rooms, socket.gethostname())
+        found = [*cluster_findings(config, nodes, versions_here(), folder), *filter(None, [far])]
+        return found, rooms
     finally:
         ray.shutdown()
 
@@ -135,6 +153,7 @@ def answer(folder: str, token: str, name: str) -> dict[str, Any]:
     return {
         "versions": versions_here(),
         "torch_gpus": torch.cuda.device_count(),
+        "gpu_bytes": smallest_gpu_bytes(),
         "sees_folder": sees,
     }
 
@@ -169,16 +188,11 @@ def _ask(ray: Any, node: Mapping[str, Any], folder: Path, token: str) -> NodeFac
 
     there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
     options = {"num_cpus": 0, "scheduling_strategy": there, "max_retries": 0}
-    resources = node["Resources"]
-    known: dict[str, Any] = {
-        "name": node["NodeName"],
-        "cpus": resources.get("CPU", 0.0),
-        "gpus": resources.get("GPU", 0.0),
-        "labels": node.get("Labels", {}),
-    }
+    known = vars(Room.of(node))
     try:
         # It books no GPU, from which Ray hides none, so that a run beside it is in nobody's way.
-        task = ray.remote(answer).options(**options)
+        # Its process ends with it, and leaves nothing in a GPU's memory.
+        task = ray.remote(max_calls=1)(answer).options(**options)
         told = ray.get(task.remote(str(folder), token, node["NodeID"]), timeout=_ANSWER_S)
         skew_s = _skew_s(ray, options)
     except RayError as error:

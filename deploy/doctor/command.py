@@ -10,8 +10,9 @@ run's folder, whether Redis can hold the replay and keeps it, and whether what h
 the hub's cache; every finding tells its remedy. What is looked at is the machine that it runs on.
 
 With --cluster, submitted as a job or given an --address, each node of a Ray cluster is asked as
-well: its versions, its GPUs, its clock, whether it shares the runs' folder; and whether all that
-the config books finds a place. Nodes that an autoscaler would add are not counted.
+well: its versions, its GPUs, its clock, whether it shares the runs' folder; whether all that the
+config books finds a place; and the plan's memory is compared with the smallest GPU of the nodes
+that a role may be placed on. Nodes that an autoscaler would add are not counted.
 
 With --plan, sizes come from the shapes of the networks alone, without weights and without the
 hub: `model.path` is a folder, or one of the hub ids in
@@ -24,6 +25,7 @@ is wrong.
 import argparse
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
@@ -36,11 +38,17 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from deploy.doctor.bookings import Room, booking_findings, bookings
+from deploy.doctor.bookings import Booking, Room, booking_findings, bookings
+from deploy.doctor.gpu_memory import (
+    Share,
+    memory_findings,
+    memory_notes,
+    shares,
+    smallest_gpu_bytes,
+)
 from deploy.doctor.units import in_bytes, in_flops
 from deploy.plan import check_environment
 from deploy.run_config import RunConfig, load_config
-from learner.settings import MicroBatched
 
 _PACKAGE = "fleetune"
 _LEAST_FREE_BYTES = 5 * 2**30
@@ -91,8 +99,8 @@ def gpu_findings(config: RunConfig, gpus: int) -> Iterator[str]:
     if not any(booked.values()):
         return
     if max(booked.values()) <= gpus:
-        wanted = [replace(each, labels={}) for each in bookings(config)]
-        yield from booking_findings(wanted, [Room("here", os.cpu_count() or 1, gpus)])
+        room = Room("here", os.cpu_count() or 1, gpus)
+        yield from booking_findings(_without_labels(config), [room])
         return
     for section, share in booked.items():
         if share > gpus:
@@ -103,49 +111,14 @@ def gpu_findings(config: RunConfig, gpus: int) -> Iterator[str]:
             )
 
 
+def _without_labels(config: RunConfig) -> list[Booking]:
+    """Bookings on the one machine that is looked at, where no node has any."""
+    return [replace(each, labels={}) for each in bookings(config)]
+
+
 def _bookings(config: RunConfig) -> dict[str, float]:
     """GPUs of one process, by the section that says so."""
     return {each.section: each.gpus for each in bookings(config)}
-
-
-def memory_findings(
-    config: RunConfig, sizes: Mapping[str, Mapping[str, int]], gpu_bytes: int
-) -> Iterator[str]:
-    """Processes whose plan is larger than their share of a GPU.
-
-    Args:
-        sizes: `bytes` of a size plan.
-        gpu_bytes: memory of the smallest GPU.
-    """
-    lowered = {
-        "sampler": ("actors", "lower actors.groups_per_batch"),
-        "reward_server": ("scoring", "lower scoring.max_batch"),
-        "evaluator": ("evaluation", "set evaluation.max_batch lower"),
-        "learner": ("learner", _smaller_learner(config)),
-    }
-    for role, (section, remedy) in lowered.items():
-        booked, needed = _bookings(config)[section], sizes[role]["total"]
-        if booked > 0 and needed > (share := gpu_bytes * min(booked, 1.0)):
-            yield (
-                f"the plan of one {role.replace('_', ' ')} is {in_bytes(needed)}, and its "
-                f"{section}.num_gpus of {booked:g} is {in_bytes(share)} of this machine's GPU: "
-                f"{remedy}, or book a larger share or GPU"
-            )
-
-
-def _smaller_learner(config: RunConfig) -> str:
-    means = []
-    if not config.learner.gradient_checkpointing:
-        means.append("set learner.gradient_checkpointing=true")
-    if config.model.precision == "fp32":
-        means.append("set model.precision=bf16")
-    if isinstance(config.method, MicroBatched):
-        means.append("raise method.micro_batches")
-    else:
-        means.append("lower method.policy_batch")
-    if config.alternation is not None:
-        means.append("lower method.surrogate.batch_groups")
-    return ", ".join(means)
 
 
 def disk_findings(folder: Path, checkpoint_bytes: int, keep: int) -> Iterator[str]:
@@ -166,37 +139,52 @@ def disk_findings(folder: Path, checkpoint_bytes: int, keep: int) -> Iterator[st
 
 
 def examine(
-    config: RunConfig, environ: Mapping[str, str], *, on_cluster: bool = False
+    config: RunConfig, environ: Mapping[str, str], nodes: Sequence[Room] | None = None
 ) -> tuple[list[str], list[str]]:
     """Findings on this machine, and notes of what could not be looked at.
 
     Args:
-        on_cluster: GPUs are those of other nodes, so that this one needs none.
+        nodes: of a cluster, whose GPUs the run is to use; None: it is to use this machine's.
     """
-    import torch
-
     from deploy.doctor.hub import hub_findings
     from deploy.doctor.meta_networks import Networks
     from deploy.doctor.redis_server import examine_servers
     from deploy.doctor.size_plan import checkpoint_bytes, latent_values, size_plan
 
-    gpus, notes, checkpoint, latent = torch.cuda.device_count(), [], 0, 0
+    notes, checkpoint, latent = [], 0, 0
     found = [*check_environment(config, environ), *version_findings()]
-    if not on_cluster:
-        found += gpu_findings(config, gpus)
+    if nodes is None:
+        found += gpu_findings(config, _gpus_here())
     try:
         latent = latent_values(config)
         networks = Networks(config)
         checkpoint = checkpoint_bytes(config, networks)
-        if gpus and any(_bookings(config).values()):
-            memory = min(torch.cuda.get_device_properties(i).total_memory for i in range(gpus))
-            found += memory_findings(config, size_plan(config, networks)["bytes"], memory)
+        booked = _shares(config, nodes)
+        if any(share.room for share in booked):
+            found += memory_findings(config, size_plan(config, networks)["bytes"], booked)
+        # Without a cluster, a GPU that is booked and not there is a finding already.
+        notes += memory_notes(booked) if nodes is not None else ()
     except ValueError as error:
         notes.append(f"memory was not planned: {error}")
     found += disk_findings(config.run_folder(environ), checkpoint, config.learner.keep_checkpoints)
     found += examine_servers(config, environ, latent)
     missing, downloads = hub_findings(config, environ)
     return [*found, *missing], [*notes, *downloads]
+
+
+def _gpus_here() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _shares(config: RunConfig, nodes: Sequence[Room] | None) -> list[Share]:
+    """What processes book of the GPUs of a cluster, or else of this machine's."""
+    if nodes is not None:
+        rooms = [replace(node, name=f"node {node.name}") for node in nodes]
+        return shares(bookings(config), rooms)
+    here = Room("this machine", math.inf, _gpus_here(), gpu_bytes=smallest_gpu_bytes())
+    return shares(_without_labels(config), [here])
 
 
 def table(plan: Mapping[str, Any]) -> str:
@@ -251,15 +239,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             plan = size_plan(config)
             sys.stdout.write((json.dumps(plan) if options.json else table(plan)) + "\n")
             return 0
-        findings: list[str] = []
+        findings, nodes = list[str](), None
         if options.cluster:
             from deploy.doctor.cluster import look_at_cluster
 
-            findings += look_at_cluster(config, os.environ, options.address)
+            findings, nodes = look_at_cluster(config, os.environ, options.address)
     except ValueError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    own, notes = examine(config, os.environ, on_cluster=options.cluster)
+    own, notes = examine(config, os.environ, nodes)
     findings += own
     if options.json:
         sys.stdout.write(json.dumps({"findings": findings, "notes": notes}) + "\n")

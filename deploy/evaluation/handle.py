@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -14,6 +13,7 @@ from deploy.outcome import RunFolder
 from deploy.ranks import RunFailedError, lacks, on_nodes, reason_of
 from deploy.run_config import RunConfig
 from deploy.run_files import BEFORE, pictures_file
+from deploy.shared_folder import SharedFolder
 
 log = logging.getLogger(__name__)
 _MAX_RESTARTS = 5
@@ -22,8 +22,8 @@ _MAX_RESTARTS = 5
 class EvaluatorHandle:
     """The evaluator actor, as the controller uses it."""
 
-    def __init__(self, config: RunConfig, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, config: RunConfig, folder: SharedFolder) -> None:
+        self._folder = folder.path
         self._timeout_s = config.evaluation.timeout_s
         self._stall_s = config.limits.stall_s
         options = self._options = config.evaluation
@@ -37,7 +37,7 @@ class EvaluatorHandle:
                 max_restarts=_MAX_RESTARTS,
                 max_task_retries=_MAX_RESTARTS,
             )
-            .remote(config)
+            .remote(config, folder)
         )
         self._asked_at = time.monotonic()
         ready: Any = self._actor.__ray_ready__  # pyright: ignore  of every actor

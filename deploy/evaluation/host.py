@@ -18,6 +18,7 @@ from deploy.evaluation.kept import save_weights
 from deploy.fleet.reward_pools import pooled_rewards
 from deploy.run_config import RunConfig
 from deploy.run_files import cycle_name, kept_file, pictures_file
+from deploy.shared_folder import SharedFolder
 
 if TYPE_CHECKING:
     from deploy.evaluation.evaluator import Evaluator
@@ -29,10 +30,14 @@ WeightsSource = list[Any] | Path
 
 
 class EvaluatorHost:
-    """The evaluator inside its actor: takes references to weights, builds itself when asked."""
+    """The evaluator inside its actor: takes references to weights, builds itself when asked.
 
-    def __init__(self, config: RunConfig) -> None:
+    Every call raises NotSharedError where this node has not got the run's folder.
+    """
+
+    def __init__(self, config: RunConfig, folder: SharedFolder) -> None:
         self._config = config
+        self._folder = folder
         self._evaluator: Evaluator | None = None
 
     def evaluate(self, source: WeightsSource, pictures: Path) -> dict[str, float]:
@@ -67,6 +72,7 @@ class EvaluatorHost:
 
     def _get(self) -> Evaluator:
         if self._evaluator is None:
+            self._folder.check("the evaluator")
             from deploy.evaluation.evaluator import Evaluator
 
             self._evaluator = Evaluator(self._config, pooled_rewards(self._config))

@@ -8,6 +8,8 @@ batch and gives its leases back. Their fleets replace them on other nodes. Who h
 that time loses no more than a batch, which is made again when its lease has run out. Learner ranks
 stay: they go on from a checkpoint.
 
+Who works here is asked of Ray's dashboard, so this node must reach its port on the head, 8265.
+
 Exit status: 0 all have left, 1 some have not, or Ray does not answer.
 """
 
@@ -72,14 +74,28 @@ def leave(*, within_s: float) -> bool:
 
 
 def _workers_of(node: str) -> list[Any]:
-    """Samplers and reward servers that live on a node."""
+    """Samplers and reward servers that live on a node.
+
+    Raises:
+        RuntimeError: the dashboard, which alone knows that, does not answer.
+    """
     from ray.util.state import list_actors
+    from ray.util.state.exception import RayStateApiException
 
     filters: list[Any] = [
         ("node_id", "=", node),
         ("state", "=", "ALIVE"),
     ]
-    actors: list[Any] = list_actors(filters=filters, limit=1000)
+    try:
+        actors: list[Any] = list_actors(filters=filters, limit=1000)
+    except RayStateApiException as error:
+        raise RuntimeError(
+            "its dashboard does not tell who works on this node; let this node reach port 8265 of "
+            "the head (the dashboard's, --dashboard-port), with the RAY_AUTH_MODE and "
+            "RAY_AUTH_TOKEN of `ray start`, and call this again. Ray was told already to place "
+            "nothing here; if the node goes now, its batches are made again when their leases have "
+            f"run out. {error}"
+        ) from error
     return [each for each in actors if each.class_name in _HOSTS]
 
 

@@ -5,7 +5,7 @@ import ray
 from ray.util.placement_group import placement_group_table, remove_placement_group
 
 from deploy.config_sections import Actors
-from deploy.controller import beside_driver, spread
+from deploy.controller import beside_driver, fleet_options
 from deploy.ranks import packed_place
 from tests.services import fleet_world
 
@@ -55,7 +55,7 @@ def test_a_fleet_goes_only_to_nodes_of_its_labels() -> None:
     here = ray.get_runtime_context().get_node_id()
     labels = {"found": {"ray.io/node-id": here}, "missing": {"fleetune-role": "sampler"}}
     actors = {
-        name: Located.options(**spread(Actors(num_cpus=0.1, node_labels=each))).remote()
+        name: Located.options(**fleet_options(Actors(num_cpus=0.1, node_labels=each))).remote()
         for name, each in labels.items()
     }
     asked = {name: actor.node.remote() for name, actor in actors.items()}

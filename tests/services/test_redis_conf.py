@@ -20,6 +20,7 @@ from buffer.embedded import find_server
 from buffer.errors import ReplayAccessDenied, ReplayError, ReplayUnavailable
 from buffer.records import Record, Scores
 from buffer.redis_replay import RedisReplay, ReplaySettings
+from deploy.erase import erase
 from tests.services.tls_files import write_tls_files
 
 pytestmark = pytest.mark.redis
@@ -138,6 +139,15 @@ def test_the_user_of_the_shipped_files_does_all_that_a_run_does(
     plain: int, make_group: Callable[..., list[Record]], scores: Callable[..., Scores]
 ) -> None:
     work(f"redis://fleetune:{PASSWORD}@127.0.0.1:{plain}/0", make_group(0), scores())
+
+
+def test_the_user_of_the_shipped_files_may_erase_a_run(plain: int, tmp_path: Path) -> None:
+    url = f"redis://fleetune:{PASSWORD}@127.0.0.1:{plain}/0"
+    replay = RedisReplay.connect(ReplaySettings(url=url, run="over", capacity_records=9))
+    replay.admit(limit=1, policy_version=0)
+    replay.close()
+    environ = {"REDIS_URL": url, "FLEETUNE_RUNS": str(tmp_path)}
+    assert (erase("over", environ) > 0, erase("over", environ)) == (True, 0)
 
 
 @pytest.mark.parametrize("who", ["", f":{PASSWORD}@", "fleetune:guessed@", "probe:x@"])

@@ -11,6 +11,7 @@ from deploy.prompt_sources import prompt_set
 from deploy.run_config import load_config
 from deploy.run_parts import RunParts
 from deploy.shapes.verify import drawn
+from deploy.shared_folder import SharedFolder
 from reward_servers.base import Failure, checked_scores
 from reward_servers.metadata import informed
 from reward_servers.registry import build_reward, check_metadata
@@ -95,7 +96,8 @@ def test_a_reward_with_a_fleet_of_its_own_knows_training_and_held_out_prompts(
     monkeypatch.chdir(ROOT)
     config = load_config(EXAMPLE)
     known = [prompt_set(each, 0).prompts[0] for each in (config.prompts, config.evaluation.prompts)]
-    worker = reward_worker(RunParts(config, None, tmp_path), "counts", "reward-counts-0")
+    parts = RunParts(config, None, SharedFolder(tmp_path, ""))
+    worker = reward_worker(parts, "counts", "reward-counts-0")
     try:
         *scores, unknown = worker.score(PICTURES, [*known, "a red circle"])
     finally:

@@ -144,3 +144,14 @@ def test_ray_and_torch_are_those_of_the_tests(library: str) -> None:
 def test_hadolint_has_nothing_to_say() -> None:
     done = subprocess.run(["hadolint", DOCKERFILE], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_the_image_lacks_is_told() -> None:
+    page = (ROOT / "reward_servers" / "README.md").read_text(encoding="utf-8")
+    (told,) = re.findall(
+        r"The image of \[deploy/docker\].*?does not hold.*?\.\n\n", page, re.DOTALL
+    )
+    for extra in PROJECT["optional-dependencies"].keys() - {"test"}:
+        assert f"`{extra}`" in told
+        assert not re.search(rf"\[[\w,]*\b{extra}\b", TEXT)
+    assert "image-reward" not in TEXT

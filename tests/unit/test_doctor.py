@@ -9,11 +9,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from deploy.doctor.bookings import Room
 from deploy.doctor.command import (
     disk_findings,
+    examine,
     gpu_findings,
     main,
-    memory_findings,
     version_findings,
 )
 from deploy.doctor.units import in_bytes
@@ -157,34 +158,32 @@ def test_roles_that_fit_one_by_one_and_not_together_are_told(
     assert "1 node has" in finding
 
 
-def _sizes(sampler: int, learner: int) -> dict[str, dict[str, int]]:
-    return {
-        "sampler": {"total": sampler},
-        "reward_server": {"total": 0},
-        "evaluator": {"total": 0},
-        "learner": {"total": learner},
-    }
+def test_a_plan_is_compared_with_this_machine_s_gpus(
+    here: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = SimpleNamespace(total_memory=2**20)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    # A label says where on a cluster, and no label is on the one machine that is looked at.
+    booked = ["learner.num_gpus=1", "learner.node_labels={fleetune-role: learner}"]
+    findings, notes = examine(load_config(SMOKE, [*here[1:], *booked]), {})
+    assert any("1.0 MiB of this machine's GPU" in finding for finding in findings)
+    assert notes == []
 
 
-def test_a_plan_larger_than_its_share_of_a_gpu_is_found_with_what_makes_it_smaller() -> None:
-    config = _config("actors.num_gpus=0.5", "learner.num_gpus=1")
-    (finding,) = memory_findings(config, _sizes(13 * GIB, 23 * GIB), 24 * GIB)
-    assert finding.startswith("the plan of one sampler is 13.00 GiB")
-    assert "12.00 GiB" in finding
-    (finding,) = memory_findings(config, _sizes(11 * GIB, 25 * GIB), 24 * GIB)
-    assert "learner.gradient_checkpointing=true" in finding
-
-
-def test_an_evaluator_that_does_not_fit_is_told_of_its_batch() -> None:
-    config = _config("evaluation.num_gpus=1", "evaluation.max_batch=16")
-    sizes = _sizes(0, 0) | {"evaluator": {"total": 25 * GIB}}
-    (finding,) = memory_findings(config, sizes, 24 * GIB)
-    assert "evaluation.num_gpus" in finding
-    assert "set evaluation.max_batch lower" in finding
-
-
-def test_a_process_on_cpus_fits_whatever_the_gpu_is() -> None:
-    assert list(memory_findings(_config(), _sizes(100 * GIB, 100 * GIB), GIB)) == []
+def test_a_plan_is_compared_with_the_gpus_of_a_cluster_though_the_head_has_none(
+    here: list[str],
+) -> None:
+    config = load_config(SMOKE, [*here[1:], "learner.num_gpus=1", "actors.num_gpus=3"])
+    nodes = [Room("head", 0, 0), Room("worker", 8, 1, gpu_bytes=2**20)]
+    findings, notes = examine(config, {}, nodes)
+    (finding,) = (each for each in findings if each.startswith("the plan of one"))
+    assert finding.startswith("the plan of one learner is")
+    assert "1.0 MiB of node worker's GPU" in finding
+    assert notes == [
+        "memory was not compared for sampler: no node that may hold one has told the size of its "
+        "GPUs"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from buffer.connection import ServerFacts
 from deploy.doctor.bookings import Booking, Room, booking_findings, bookings
-from deploy.doctor.cluster import NodeFacts, cluster_findings
+from deploy.doctor.cluster import NodeFacts, answer, cluster_findings
 from deploy.doctor.hub import cache_folder, hub_findings, hub_ids, is_cached
 from deploy.doctor.redis_server import latents_kept, redis_findings, replay_bytes
 from deploy.run_config import RunConfig, load_config
@@ -52,6 +54,18 @@ def test_a_node_that_does_not_answer_has_no_room_either() -> None:
     findings = told_of(replace(NODE, error="timed out"))
     assert findings[0].startswith("node a does not answer: timed out")
     assert any(finding.startswith("learner.ranks: 0 of 1") for finding in findings[1:])
+
+
+def test_an_answer_of_a_node_holds_the_smallest_of_its_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cards = [SimpleNamespace(total_memory=size * GIB) for size in (80, 24)]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: cards[index])
+    told = NodeFacts("b", cpus=8, gpus=2, **answer(str(tmp_path), "token", "b"))
+    assert (told.torch_gpus, told.room.gpu_bytes) == (2, 24 * GIB)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert answer(str(tmp_path), "token", "b")["gpu_bytes"] == 0
 
 
 def test_a_clock_a_second_off_is_no_finding() -> None:

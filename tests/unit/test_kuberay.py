@@ -258,3 +258,10 @@ def test_every_command_of_the_readme_names_files_that_are_there() -> None:
     )
     assert named
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+def test_what_tries_cost_is_told_and_how_to_have_fewer() -> None:
+    assert f"`backoffLimit: {JOB['backoffLimit']}`" in README
+    for bound in ("backoffLimit", "activeDeadlineSeconds"):
+        assert f"`{bound}" in README
+        assert problems({"kind": "RayJob", "spec": {**JOB, bound: 0}}) == []
