@@ -1,5 +1,6 @@
 """A rank of the learner, where what it is to do does not work."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from deploy.build import LearnerRank
 from deploy.run_config import load_config
 from deploy.run_parts import RunParts
+from deploy.shared_folder import SharedFolder
 
 
 def test_a_rank_that_raises_tells_it_before_it_leaves_the_others(
@@ -23,7 +25,9 @@ def test_a_rank_that_raises_tells_it_before_it_leaves_the_others(
     monkeypatch.setattr("deploy.build_method.build_method", refuse)
     config = load_config("deploy/configs/smoke.yaml", ["name=n", "learner.sample_trace=false"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    rank = LearnerRank(RunParts(config, None, tmp_path), 0, None)  # pyright: ignore
+    (tmp_path / "cluster.json").write_text(json.dumps({"start": "now"}))
+    parts = RunParts(config, None, SharedFolder(tmp_path, "now"))  # pyright: ignore
+    rank = LearnerRank(parts, 0, None)
     with pytest.raises(RuntimeError, match="out of memory"):
         rank.run("127.0.0.1", 1, resume=False)
     assert left == []
