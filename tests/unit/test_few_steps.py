@@ -25,8 +25,8 @@ def noises(count: int) -> list[Tensor]:
 
 
 def network(x: Tensor, t_B: Tensor, *_: object) -> Tensor:
-    """Some function of both, of about unit variance."""
-    return (x * (1 + t_B.to(x.dtype)[:, None, None, None] / 700)).sin() * 1.3
+    """Some function of both, of about unit variance, that does not enlarge what is rounded off."""
+    return (x + t_B.to(x.dtype)[:, None, None, None] / 300).sin() * 1.3
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 8])
@@ -57,7 +57,9 @@ def test_every_ancestral_step_is_diffusers(num_steps: int) -> None:
         expected.append(clean)
     ours = sample_few_steps(network, AncestralChain(SCHEDULE, num_steps), None, first, injected)
     for mine, theirs in zip(ours, expected, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+        # Numbers near 0 are differences of large ones, and as exact as these.
+        size = float(theirs.abs().max())
+        torch.testing.assert_close(mine / size, theirs / size, rtol=0, atol=1e-5)
     torch.testing.assert_close(ours[-1], x, rtol=1e-5, atol=1e-5)
 
 
