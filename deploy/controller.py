@@ -89,10 +89,10 @@ class Controller:
             # Before the folder is made: a name is not used up where there is no cluster.
             self._join_ray()
             self._check_reach()
-            # After it, because Ray installs handlers of its own, which end the process.
-            self._heed_signals()
             self._take_namespace()
             self._folder.open(self._config, resume=self._resume)
+            # Until here a stop ends the process, as Ray's own handlers do: nothing is lost yet.
+            self._heed_signals()
             self._folder.write_cluster(cluster_of_this_process())
         except ValueError as error:
             log.error("%s", error)
@@ -293,7 +293,7 @@ class Controller:
         if not self._resume and replay.counters().issued:
             raise RunFailedError(
                 f"Redis already holds a run named {config.name!r}: continue it with --resume, "
-                "or give this one another name"
+                "give this one another name, or remove it by python -m deploy.erase"
             )
         if gone := replay.shrink():
             log.warning("%d records above the capacity are evicted", gone)

@@ -187,7 +187,7 @@ class RunFolder:
     def checkpointed_cycle(self) -> int | None:
         """Cycles behind the newest checkpoint, less one: the last step whose curves count."""
         found = checkpoint.newest(self.path)
-        return int(found.name) - 1 if found else None
+        return checkpoint.place_of(found)[0] - 1 if found else None
 
     def read_before(self) -> dict[str, float]:
         """The evaluation before training, when an earlier start of the run has made it."""

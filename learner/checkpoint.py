@@ -1,10 +1,11 @@
 """Checkpoints: a folder per learner step, complete or not there.
 
-    checkpoints/00000012/           written as 00000012.partial, renamed when whole
+    checkpoints/00000012/           after so many cycles; written as 00000012.partial, renamed
+                                    when whole
+    checkpoints/00000012-midway/    after the policy steps of the next one, too
         policy/  surrogate/         DeepSpeed's own files: weights, optimizer
-        state.json                  counters, scales, ticket limit, log position; in the middle
-                                    of a cycle what was told of it; size and checksum of
-                                    every other file
+        state.json                  counters, scales, ticket limit, log position; midway what was
+                                    told of the cycle; size and checksum of every other file
 
 The newest whole folder is the one to resume from; nobody needs to be told which. One that a full
 disk or a lost machine has damaged is passed over for the one before it.
@@ -13,6 +14,7 @@ disk or a lost machine has damaged is passed over for the one before it.
 import json
 import logging
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Callable
@@ -22,6 +24,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 FORMAT = 4
 _CHUNK = 2**22
+_NAME = re.compile(r"(\d{8,})(-midway)?")
 
 
 def newest(folder: Path) -> Path | None:
@@ -34,16 +37,27 @@ def newest(folder: Path) -> Path | None:
     return None
 
 
-def numbered(folder: Path, number: int) -> Path:
-    """The checkpoint of that number in a run's folder, unlooked at.
+def place_of(checkpoint: Path) -> tuple[int, bool]:
+    """How many cycles it is after, and whether the policy steps of one more."""
+    found = _NAME.fullmatch(checkpoint.name)
+    assert found is not None, checkpoint
+    return int(found.group(1)), found.group(2) is not None
+
+
+def at(folder: Path, cycles: int, *, midway: bool) -> Path:
+    """The checkpoint of that place in a run's folder, unlooked at.
 
     Raises:
         ValueError: there is none.
     """
-    path = folder / "checkpoints" / f"{number:08d}"
+    path = folder / "checkpoints" / _name(cycles, midway)
     if not path.is_dir():
         raise ValueError(f"there is no checkpoint {path}")
     return path
+
+
+def _name(cycles: int, midway: bool) -> str:
+    return f"{cycles:08d}" + "-midway" * midway
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -67,21 +81,23 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 def write(
     folder: Path,
-    number: int,
+    cycles: int,
     state: dict[str, Any],
     save_parts: Callable[[Path], None],
     *,
+    midway: bool = False,
     rank: int,
     barrier: Callable[[], None],
     keep: int,
 ) -> None:
-    """Writes checkpoint `number`; every rank must call it.
+    """Writes the checkpoint after so many cycles; every rank must call it.
 
     Args:
+        midway: the policy steps of one more cycle are in it.
         save_parts: writes a rank's part into the folder that it is given.
         keep: newest checkpoints that stay.
     """
-    final = folder / "checkpoints" / f"{number:08d}"
+    final = folder / "checkpoints" / _name(cycles, midway)
     partial = final.with_suffix(".partial")
     if rank == 0:
         for left in final.parent.glob("*.partial"):  # by whoever was killed while writing it
@@ -102,7 +118,7 @@ def write(
 
 def _complete(folder: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
-    return sorted((path for path in folder.glob("*") if path.name.isdigit()), key=lambda p: p.name)
+    return sorted((path for path in folder.glob("*") if _NAME.fullmatch(path.name)), key=place_of)
 
 
 def _damage(path: Path) -> str | None:

@@ -55,8 +55,8 @@ class Method(Protocol):
         """After the new version is published: fresh samples, and what is learned from them.
 
         Raises:
-            StoppedError, StallError: in the wait for samples. `state` and `save` still tell what
-                they told after `improve`.
+            StoppedError, StallError: in the wait for samples. `state` and `save` tell the same of
+                what has been learned as after `improve`; seconds and the log's position go on.
         """
         ...
 
@@ -228,15 +228,16 @@ class Trainer:
         if not self._resume:
             return None
         newest = checkpoint.newest(self._folder) if self._rank == 0 else None
-        number = of_first(-1 if newest is None else int(newest.name))
-        if number < 0:
+        cycles, is_midway = (-1, False) if newest is None else checkpoint.place_of(newest)
+        cycles, is_midway = of_first(cycles), bool(of_first(int(is_midway)))
+        if cycles < 0:
             return None
         try:
-            return checkpoint.numbered(self._folder, number)
+            return checkpoint.at(self._folder, cycles, midway=is_midway)
         except ValueError as error:
             raise ValueError(
-                f"rank 0 resumes from checkpoint {number}, and on rank {self._rank}, {error}: the "
-                "run's folder must be on a file system that all nodes share"
+                f"on rank {self._rank}, {error}, from which rank 0 resumes: the run's folder must "
+                "be on a file system that all nodes share"
             ) from error
 
     def _checkpoint(self) -> None:
@@ -249,6 +250,7 @@ class Trainer:
                 self._next_cycle,
                 {"next_cycle": self._next_cycle, **midway, "method": method.state()},
                 method.save,
+                midway=self._is_midway,
                 rank=self._rank,
                 barrier=barrier,
                 keep=self._keep,

@@ -301,8 +301,12 @@ class RewardServer:
 
 
 def _is_lost(reason: str) -> bool:
-    """Whether it tells of an error after which CUDA fails in this process whatever is asked."""
-    return "CUDA error" in reason and "out of memory" not in reason
+    """Whether it tells of an error after which CUDA fails in this process whatever is asked.
+
+    By the decoder, which is here: a reward may pass on what went wrong in another process.
+    """
+    is_here = reason.startswith("not decoded")
+    return is_here and "CUDA error" in reason and "out of memory" not in reason
 
 
 def _cut(records: list[Record], max_images: int) -> Iterator[list[Record]]:

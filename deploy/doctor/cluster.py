@@ -121,7 +121,7 @@ def look_at_cluster(
     try:
         nodes = _ask_nodes(ray, folder)
         rooms = [node.room for node in nodes]
-        far = out_of_reach(config, environ, rooms, socket.gethostname())
+        far = out_of_reach(config, environ, rooms, _head_host(ray))
         found = [*cluster_findings(config, nodes, versions_here(), folder), *filter(None, [far])]
         return found, rooms
     finally:
@@ -138,6 +138,12 @@ def versions_here() -> dict[str, str]:
         with suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found
+
+
+def _head_host(ray: Any) -> str:
+    """Where the driver of a job is; this machine if Ray does not say."""
+    heads = [node for node in ray.nodes() if "node:__internal_head__" in node["Resources"]]
+    return heads[0]["NodeManagerHostname"] if heads else socket.gethostname()
 
 
 def answer(folder: str, token: str, name: str) -> dict[str, Any]:

@@ -212,7 +212,7 @@ class Run:
     def checkpointed(self) -> int:
         """Cycles behind the newest checkpoint; -1 before the first."""
         folder = self.path / "checkpoints"
-        return max((int(p.name) for p in folder.glob("*") if p.name.isdigit()), default=-1)
+        return max((int(p.name[:8]) for p in folder.glob("*") if p.name[:8].isdigit()), default=-1)
 
     def victims(self, kind: str) -> list[psutil.Process]:
         """Living processes of one kind."""

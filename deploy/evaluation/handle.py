@@ -40,17 +40,20 @@ class EvaluatorHandle:
             .remote(config, folder)
         )
         self._asked_at = time.monotonic()
-        ready: Any = self._actor.__ray_ready__  # pyright: ignore  of every actor
-        self._placed: Any = ready.remote()
+        self._placed: Any = self._actor.check_folder.remote()
 
     def check_placed(self) -> None:
         """Nothing while it is at work, or may still find its place.
 
         Raises:
-            RunFailedError: it has none after `limits.stall_s`; a run would end without a result.
+            RunFailedError: it has none after `limits.stall_s`, or the run's folder is not there; a
+                run would end without a result.
         """
-        if self._placed is None or ray.wait([self._placed], timeout=0)[0]:
-            self._placed = None
+        if self._placed is None:
+            return
+        if ray.wait([self._placed], timeout=0)[0]:
+            placed, self._placed = self._placed, None
+            self.result(placed)
         elif time.monotonic() - self._asked_at > self._stall_s:
             raise RunFailedError(
                 f"the evaluator found no place within limits.stall_s of {self._stall_s:g} s: "

@@ -32,13 +32,17 @@ WeightsSource = list[Any] | Path
 class EvaluatorHost:
     """The evaluator inside its actor: takes references to weights, builds itself when asked.
 
-    Every call raises NotSharedError where this node has not got the run's folder.
+    It raises NotSharedError where this node has not got the run's folder, before it builds itself.
     """
 
     def __init__(self, config: RunConfig, folder: SharedFolder) -> None:
         self._config = config
         self._folder = folder
         self._evaluator: Evaluator | None = None
+
+    def check_folder(self) -> None:
+        """Raises NotSharedError where this node has not got the run's folder."""
+        self._folder.check("the evaluator")
 
     def evaluate(self, source: WeightsSource, pictures: Path) -> dict[str, float]:
         """`Evaluator.evaluate` of these weights."""
@@ -72,7 +76,7 @@ class EvaluatorHost:
 
     def _get(self) -> Evaluator:
         if self._evaluator is None:
-            self._folder.check("the evaluator")
+            self.check_folder()
             from deploy.evaluation.evaluator import Evaluator
 
             self._evaluator = Evaluator(self._config, pooled_rewards(self._config))

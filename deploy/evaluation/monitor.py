@@ -53,7 +53,7 @@ class Monitor:
 
     Args:
         board: handle of the `PolicyBoard`.
-        stop: asks the learner to end after the cycle in hand.
+        stop: asks the learner to end after the policy's steps in hand.
         resume: an earlier start of the run has noted the first evaluation, if it is there.
 
     Attributes:
@@ -127,7 +127,7 @@ class Monitor:
             )
         if self.stopped_early is not None and not self._stop_asked:
             self._stop_asked = True
-            log.info("stopping after the cycle in hand: %s", self.stopped_early)
+            log.info("stopping after the policy's steps in hand: %s", self.stopped_early)
             self._stop()
 
     def rows(self) -> list[dict[str, Any]]:

@@ -75,7 +75,7 @@ def held_out_falls(
 def kl_above(history: Sequence[Measured], *, nats: float) -> str | None:
     """Fires when the newest KL to the untouched policy is above `nats`.
 
-    Between two evaluations the KL may have been higher, and the cycle in hand is still ended.
+    Between two evaluations the KL may have been higher, and the steps in hand are still taken.
     """
     kl = history[-1].metrics.get("kl_nats") if history else None
     if kl is None or kl <= nats:

@@ -19,7 +19,8 @@ ARCHIVE_FILE = "runs.tar.xz"
 def write_archive(cells: Iterable[Cell], path: Path) -> None:
     """Settings, curves and summary of those that are finished, a folder each; the same runs are
     the same bytes. Weights and pictures stay where they are."""
-    with tarfile.open(path, "w:xz") as archive:
+    partial = path.with_name(f"{path.name}.partial")
+    with tarfile.open(partial, "w:xz") as archive:
         for cell in cells:
             if cell.summary is None:
                 continue
@@ -30,6 +31,7 @@ def write_archive(cells: Iterable[Cell], path: Path) -> None:
                 file = cell.folder / name
                 if file.is_file():
                     _add(archive, f"{cell.config.name}/{name}", file.read_bytes())
+    partial.replace(path)
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -1,5 +1,6 @@
 """The whole pipeline of a `model` section, as diffusers runs it and a user would have it."""
 
+import json
 from typing import Any
 
 import torch
@@ -8,6 +9,8 @@ from diffusers import DiffusionPipeline, EulerAncestralDiscreteScheduler, LCMSch
 from learner.model_settings import Model
 from learner.policy.components import PipelineFolder
 from learner.policy.sources import variant_of
+
+_UNNEEDED = ("safety_checker", "feature_extractor", "image_encoder")
 
 
 def whole_pipeline(model: Model) -> Any:
@@ -25,6 +28,11 @@ def whole_pipeline(model: Model) -> Any:
         parts["unet"] = folder.unet()
     if model.vae is not None:
         parts["vae"] = folder.vae()
+    index = json.loads((folder.path / "model_index.json").read_text())
+    # Of a hub id nothing is downloaded that no picture needs.
+    parts |= {
+        name: None for name in _UNNEEDED if name in index and not (folder.path / name).is_dir()
+    }
     pipeline: Any = DiffusionPipeline.from_pretrained(
         folder.path,
         torch_dtype=torch.float32,

@@ -69,7 +69,7 @@ def run(pipelines: Pipelines, environ: dict[str, str], runs: Path) -> Interrupte
     stopped_status = runner.wait(150)
     left_over = [" ".join(each.cmdline()) for each in family if each.is_running()]
     stopped = json.loads((folder / "summary.json").read_text())
-    cycles = max(int(path.name) for path in (folder / "checkpoints").iterdir()) + MORE_CYCLES
+    cycles = max(int(path.name[:8]) for path in (folder / "checkpoints").iterdir()) + MORE_CYCLES
     resumed_status = start("--resume", f"method.cycles={cycles}").wait(400)
     return Interrupted(
         folder,

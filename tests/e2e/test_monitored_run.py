@@ -52,7 +52,7 @@ def resumed(run_job: Callable[..., Ended]) -> tuple[dict[str, Any], Ended]:
     told = evaluations(first)
     weights = first.folder / "kept" / f"cycle-{told['best']:06d}.safetensors"
     told["weights"] = weights.read_bytes() if told["best"] else None
-    cycles = max(int(path.name) for path in (first.folder / "checkpoints").iterdir()) + 2
+    cycles = max(int(path.name[:8]) for path in (first.folder / "checkpoints").iterdir()) + 2
     again = run_job(
         "resumed", *settings, f"method.cycles={cycles}", job="resumed-again", resume=True
     )
@@ -77,7 +77,9 @@ def test_the_rule_ends_the_run_long_before_its_last_cycle(overdone: Ended) -> No
     assert summary["status"] == "finished"
     assert summary["stopped_early"].startswith("dark_2step was ")
     assert max(point["step"] for point in overdone.points) < MANY - 1
-    assert f"stopping after the cycle in hand: {summary['stopped_early']}" in overdone.output
+    assert (
+        f"stopping after the policy's steps in hand: {summary['stopped_early']}" in overdone.output
+    )
 
 
 def test_the_score_has_fallen_while_the_reward_rose(overdone: Ended) -> None:

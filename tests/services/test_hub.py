@@ -1,6 +1,8 @@
 """A model by its hub id: downloaded by the hub's own client, what is read of it, and once."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path, PurePosixPath
@@ -9,7 +11,9 @@ import pytest
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+from learner.model_settings import Model
 from learner.policy.components import PipelineFolder
+from learner.policy.whole import whole_pipeline
 from tests.services.hub_server import model_hub
 from tests.tiny_sdxl import save_sdxl
 
@@ -114,6 +118,29 @@ def _read_of(pipeline: Path) -> set[str]:
         and file.suffix in (".json", ".txt", ".safetensors")
         and not any(word in file.name for word in ("fp16", "non_ema"))
     }
+
+
+def test_what_a_pipeline_names_and_no_picture_needs_may_be_missing(
+    hub: Path, tmp_path: Path, pipelines: Path
+) -> None:
+    """As Stable Diffusion 1.5 names a safety checker, which is larger than its text encoder."""
+    there = hub / "someone" / "sd15"
+    shutil.copytree(pipelines / "base", there)
+    index = json.loads((there / "model_index.json").read_text())
+    index |= {
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+    }
+    (there / "model_index.json").write_text(json.dumps(index))
+    for part in ("safety_checker", "feature_extractor"):
+        (there / part).mkdir()
+        (there / part / "config.json").write_text("{}")
+    with model_hub(hub) as (address, _):
+        found = found_by(find(address, tmp_path / "home", "someone/sd15"))
+    assert not (found / "safety_checker").exists()
+    pipeline = whole_pipeline(Model(path=str(found), num_steps=50))
+    assert pipeline.safety_checker is None
+    assert same_weights(pipeline.unet, PipelineFolder(there).unet())
 
 
 def test_weights_that_are_there_in_half_precision_alone_are_read(hub: Path, tmp_path: Path) -> None:

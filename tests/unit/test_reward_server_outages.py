@@ -175,22 +175,36 @@ def test_a_reward_that_stays_down_ends_the_server_with_its_reason() -> None:
 
 
 def test_a_gpu_that_is_lost_to_the_process_ends_it_at_once_and_costs_no_record() -> None:
-    lost: list[bool] = []
+    decoded: list[int] = []
 
-    def act(images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        if lost or "prompt 3" in prompts:
-            lost.append(True)
+    def decode_some(latents_BCHW: np.ndarray) -> np.ndarray:
+        decoded.append(len(latents_BCHW))
+        if len(decoded) > 3:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
-        return Brightness().score(images, prompts)
+        return decode(latents_BCHW)
 
     replay = FakeReplay([record(i, scored=(0,)) for i in range(9)])
     settings = replace(FAST, max_batch=1, outage_s=600)
-    server = RewardServer(replay, decode, {"gpu": Doing(act)}, owner="r-0", settings=settings)
-    with pytest.raises(RewardDownError, match="a new process is needed: gpu: RuntimeError: CUDA"):
+    rewards = {"brightness": Brightness()}
+    server = RewardServer(replay, decode_some, rewards, owner="r-0", settings=settings)
+    with pytest.raises(RewardDownError, match="a new process is needed: not decoded: RuntimeError"):
         server.run()
     assert sorted(replay.committed) == ids(range(3))
     assert replay.failed == {}
     assert len(replay.waiting) == 6
+
+
+def test_a_gpu_of_another_process_is_waited_for() -> None:
+    down = iter([False, True, True])
+
+    def ask(images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        if next(down, False):
+            raise RuntimeError("the service said: CUDA error: an illegal memory access")
+        return Brightness().score(images, prompts)
+
+    replay = FakeReplay([record(i, scored=(0,)) for i in range(3)], attempts=3)
+    serve(replay, {"service": Doing(ask)}, replace(FAST, max_batch=1, outage_s=600))
+    assert sorted(replay.committed) == ids(range(3))
 
 
 def test_a_reward_that_never_worked_is_not_waited_for() -> None:

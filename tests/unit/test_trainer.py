@@ -189,18 +189,20 @@ def test_another_rank_resumes_from_what_the_first_has_chosen(
     first.then["wait", 2] = stop
     assert not first.run()
     asked: list[int] = []
-    chosen = 2
+    chosen = {-1: 2, 0: 1}  # after two cycles and, midway, the steps of one more
 
     def of_first(number: int) -> int:
         asked.append(number)
-        return chosen
+        return chosen[number]
 
     monkeypatch.setattr("learner.trainer.of_first", of_first)
     second = Life(tmp_path, resume=True, rank=1)
     second.then["wait", 3] = stop
     assert not second.run()
     assert second.method.improved == [3]
-    assert asked == [-1]  # it looks for none itself
-    chosen = 4
-    with pytest.raises(ValueError, match=r"rank 0 resumes from checkpoint 4, and on rank 1, there"):
+    assert asked == [-1, 0]  # it looks for none itself
+    chosen[-1] = 4
+    with pytest.raises(
+        ValueError, match=r"on rank 1, there is no checkpoint .*00000004-midway, fr"
+    ):
         Life(tmp_path, resume=True, rank=1).run()
