@@ -50,6 +50,7 @@ from deploy.profile import Profile
 from deploy.ranks import Ranks, RunFailedError, on_nodes
 from deploy.replay_servers import (
     ReplayServerHost,
+    instead_of_old_run,
     out_of_reach,
     replay_settings,
     server_folders,
@@ -292,8 +293,8 @@ class Controller:
         stack.callback(replay.close)
         if not self._resume and replay.counters().issued:
             raise RunFailedError(
-                f"Redis already holds a run named {config.name!r}: continue it with --resume, "
-                "give this one another name, or remove it by python -m deploy.erase"
+                f"Redis already holds records of a run named {config.name!r}: "
+                + instead_of_old_run(config.name)
             )
         if gone := replay.shrink():
             log.warning("%d records above the capacity are evicted", gone)

@@ -49,6 +49,7 @@ class Estimate:
         self._preparing = False
 
     def update(self, snapshot: Snapshot) -> None:
+        """Takes in how it stands now."""
         now = self._clock()
         samples, cycle = _number(snapshot.get("samples")), _number(snapshot.get("cycle"))
         if samples is not None:

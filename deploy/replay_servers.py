@@ -100,10 +100,17 @@ def refuse_old_run(config: RunConfig, urls: str) -> None:
             held += int(found or 0)
     if held:
         raise ValueError(
-            f"there are {held:,} records of a run named {config.name!r} already: continue that one "
-            "with --resume, give this one another name, or remove them by python -m deploy.erase "
-            f"{config.name}"
+            f"there are {held:,} records of a run named {config.name!r} already: "
+            + instead_of_old_run(config.name)
         )
+
+
+def instead_of_old_run(name: str) -> str:
+    """What to do where servers hold records of a run of this name."""
+    return (
+        "continue that one with --resume, give this one another name, or remove them by python -m "
+        f"deploy.erase {name}"
+    )
 
 
 class ReplayServerHost:

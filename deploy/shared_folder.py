@@ -65,4 +65,5 @@ class SharedFolder:
             return "no such file"
         except (OSError, ValueError) as error:  # it may be half written
             return f"an unreadable file ({type(error).__name__})"
-        return None if told.get(START_KEY) == self.start else "that of another start"
+        is_word = isinstance(told, dict) and told.get(START_KEY) == self.start
+        return None if is_word else "that of another start"

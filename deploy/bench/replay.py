@@ -155,6 +155,7 @@ class Bench(contextlib.ExitStack):
 
     def _insert(self, item: Item, clients: int) -> Callable[[str], Callable[[], object]]:
         def prepare(store: str) -> Callable[[], object]:
+            """An empty store, and so many processes that fill it."""
             self._clear(store)
             share = item.stored // clients
             return self._told(
@@ -171,6 +172,7 @@ class Bench(contextlib.ExitStack):
         self, item: Item, clients: int, table: str, slots: Sequence[int], drawn: int
     ) -> Callable[[str], Callable[[], object]]:
         def prepare(store: str) -> Callable[[], object]:
+            """Processes that each draw their share from a store that is full."""
             order = {
                 "do": "sample",
                 "items": item.stored,

@@ -81,6 +81,7 @@ class Fleetune:
         latents = itertools.cycle(items)
 
         def insert() -> None:
+            """Whole groups, each under its ticket, then all their scores."""
             put: list[str] = []
             for _ in range(len(items) // GROUP):
                 ticket = self._replay.lease_ticket("bench", lease_s=60.0)
@@ -146,6 +147,7 @@ class Redis:
         """A hash each, with a field for every latent."""
 
         def insert() -> None:
+            """Some at a time, in one round trip."""
             for start in range(0, len(items), GROUP):
                 pipe = self._client.pipeline(transaction=False)
                 for i, item in enumerate(items[start : start + GROUP], start=first + start):
@@ -238,6 +240,7 @@ class Reverb:
         """An item each, with its priority in the table that is named."""
 
         def insert() -> None:
+            """One after the other, in one stream."""
             with self._client.trajectory_writer(num_keep_alive_refs=1) as writer:
                 for i, item in enumerate(items, start=first):
                     writer.append({"latents": item})

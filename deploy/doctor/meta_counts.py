@@ -91,6 +91,7 @@ class _Saved:
         return {**self._known, **self._seen}
 
     def hold(self, tensor: Tensor) -> Tensor:
+        """Counts a tensor's storage, once, as kept for the backward pass."""
         storage = tensor.untyped_storage()
         address = storage._cdata
         if address in self._seen or address in self._known:

@@ -117,6 +117,7 @@ def train_base(steps: int, batch: int = 64) -> None:
     generator = torch.Generator().manual_seed(4)
 
     def loss_of(step: int) -> Tensor:
+        """The noise's squared error of a batch that is drawn anew."""
         rows = torch.randint(len(latents), (batch,), generator=generator)
         t_B = torch.randint(1000, (batch,), generator=generator)
         noise = torch.randn(batch, *latents.shape[1:], generator=generator)
@@ -167,6 +168,7 @@ def distil(
     embedding_dim = student.config.time_cond_proj_dim
 
     def loss_of(step: int) -> Tensor:
+        """The distance of a step of the student from where the teacher's leads."""
         rows = torch.randint(len(latents), (batch,), generator=generator)
         start_B, end_B = distillation_times(torch.randint(50, (batch,), generator=generator))
         noise = torch.randn(batch, *latents.shape[1:], generator=generator)

@@ -70,6 +70,7 @@ def train_text(steps: int, batch: int = 256) -> None:
         )
 
     def save(step: int) -> None:
+        """Tells how many things of held-out scenes are read right, and writes the encoder."""
         scenes = [draw_scene(rng, held_out=True) for _ in range(1000)]
         with torch.no_grad():
             colour, shape = logits(scenes)

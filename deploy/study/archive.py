@@ -22,10 +22,10 @@ def write_archive(cells: Iterable[Cell], path: Path) -> None:
     partial = path.with_name(f"{path.name}.partial")
     with tarfile.open(partial, "w:xz") as archive:
         for cell in cells:
-            if cell.summary is None:
+            if (told := cell.summary) is None:
                 continue
             # It says where the run's weights lie, which are not here.
-            summary = json.dumps({**cell.summary, "exported": None}, indent=2).encode()
+            summary = json.dumps({**told, "exported": None}, indent=2).encode()
             _add(archive, f"{cell.config.name}/{SUMMARY_FILE}", summary)
             for name in (CONFIG_FILE, BEFORE_FILE, METRICS_FILE):
                 file = cell.folder / name

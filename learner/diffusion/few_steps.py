@@ -128,6 +128,7 @@ class AncestralChain(FewStepChain):
         return predict_x0(x, eps, t_B, self.schedule)
 
     def after(self, x: Tensor, clean: Tensor, step_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean, and deviation by row, of the latent that the next call gets."""
         t_B, next_t_B = self.times(step_B)
         alpha, sigma = self.schedule.alpha_sigma(t_B, x)
         next_alpha, next_sigma = self.schedule.alpha_sigma(next_t_B, x)

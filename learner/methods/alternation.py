@@ -182,6 +182,7 @@ class Alternating:
         return self._average.arrays()
 
     def save(self, folder: Path) -> None:
+        """Weights and optimizers; of the average and the method's own, rank 0 alone."""
         self._policy_engine.save(folder / "policy", {})
         if self._surrogate is not None:
             self._surrogate.save(folder, first=self._seat.is_first)
@@ -191,6 +192,7 @@ class Alternating:
                 self._average.save(folder / _AVERAGE_FILE)
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
+        """Takes over what `save` and `state` have told."""
         self._policy_engine.load(folder / "policy")
         self._steps.load(folder, state["policy"])
         if self._surrogate is not None:
@@ -212,6 +214,7 @@ class Alternating:
             self.cycles = self.cycles if self._groups.affords(following) else rounds
 
     def state(self) -> dict[str, Any]:
+        """What of it fits JSON."""
         return {
             "policy": self._steps.state(),
             "surrogate": None if self._surrogate is None else self._surrogate.state(),

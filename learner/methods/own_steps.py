@@ -149,6 +149,7 @@ def every_step(settings: Ppo) -> MakePlan:
     def plan(
         groups: ScoredGroups, tickets: Sequence[int], slots: int, rng: Generator, seat: Seat
     ) -> Plan:
+        """Every slot of every trajectory, in batches without repetition."""
         advantage_GN = advantages(
             groups.rewards(tickets)[:, :, -1],
             baseline=settings.baseline,
@@ -173,6 +174,7 @@ def steps_of_pairs(settings: Pso) -> MakePlan:
     def plan(
         groups: ScoredGroups, tickets: Sequence[int], slots: int, rng: Generator, seat: Seat
     ) -> Plan:
+        """Slots of the pairs whose rewards differ."""
         best_G, worst_G, differ_G = best_and_worst(groups.rewards(tickets)[:, :, -1])
         told = groups_that_differ(differ_G)
         members = groups.source.group_size

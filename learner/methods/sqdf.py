@@ -97,6 +97,7 @@ def clean_by_ddim(reference: NoiseModel, chain: Chain, num_calls: int) -> Clean:
     """
 
     def clean(x_prev: Tensor, step_B: Tensor) -> Tensor:
+        """The clean latent that so many calls from here lead to."""
         schedule, x = chain.schedule, x_prev
         grid = torch.tensor([*ddim_timesteps(chain.num_steps, schedule.num_train_timesteps), 0])
         share_S = torch.linspace(0, 1, num_calls + 1, dtype=torch.float64)

@@ -43,6 +43,7 @@ class Denoiser(nn.Module):
     def forward(
         self, x: Tensor, t_B: Tensor, text: Text, guidance_BE: Tensor | None = None
     ) -> Tensor:
+        """ε [B, C, H, W], in the type of x."""
         with computing_in(self.precision, x.device):
             predicted = self.unet(
                 x,
