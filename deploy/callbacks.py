@@ -17,9 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from deploy.curves import Point
-from deploy.run_config import RunConfig
-from deploy.run_files import AFTER, BEFORE, EVALUATION_PHASE, LAST, cycle_name, pictures_file
+from deploy.run.curves import Point
+from deploy.run.files import AFTER, BEFORE, EVALUATION_PHASE, LAST, cycle_name, pictures_file
+from deploy.settings.run_config import RunConfig
 from reward_servers.registry import class_of
 
 log = logging.getLogger(__name__)
@@ -203,7 +203,7 @@ def callbacks_of(config: RunConfig, folder: Path) -> Callbacks:
         name = f"{each.kind} ({number})" if repeated else each.kind
         callers.append(Caller(name, partial(_made, each.kind, each.args)))
     if (wandb := config.logging.wandb) is not None:
-        from deploy.wandb_logger import WandbLogger
+        from deploy.run.wandb_logger import WandbLogger
 
         # Its network may be away for good: that is told once.
         callers.append(Caller("wandb", partial(WandbLogger, wandb), patience=1))

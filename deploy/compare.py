@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deploy.run_files import SUMMARY_FILE
+from deploy.run.files import SUMMARY_FILE
 
 _COSTS = {"wall_s": "s", "peak_rss_mb": "MB", "reward_queries": "reward queries"}
 

@@ -39,12 +39,12 @@ from torch import Tensor
 
 from actors.prompts import seed_of
 from deploy.compare import half_interval
-from deploy.config_problems import ConfigError
 from deploy.diagnosis import DIAGNOSIS_FILE, Diagnosed, described
 from deploy.markdown import markdown
-from deploy.policy_build import device_of
-from deploy.prompt_sources import prompt_set
-from deploy.run_config import RunConfig, load_config
+from deploy.run.policy_build import device_of
+from deploy.settings.problems import ConfigError
+from deploy.settings.prompt_sources import prompt_set
+from deploy.settings.run_config import RunConfig, load_config
 from learner.diagnostics import (
     Call,
     MeanVector,

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from deploy.report.data import versions
-from deploy.run_config import RunConfig
-from learner.settings import Section
+from deploy.settings.run_config import RunConfig
+from learner.settings.types import Section
 
 DIAGNOSIS_FILE = "diagnosis.json"
 

@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deploy.job_log import set_up
 from deploy.report.card import Form, write_card
-from deploy.run_config import config_from_json
-from deploy.run_files import CONFIG_FILE, SUMMARY_FILE
+from deploy.run.files import CONFIG_FILE, SUMMARY_FILE
+from deploy.run.job_log import set_up
 from deploy.sample import Source, find_source, load
+from deploy.settings.run_config import config_from_json
 
 _USAGE_ERROR = 2
 

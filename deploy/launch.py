@@ -15,12 +15,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from deploy.config_problems import ConfigError
-from deploy.job_log import set_up
-from deploy.leaving import leave
-from deploy.plan import check_environment, describe, has_begun
-from deploy.run_config import load_config
-from deploy.settings_table import schema_table
+from deploy.run.job_log import set_up
+from deploy.run.leaving import leave
+from deploy.run.plan import check_environment, describe, has_begun
+from deploy.settings.problems import ConfigError
+from deploy.settings.run_config import load_config
+from deploy.settings.table import schema_table
 
 log = logging.getLogger(__name__)
 _USAGE_ERROR = 2
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.check:
         sys.stdout.write(describe(config) + "\n")
         return 0
-    from deploy.controller import Controller
+    from deploy.run.controller import Controller
 
     return Controller(config, os.environ, resume=resume).run()
 

@@ -22,8 +22,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from deploy.config_problems import ConfigError
 from deploy.local_head import JOB_STOP_WAIT_S, HeadError, LocalHead, end_process, start_child
+from deploy.settings.problems import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -108,8 +108,8 @@ def _checked(options: argparse.Namespace) -> tuple[Path, dict[str, str]] | None:
 
     The job looks again. Here it is only to report an error before seconds are spent on Ray.
     """
-    from deploy.plan import check_environment
-    from deploy.run_config import load_config
+    from deploy.run.plan import check_environment
+    from deploy.settings.run_config import load_config
 
     try:
         config = load_config(options.config, [*_name(options), *options.overrides])

@@ -18,8 +18,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from deploy.progress import STARTING
-from deploy.run_files import PROFILE_FILE
+from deploy.run.files import PROFILE_FILE
+from deploy.run.progress import STARTING
 
 _WRITE_EVERY_S = 5.0
 _USAGE_ERROR = 2

@@ -24,9 +24,9 @@ from buffer.errors import ReplayError
 from buffer.records import Quarantined, parse_record_id
 from buffer.replay import Replay
 from buffer.sharded_replay import connect_replay
-from deploy.replay_servers import replay_settings, server_folders
-from deploy.run_config import config_from_json
-from deploy.run_files import CONFIG_FILE
+from deploy.run.files import CONFIG_FILE
+from deploy.run.replay_servers import replay_settings, server_folders
+from deploy.settings.run_config import config_from_json
 
 _MOST = 10_000
 

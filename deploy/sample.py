@@ -19,11 +19,11 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from actors.prompt_sets import load_text
-from deploy.config_problems import ConfigError
-from deploy.job_log import set_up
-from deploy.run_config import config_from_json
-from deploy.run_files import CONFIG_FILE
-from learner.model_settings import Model
+from deploy.run.files import CONFIG_FILE
+from deploy.run.job_log import set_up
+from deploy.settings.problems import ConfigError
+from deploy.settings.run_config import config_from_json
+from learner.settings.model import Model
 
 _USAGE_ERROR = 2
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from learner.policy.text import Text
 from learner.preference import pessimistic
-from learner.settings import Surrogate
+from learner.settings.surrogate import Surrogate
 
 
 def optimistic(scores_BK: Tensor) -> Tensor:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from buffer.sampling import fresh_first, prioritised, rank_priority, uniform
 from learner.diffusion.strata import Strata
-from learner.draft_settings import Draft
 from learner.groups import ScoredGroups
-from learner.sqdf_settings import Sqdf, StateDraw
+from learner.settings.draft import Draft
+from learner.settings.sqdf import Sqdf, StateDraw
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from learner.policy.precision import computing_in
 from learner.policy.text import Text
-from learner.settings import Precision
+from learner.settings.types import Precision
 
 Backbone = Literal["unet_encoder", "unet", "conv"]
 

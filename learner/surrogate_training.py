@@ -27,7 +27,7 @@ from learner.preference import (
     pessimistic,
     regression_loss,
 )
-from learner.settings import Surrogate
+from learner.settings.surrogate import Surrogate
 
 
 @dataclass(frozen=True)

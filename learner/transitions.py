@@ -19,7 +19,7 @@ from buffer.replay import Replay
 from learner.diffusion.few_steps import FewStepChain
 from learner.diffusion.noise import INITIAL_NOISE, member_noise
 from learner.diffusion.strata import Strata
-from learner.on_policy_settings import OnPolicy
+from learner.settings.on_policy import OnPolicy
 
 
 @dataclass(frozen=True)

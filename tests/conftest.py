@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from deploy.drills.tiny import save_tiny_pipelines
-from deploy.leaving import leave
+from deploy.run.leaving import leave
 
 # A machine with GPUs gives the figures of one without: GPUs are for `deploy.bench.gpu`.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""

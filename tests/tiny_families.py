@@ -17,8 +17,8 @@ from diffusers import (
 
 from deploy.drills.tiny import save_tiny_pipelines
 from deploy.shapes.models import new_scheduler
-from learner.model_settings import Model
 from learner.policy.trainable import make_trainable, save_for_diffusers
+from learner.settings.model import Model
 from tests.tiny_sdxl import new_unet_xl, save_sdxl
 
 FLOAT = torch.float32

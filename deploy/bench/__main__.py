@@ -20,7 +20,7 @@ from typing import Any
 
 from deploy.bench import results
 from deploy.bench.timing import Row, Work, measure
-from deploy.job_log import set_up
+from deploy.run.job_log import set_up
 
 # Not __name__, which is __main__ here.
 log = logging.getLogger("deploy.bench")

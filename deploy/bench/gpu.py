@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from deploy.doctor.units import in_bytes, in_flops
-from deploy.job_log import set_up
-from deploy.run_config import RunConfig, load_config
+from deploy.run.job_log import set_up
+from deploy.settings.run_config import RunConfig, load_config
 
 # Not __name__, which is __main__ here.
 log = logging.getLogger("deploy.bench.gpu")
@@ -121,7 +121,7 @@ def _doubled(most: int) -> Iterator[int]:
 
 def _local_lora(config: RunConfig, folder: Path) -> list[str]:
     """A folder in place of an LCM-LoRA that would be downloaded."""
-    from learner.sqdf_settings import Sqdf
+    from learner.settings.sqdf import Sqdf
 
     method = config.method
     if not isinstance(method, Sqdf) or method.clean.lora is None:

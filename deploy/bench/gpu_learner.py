@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from deploy.bench.random_parts import RandomAesthetic, RandomPipeline
-from deploy.run_config import RunConfig
+from deploy.settings.run_config import RunConfig
 from learner.diffusion.chain import Chain
 from learner.engine import Engine
 from learner.exploration import Climb
@@ -25,8 +25,8 @@ from learner.methods.sqdf_policy import SqdfPolicy
 from learner.policy.denoiser import Denoiser
 from learner.policy.views import policy_over, with_lora
 from learner.seat import Seat
-from learner.settings import Lasro
-from learner.sqdf_settings import Sqdf
+from learner.settings.lasro import Lasro
+from learner.settings.sqdf import Sqdf
 from learner.states import StateBatch
 from learner.surrogate import new_surrogate
 from learner.surrogate_training import SurrogateTrainer

@@ -21,7 +21,7 @@ from deploy.bench.gpu_stages import STAGES, Stage
 from deploy.bench.timing import Row, spread
 from deploy.doctor.meta_networks import Networks
 from deploy.doctor.size_plan import size_plan
-from deploy.run_config import RunConfig, load_config
+from deploy.settings.run_config import RunConfig, load_config
 from reward_servers.base import reason_of
 
 log = logging.getLogger(__name__)

@@ -11,11 +11,12 @@ from actors.rollout import Group
 from deploy.bench.random_parts import RandomPipeline
 from deploy.doctor.flop_plan import POLICY_PARTS
 from deploy.doctor.size_rows import surrogate_rows
-from deploy.policy_build import policy_of
-from deploy.run_config import RunConfig
+from deploy.run.policy_build import policy_of
+from deploy.settings.run_config import RunConfig
 from learner.policy.components import decode_latents
 from learner.policy.precision import computes_bf16
-from learner.settings import Lasro, Precision
+from learner.settings.lasro import Lasro
+from learner.settings.types import Precision
 
 Call = Callable[[], object]
 Plan = dict[str, Any]

@@ -16,14 +16,14 @@ from buffer.embedded import EmbeddedServer
 from buffer.records import Record, Scores, record_id
 from buffer.redis_replay import RedisReplay, ReplaySettings
 from deploy.bench.timing import Row, spread
-from deploy.run_config import RunConfig, load_config
+from deploy.settings.run_config import RunConfig, load_config
 from learner.engine import join_ranks, leave_ranks
 from learner.groups import GroupSource
 from learner.methods.alternation import Alternating
 from learner.methods.lasro_build import build_lasro
 from learner.policy.components import PipelineFolder
 from learner.seat import Seat
-from learner.settings import Lasro
+from learner.settings.lasro import Lasro
 
 _PRESET = Path(__file__).resolve().parent.parent / "configs" / "shapes-lasro.yaml"
 

@@ -28,9 +28,9 @@ from deploy.doctor.meta_networks import (
     vae_of,
     with_consistency,
 )
-from learner.model_settings import Model
 from learner.policy.components import Attention, PipelineFolder
 from learner.policy.text import PromptEncoder
+from learner.settings.model import Model
 from reward_servers.clip import ClipFeatures
 
 _SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

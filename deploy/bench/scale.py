@@ -39,7 +39,7 @@ from deploy.bench.scale_costs import SERVING, costs, lease_cost
 from deploy.bench.scale_fleet import LOOK_EVERY_S, by_actor_ms, look_costs
 from deploy.bench.scale_samplers import rate
 from deploy.bench.timing import Row, spread
-from deploy.job_log import set_up
+from deploy.run.job_log import set_up
 
 # Not __name__, which is __main__ here.
 log = logging.getLogger("deploy.bench.scale")

@@ -1,7 +1,7 @@
 """What a run's driver spends on looking after its fleet, by the number of actors.
 
-Actors that do nothing but answer, under a local Ray of its own; the driver looks at them as
-`deploy.supervise` does, twice a second. Counted is all processor time of this process, Ray's own
+Actors that do nothing but answer, under a local Ray of its own; the driver looks at them twice a
+second, as `deploy.run.supervise` does. Counted is all processor time of this process, Ray's own
 threads included.
 """
 

@@ -28,8 +28,8 @@ from torch import Tensor
 from actors.sampling import sample_ddpm
 from buffer.embedded import EmbeddedServer
 from deploy.bench.sqdf_stores import CAPACITY, Files, Slices, Store
-from deploy.prompt_sources import prompt_list
-from deploy.run_config import RunConfig, load_config
+from deploy.settings.prompt_sources import prompt_list
+from deploy.settings.run_config import RunConfig, load_config
 from learner.diffusion.chain import Chain
 from learner.diffusion.ddim import gaussian_kl
 from learner.diffusion.noise import group_noise
@@ -40,7 +40,7 @@ from learner.policy.denoiser import Denoiser
 from learner.policy.text import Text
 from learner.policy.trainable import make_policy_trainable, trainable_arrays
 from learner.policy.views import SamplingPolicy, policy_over, with_lora
-from learner.sqdf_settings import Sqdf
+from learner.settings.sqdf import Sqdf
 from reward_servers.registry import build_reward
 
 PRESET = Path(__file__).resolve().parent.parent / "configs" / "shapes-sqdf-aesthetic.yaml"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.bench.timing import Row, spread
-from deploy.run_files import SUMMARY_FILE
+from deploy.run.files import SUMMARY_FILE
 
 
 def shares(folder: Path) -> list[Row]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from deploy.run_config import RunConfig
+from deploy.settings.run_config import RunConfig
 
 _ROUNDING = 1e-6
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from deploy.doctor.bookings import Room, booking_findings, bookings
 from deploy.doctor.gpu_memory import smallest_gpu_bytes
-from deploy.replay_servers import out_of_reach
-from deploy.run_config import RunConfig
+from deploy.run.replay_servers import out_of_reach
+from deploy.settings.run_config import RunConfig
 
 PACKAGES = ("fleetune", "torch", "ray", "diffusers", "transformers", "deepspeed")
 _MOST_SKEW_S = 2.0

@@ -47,8 +47,8 @@ from deploy.doctor.gpu_memory import (
     smallest_gpu_bytes,
 )
 from deploy.doctor.units import in_bytes, in_flops
-from deploy.plan import check_environment
-from deploy.run_config import RunConfig, load_config
+from deploy.run.plan import check_environment
+from deploy.settings.run_config import RunConfig, load_config
 
 _PACKAGE = "fleetune"
 _LEAST_FREE_BYTES = 5 * 2**30

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from deploy.doctor.meta_counts import computed_again, flops_of
 from deploy.doctor.meta_networks import Networks
 from deploy.doctor.size_rows import GraphRows, graph_rows, is_guided
-from deploy.run_config import RunConfig
-from learner.sqdf_settings import Sqdf
+from deploy.settings.run_config import RunConfig
+from learner.settings.sqdf import Sqdf
 
 POLICY_PARTS = ("policy", "untracked", "frozen", "reward")
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from deploy.doctor.bookings import Booking, Room
 from deploy.doctor.units import in_bytes
-from deploy.run_config import RunConfig
-from learner.settings import MicroBatched
+from deploy.settings.run_config import RunConfig
+from learner.settings.cycles import MicroBatched
 
 _PLANS = {
     "actors": "sampler",

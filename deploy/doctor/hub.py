@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from deploy.model_checks import is_hub_id
-from deploy.run_config import RunConfig
-from learner.sqdf_settings import Sqdf
+from deploy.run.model_checks import is_hub_id
+from deploy.settings.run_config import RunConfig
+from learner.settings.sqdf import Sqdf
 from reward_servers.registry import default_args
 
 _TRUE = {"1", "on", "true", "yes"}

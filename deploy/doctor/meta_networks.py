@@ -19,16 +19,16 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from deploy.run_config import RunConfig
-from learner.likelihood_settings import Gors
-from learner.model_settings import Model
+from deploy.settings.run_config import RunConfig
 from learner.policy.components import Attention, decode_images
 from learner.policy.denoiser import Denoiser, guidance_rows
 from learner.policy.text import Text
 from learner.policy.trainable import make_trainable
 from learner.policy.views import policy_over, shared_view
-from learner.settings import Lasro
-from learner.sqdf_settings import Sqdf
+from learner.settings.lasro import Lasro
+from learner.settings.likelihood import Gors
+from learner.settings.model import Model
+from learner.settings.sqdf import Sqdf
 from learner.surrogate import new_surrogate
 
 Device = torch.device | str

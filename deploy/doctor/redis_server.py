@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from buffer.connection import ServerFacts
 from buffer.urls import masked, urls_in
 from deploy.doctor.units import in_bytes
-from deploy.policy_build import kept_strata
-from deploy.run_config import RunConfig
-from learner.sqdf_settings import Sqdf
+from deploy.run.policy_build import kept_strata
+from deploy.settings.run_config import RunConfig
+from learner.settings.sqdf import Sqdf
 
 _LATENT_BYTES = 2
 """Latents are stored as float16."""

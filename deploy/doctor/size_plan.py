@@ -18,10 +18,11 @@ from deploy.doctor.flop_plan import flop_plan, without_gradient_to
 from deploy.doctor.meta_counts import Kept, kept_by, peak_of
 from deploy.doctor.meta_networks import Networks, architecture_of, latent_size, parameters_of
 from deploy.doctor.size_rows import GraphRows, graph_rows, is_guided, surrogate_rows
-from deploy.run_config import RunConfig
-from learner.likelihood_settings import Gors
-from learner.settings import Lasro, Precision
-from learner.sqdf_settings import Sqdf
+from deploy.settings.run_config import RunConfig
+from learner.settings.lasro import Lasro
+from learner.settings.likelihood import Gors
+from learner.settings.sqdf import Sqdf
+from learner.settings.types import Precision
 
 _FLOAT = 4
 _MOMENTS = 2

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
-from deploy.run_config import RunConfig
-from learner.draft_settings import Draft
-from learner.likelihood_settings import Dpo
-from learner.on_policy_settings import OnPolicy, Ppo, Pso
-from learner.settings import Climbing, Lasro
-from learner.sqdf_settings import Sqdf
+from deploy.settings.run_config import RunConfig
+from learner.settings.cycles import Climbing
+from learner.settings.draft import Draft
+from learner.settings.lasro import Lasro
+from learner.settings.likelihood import Dpo
+from learner.settings.on_policy import OnPolicy, Ppo, Pso
+from learner.settings.sqdf import Sqdf
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from diffusers import UNet2DConditionModel
 
 from actors.prompts import seed_of
 from actors.rollout import Group
-from deploy.config_sections import Metric, Reward
 from deploy.evaluation.distances import build_distance, mean_distance
 from deploy.evaluation.signals import colour_entropy, sharpness
-from deploy.policy_build import device_of, policy_of
-from deploy.prompt_sources import prompt_set
-from deploy.run_config import RunConfig
+from deploy.run.policy_build import device_of, policy_of
+from deploy.settings.prompt_sources import prompt_set
+from deploy.settings.run_config import RunConfig
+from deploy.settings.sections import Metric, Reward
 from learner.policy.components import PipelineFolder, decode_latents
 from learner.policy.trainable import (
     load_arrays,

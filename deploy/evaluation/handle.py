@@ -9,11 +9,11 @@ import ray
 from ray.exceptions import RayError
 
 from deploy.evaluation.host import EvaluatorHost, WeightsSource
-from deploy.outcome import RunFolder
-from deploy.ranks import RunFailedError, lacks, on_nodes, reason_of
-from deploy.run_config import RunConfig
-from deploy.run_files import BEFORE, pictures_file
-from deploy.shared_folder import SharedFolder
+from deploy.run.files import BEFORE, pictures_file
+from deploy.run.outcome import RunFolder
+from deploy.run.ranks import RunFailedError, lacks, on_nodes, reason_of
+from deploy.run.shared_folder import SharedFolder
+from deploy.settings.run_config import RunConfig
 
 log = logging.getLogger(__name__)
 _MAX_RESTARTS = 5

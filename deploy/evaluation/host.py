@@ -16,9 +16,9 @@ from ray.exceptions import RayError
 
 from deploy.evaluation.kept import save_weights
 from deploy.fleet.reward_pools import pooled_rewards
-from deploy.run_config import RunConfig
-from deploy.run_files import cycle_name, kept_file, pictures_file
-from deploy.shared_folder import SharedFolder
+from deploy.run.files import cycle_name, kept_file, pictures_file
+from deploy.run.shared_folder import SharedFolder
+from deploy.settings.run_config import RunConfig
 
 if TYPE_CHECKING:
     from deploy.evaluation.evaluator import Evaluator

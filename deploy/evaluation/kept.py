@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from deploy.evaluation.stopping import Measured
-from deploy.run_files import EVALUATIONS_FILE, kept_file, kept_files
+from deploy.run.files import EVALUATIONS_FILE, kept_file, kept_files
 
 
 def save_weights(weights: Mapping[str, np.ndarray], target: Path) -> None:

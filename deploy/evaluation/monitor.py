@@ -13,15 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deploy.curves import read_points
 from deploy.evaluation.handle import EvaluatorHandle, FirstEvaluation
 from deploy.evaluation.host import WeightsSource
 from deploy.evaluation.kept import read_evaluations, write_evaluations
 from deploy.evaluation.stopping import Measured, best_of, why_stop
-from deploy.outcome import RunFolder
-from deploy.ranks import RunFailedError
-from deploy.run_config import RunConfig
-from deploy.run_files import (
+from deploy.run.curves import read_points
+from deploy.run.files import (
     AFTER,
     EVALUATION_PHASE,
     LAST,
@@ -29,6 +26,9 @@ from deploy.run_files import (
     kept_file,
     pictures_file,
 )
+from deploy.run.outcome import RunFolder
+from deploy.run.ranks import RunFailedError
+from deploy.settings.run_config import RunConfig
 
 log = logging.getLogger(__name__)
 

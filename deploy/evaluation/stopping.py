@@ -9,7 +9,7 @@ pictures may fall by chance, which `patience` and `min_gain` are for.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from deploy.config_sections import DiversityBelow, HeldOutFalls, KlAbove, StopRule
+from deploy.settings.sections import DiversityBelow, HeldOutFalls, KlAbove, StopRule
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ from rich.live import Live
 from rich.table import Table
 
 from deploy.fleet.desk import DESK, ROLES, Wish, check_wishes
-from deploy.progress import STARTING
-from deploy.run_files import CLUSTER_FILE
+from deploy.run.files import CLUSTER_FILE
+from deploy.run.progress import STARTING
 
 log = logging.getLogger(__name__)
 _USAGE_ERROR = 2

@@ -18,7 +18,7 @@ from ray.exceptions import RayError
 
 from actors.fleet import Fleet, Seen
 from deploy.fleet.autoscale import Bounds, Reading, advise, measured_between
-from deploy.run_files import DECISIONS_FILE
+from deploy.run.files import DECISIONS_FILE
 
 log = logging.getLogger(__name__)
 _SHOW_EVERY_S = 1.0

@@ -18,8 +18,8 @@ from actors.host import WorkerHost
 from reward_servers.pool import MemberLostError, PooledReward, UnavailableError
 
 if TYPE_CHECKING:
-    from deploy.run_config import RunConfig
-    from deploy.run_parts import RunParts
+    from deploy.run.parts import RunParts
+    from deploy.settings.run_config import RunConfig
     from reward_servers.base import Outcome
     from reward_servers.pool import RewardWorker
 
@@ -134,7 +134,7 @@ def reward_worker(parts: RunParts, reward: str, owner: str) -> RewardWorker:
     """A member of a reward's fleet; it is asked about held-out prompts, too."""
     import torch
 
-    from deploy.prompt_sources import prompt_set
+    from deploy.settings.prompt_sources import prompt_set
     from reward_servers.metadata import informed
     from reward_servers.pool import RewardWorker
     from reward_servers.registry import build_reward

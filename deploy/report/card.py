@@ -12,16 +12,16 @@ from typing import Any, Literal
 
 from huggingface_hub import try_to_load_from_cache
 
-from deploy.model_checks import is_hub_id
 from deploy.report.data import read_pictures
-from deploy.run_config import RunConfig
-from deploy.run_files import AFTER
-from learner.draft_settings import Draft
-from learner.likelihood_settings import Gors
-from learner.model_settings import Model
-from learner.on_policy_settings import Ppo, Pso
-from learner.settings import Lasro
-from learner.sqdf_settings import Sqdf
+from deploy.run.files import AFTER
+from deploy.run.model_checks import is_hub_id
+from deploy.settings.run_config import RunConfig
+from learner.settings.draft import Draft
+from learner.settings.lasro import Lasro
+from learner.settings.likelihood import Gors
+from learner.settings.model import Model
+from learner.settings.on_policy import Ppo, Pso
+from learner.settings.sqdf import Sqdf
 
 CARD_FILE = "README.md"
 Form = Literal["adapter", "unet", "pipeline"]

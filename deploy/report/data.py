@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from deploy.curves import Point, read_points
-from deploy.run_files import (
+from deploy.run.curves import Point, read_points
+from deploy.run.files import (
     AFTER,
     BEFORE,
     CONFIG_FILE,

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from deploy.curves import Point
 from deploy.report.data import RunData
 from deploy.report.markup import badge, quiet
 from deploy.report.plots import Series, chart, two_scales
-from deploy.run_files import EVALUATION_PHASE, FRESH_PHASE
+from deploy.run.curves import Point
+from deploy.run.files import EVALUATION_PHASE, FRESH_PHASE
 
 _SIGNS = {
     "kl_nats": "KL to the untouched policy, nats a step",

@@ -9,7 +9,7 @@ from PIL import Image
 
 from deploy.report.data import Pictures
 from deploy.report.markup import data_uri, image, quiet
-from deploy.run_files import cycle_of
+from deploy.run.files import cycle_of
 
 _MAX_ROWS = 32
 _ROWS_AT_ONCE = 8

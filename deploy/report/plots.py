@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from deploy.curves import Point
 from deploy.report.markup import data_uri, image, quiet
+from deploy.run.curves import Point
 
 _MAX_CURVES = 48
 _MARKED = 40

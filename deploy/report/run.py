@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from html import escape
 
-from deploy.progress import duration
 from deploy.report.data import RunData
 from deploy.report.markup import facts, quiet, table, texts_of
+from deploy.run.progress import duration
 
 _LEDGER = {
     "issued": "tickets that were handed out, each a prompt and its noises",

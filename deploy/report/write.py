@@ -17,7 +17,7 @@ from deploy.report.monitor import monitor
 from deploy.report.pictures import picture_grid
 from deploy.report.plots import curves
 from deploy.report.run import configuration, fleets, ledger, run_facts
-from deploy.run_files import EVALUATION_PHASE, REPORT_FILE
+from deploy.run.files import EVALUATION_PHASE, REPORT_FILE
 
 _KINDS = {"finished": "good", "failed": "bad"}
 

@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from actors.rollout import Group
-from deploy.policy_build import policy_of
-from deploy.prompt_sources import prompt_list
-from deploy.run_config import load_config
+from deploy.run.policy_build import policy_of
+from deploy.settings.prompt_sources import prompt_list
+from deploy.settings.run_config import load_config
 from deploy.shapes.world import draw_scene, render
 from learner.policy.components import PipelineFolder, decode_latents
 from reward_servers.aesthetic import WEIGHTS, AestheticNet, ShapesTaste

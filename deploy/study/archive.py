@@ -10,7 +10,7 @@ import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from deploy.run_files import BEFORE_FILE, CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
+from deploy.run.files import BEFORE_FILE, CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
 from deploy.study.file import Cell
 
 ARCHIVE_FILE = "runs.tar.xz"

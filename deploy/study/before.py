@@ -10,10 +10,10 @@ import shutil
 from collections.abc import Iterable
 from typing import Any
 
-from deploy.plan import has_begun
 from deploy.report.data import versions
-from deploy.run_config import RunConfig
-from deploy.run_files import BEFORE, BEFORE_FILE, pictures_file
+from deploy.run.files import BEFORE, BEFORE_FILE, pictures_file
+from deploy.run.plan import has_begun
+from deploy.settings.run_config import RunConfig
 from deploy.study.file import Cell
 
 _OF_TRAINING = ("every_cycles", "best_by", "stop")

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from deploy.compare import half_interval
-from deploy.curves import Point, read_points
-from deploy.run_config import RunConfig
-from deploy.run_files import FRESH_PHASE, METRICS_FILE
+from deploy.run.curves import Point, read_points
+from deploy.run.files import FRESH_PHASE, METRICS_FILE
+from deploy.settings.run_config import RunConfig
 from deploy.study.file import Reach, Study
 from deploy.study.plots import Band
 from deploy.study.tables import LACKING, Finished

@@ -37,13 +37,13 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from deploy.config_problems import ConfigError
-from deploy.config_yaml import YamlError, read_preset
 from deploy.diagnosis import Diagnosed
-from deploy.plan import has_begun
-from deploy.run_config import RunConfig, config_from_json, load_config
-from deploy.run_files import CONFIG_FILE, SUMMARY_FILE
-from learner.settings import Count, Section, Share, Whole
+from deploy.run.files import CONFIG_FILE, SUMMARY_FILE
+from deploy.run.plan import has_begun
+from deploy.settings.config_yaml import YamlError, read_preset
+from deploy.settings.problems import ConfigError
+from deploy.settings.run_config import RunConfig, config_from_json, load_config
+from learner.settings.types import Count, Section, Share, Whole
 
 
 class Arm(Section):

@@ -4,11 +4,11 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
-from deploy.curves import read_points
 from deploy.report.data import Pictures, read_pictures, versions
 from deploy.report.markup import badge, facts, page, quiet, table
 from deploy.report.pictures import picture_grid
-from deploy.run_files import AFTER, BEFORE, EVALUATION_PHASE, FRESH_PHASE, METRICS_FILE
+from deploy.run.curves import read_points
+from deploy.run.files import AFTER, BEFORE, EVALUATION_PHASE, FRESH_PHASE, METRICS_FILE
 from deploy.study.curves import band, reach_rows
 from deploy.study.file import Cell, Study
 from deploy.study.plots import bands, front

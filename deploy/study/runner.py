@@ -33,7 +33,7 @@ from typing import Any
 from deploy.diagnosis import diagnosis_rows, is_diagnosis_of, read_diagnosis
 from deploy.local_head import start_child
 from deploy.markdown import markdown
-from deploy.run_config import load_config
+from deploy.settings.run_config import load_config
 from deploy.study.archive import ARCHIVE_FILE, write_archive
 from deploy.study.before import take_before
 from deploy.study.curves import reach_rows

@@ -16,8 +16,8 @@ import moocore
 import numpy as np
 
 from deploy.compare import changes, half_interval
-from deploy.plan import has_begun
-from deploy.run_config import RunConfig
+from deploy.run.plan import has_begun
+from deploy.settings.run_config import RunConfig
 from deploy.study.file import (
     Budget,
     Cell,

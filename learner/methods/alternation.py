@@ -25,7 +25,7 @@ from learner.policy.average import WeightAverage
 from learner.policy.board import Weights
 from learner.policy.trainable import trainable_arrays, trained_parameters
 from learner.seat import Seat
-from learner.settings import Cycles
+from learner.settings.cycles import Cycles
 
 log = logging.getLogger(__name__)
 _AVERAGE_FILE = "average.safetensors"

@@ -3,18 +3,18 @@
 from collections.abc import Mapping, Sequence
 
 from learner.diffusion.chain import Chain
-from learner.draft_settings import Draft
 from learner.groups import GroupSource
 from learner.methods.alternation import Alternating
 from learner.methods.draft_policy import DraftPolicy
 from learner.methods.drawn_steps import DrawnSteps
 from learner.methods.parts import Given, climbed_reward, parts_around, untouched
-from learner.model_settings import Model
 from learner.policy.denoiser import Denoiser
 from learner.policy.views import policy_over
 from learner.seat import Seat
-from learner.settings import Learner
-from learner.sqdf_settings import StateDraw
+from learner.settings.draft import Draft
+from learner.settings.learner import Learner
+from learner.settings.model import Model
+from learner.settings.sqdf import StateDraw
 from learner.states import StateReplay, starting_part
 from reward_servers.base import DifferentiableReward
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from learner.diffusion.chain import Chain
-from learner.draft_settings import Draft
 from learner.engine import Engine
 from learner.methods.climbed import RewardOf
 from learner.methods.draft import (
@@ -26,6 +25,7 @@ from learner.methods.updates import step_generator, update_in_parts
 from learner.policy.denoiser import Denoiser, Network, guided_call
 from learner.policy.text import Encode, Text
 from learner.seat import Seat
+from learner.settings.draft import Draft
 from learner.states import StateBatch
 
 

@@ -9,12 +9,13 @@ from learner.methods.alternation import Alternating
 from learner.methods.lasro_policy import LasroPolicy, rewarded_steps
 from learner.methods.lasro_steps import LasroSteps
 from learner.methods.parts import Given, Surrogacy, parts_around
-from learner.model_settings import Model
 from learner.policy.components import PipelineFolder
 from learner.policy.denoiser import Denoiser
 from learner.policy.trainable import trainable_unet
 from learner.seat import Seat
-from learner.settings import Lasro, Learner
+from learner.settings.lasro import Lasro
+from learner.settings.learner import Learner
+from learner.settings.model import Model
 
 
 def build_lasro(

@@ -28,11 +28,11 @@ from learner.methods.lasro import (
     squash,
 )
 from learner.methods.updates import step_generator
-from learner.model_settings import Model
 from learner.policy.denoiser import Denoiser, Network, guidance_rows
 from learner.policy.text import Encode, Text
 from learner.seat import Seat
-from learner.settings import Lasro
+from learner.settings.lasro import Lasro
+from learner.settings.model import Model
 
 log = logging.getLogger(__name__)
 # The anchor's weight is measured anew every so many steps: two backward passes.

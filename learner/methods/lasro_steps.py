@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from learner.groups import ScoredGroups
 from learner.methods.lasro_policy import AnchorData, LasroPolicy, PolicyState
-from learner.settings import Lasro
+from learner.settings.lasro import Lasro
 
 _AT_ONCE = 64
 

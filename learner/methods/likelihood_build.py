@@ -4,17 +4,17 @@ from collections.abc import Sequence
 
 from learner.clean_latents import CleanLatents
 from learner.groups import GroupSource
-from learner.likelihood_settings import Dpo, Gors
 from learner.methods.alternation import Alternating
 from learner.methods.drawn_steps import DrawnSteps
 from learner.methods.likelihood_policy import DpoPolicy, GorsPolicy
 from learner.methods.parts import Given, parts_around, untouched
-from learner.model_settings import Model
 from learner.policy.components import PipelineFolder
 from learner.policy.denoiser import Denoiser, guidance_rows
 from learner.policy.views import policy_over
 from learner.seat import Seat
-from learner.settings import Learner
+from learner.settings.learner import Learner
+from learner.settings.likelihood import Dpo, Gors
+from learner.settings.model import Model
 
 
 def build_likelihood(

@@ -13,13 +13,13 @@ from torch import Tensor
 from learner.clean_latents import CleanBatch, PairBatch
 from learner.diffusion.schedule import NoiseSchedule, add_noise
 from learner.engine import Engine
-from learner.likelihood_settings import Dpo, Gors
 from learner.methods.distillation import NUM_TIMES, distillation_error, distilled
 from learner.methods.likelihood import dpo_loss, reward_weighted, squared_error
 from learner.methods.updates import step_generator, update_in_parts
 from learner.policy.denoiser import Network
 from learner.policy.text import Encode, Text
 from learner.seat import Seat
+from learner.settings.likelihood import Dpo, Gors
 
 Guidance = Callable[[int], Tensor | None]
 """Rows -> the guidance embedding that a consistency model takes; None: it takes none."""

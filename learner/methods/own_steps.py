@@ -20,8 +20,8 @@ from learner.journal import Journal
 from learner.methods.ddpo import advantages
 from learner.methods.likelihood import best_and_worst, groups_that_differ
 from learner.methods.updates import UpdatedPolicy
-from learner.on_policy_settings import OnPolicy, Ppo, Pso
 from learner.seat import Seat
+from learner.settings.on_policy import OnPolicy, Ppo, Pso
 from learner.transitions import Steps, Transitions, read_transitions, shuffled_batches
 
 log = logging.getLogger(__name__)

@@ -12,13 +12,13 @@ from learner.methods.own_steps_policy import AskEps
 from learner.methods.parts import Given, parts_around, untouched
 from learner.methods.ppo_policy import PpoPolicy
 from learner.methods.pso_policy import PsoPolicy
-from learner.model_settings import Model
-from learner.on_policy_settings import Ppo, Pso
 from learner.policy.denoiser import Denoiser, Network, guidance_rows, guided_call
 from learner.policy.text import Text
 from learner.policy.views import policy_over
 from learner.seat import Seat
-from learner.settings import Learner
+from learner.settings.learner import Learner
+from learner.settings.model import Model
+from learner.settings.on_policy import Ppo, Pso
 from learner.transitions import KeptSteps, Renoised, trained_strata
 
 

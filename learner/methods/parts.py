@@ -23,11 +23,13 @@ from learner.journal import Journal
 from learner.methods.alternation import Alternating, PolicySteps
 from learner.methods.climbed import DecodedReward, SurrogateReward
 from learner.methods.surrogate_steps import SurrogateSteps
-from learner.model_settings import Model
 from learner.policy.components import PipelineFolder, PromptEncoder
 from learner.policy.denoiser import Denoiser
 from learner.seat import Seat
-from learner.settings import Alternation, Climbing, Cycles, Learner, MicroBatched, Surrogate
+from learner.settings.cycles import Alternation, Climbing, Cycles, MicroBatched
+from learner.settings.learner import Learner
+from learner.settings.model import Model
+from learner.settings.surrogate import Surrogate
 from learner.surrogate import new_surrogate
 from learner.surrogate_training import SurrogateTrainer
 from reward_servers.base import DifferentiableReward

@@ -8,9 +8,9 @@ from learner.engine import Engine
 from learner.methods.ddpo import clipped_loss, log_ratio
 from learner.methods.own_steps_policy import AskEps, Asking, GaussianChain
 from learner.methods.updates import update_in_parts
-from learner.on_policy_settings import Ppo
 from learner.policy.denoiser import Network
 from learner.policy.text import Encode
+from learner.settings.on_policy import Ppo
 from learner.transitions import Transitions
 
 

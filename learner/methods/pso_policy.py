@@ -8,9 +8,9 @@ from learner.methods.ddpo import log_ratio
 from learner.methods.likelihood import pso_loss
 from learner.methods.own_steps_policy import AskEps, Asking, GaussianChain
 from learner.methods.updates import update_in_parts
-from learner.on_policy_settings import Pso
 from learner.policy.denoiser import Network
 from learner.policy.text import Encode
+from learner.settings.on_policy import Pso
 from learner.transitions import Transitions
 
 

@@ -8,12 +8,12 @@ from learner.methods.alternation import Alternating
 from learner.methods.drawn_steps import DrawnSteps
 from learner.methods.parts import Given, climbed_reward, parts_around, untouched
 from learner.methods.sqdf_policy import SqdfPolicy
-from learner.model_settings import Model
 from learner.policy.denoiser import Denoiser
 from learner.policy.views import policy_over, with_lora
 from learner.seat import Seat
-from learner.settings import Learner
-from learner.sqdf_settings import Sqdf
+from learner.settings.learner import Learner
+from learner.settings.model import Model
+from learner.settings.sqdf import Sqdf
 from learner.states import StateReplay, strata_of
 from reward_servers.base import DifferentiableReward
 

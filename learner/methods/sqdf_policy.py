@@ -31,7 +31,7 @@ from learner.methods.updates import step_generator, update_in_parts
 from learner.policy.denoiser import Denoiser, Network, guided_call
 from learner.policy.text import Encode, Text
 from learner.seat import Seat
-from learner.sqdf_settings import Sqdf
+from learner.settings.sqdf import Sqdf
 from learner.states import StateBatch
 
 

@@ -22,7 +22,7 @@ from learner.group_batch import GroupBatch
 from learner.groups import ScoredGroups
 from learner.journal import Journal
 from learner.seat import Seat
-from learner.settings import Alternation
+from learner.settings.cycles import Alternation
 from learner.surrogate_training import RewardMoments, SurrogateTrainer
 
 log = logging.getLogger(__name__)

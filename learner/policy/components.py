@@ -19,10 +19,10 @@ from torch import Tensor
 
 from learner.diffusion.few_steps import FewStepChain, FewSteps, few_step_chain
 from learner.diffusion.schedule import NoiseSchedule
-from learner.model_settings import Model
 from learner.policy.lora import fuse_lora
 from learner.policy.sources import local_folder, part_folder, variant_of
 from learner.policy.text import PromptEncoder
+from learner.settings.model import Model
 
 Attention = Literal["sdpa", "plain"]
 

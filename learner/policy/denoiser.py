@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from learner.diffusion.consistency import guidance_embedding
 from learner.diffusion.ddim import guided
-from learner.model_settings import Model
 from learner.policy.precision import computing_in
 from learner.policy.text import Text
-from learner.settings import Precision
+from learner.settings.model import Model
+from learner.settings.types import Precision
 
 Network = Callable[..., Tensor]
 """x, t_B, text, and the guidance embedding that models of few steps may take -> its noise: a

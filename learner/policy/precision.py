@@ -5,7 +5,7 @@ from functools import cache
 
 import torch
 
-from learner.settings import Precision
+from learner.settings.types import Precision
 
 
 @cache

@@ -15,8 +15,8 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
-from learner.model_settings import Model
 from learner.policy.components import PipelineFolder
+from learner.settings.model import Model
 
 Kind = Literal["lora", "full"]
 TARGETS = {

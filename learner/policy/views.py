@@ -15,9 +15,9 @@ from diffusers import UNet2DConditionModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from learner.model_settings import Model
 from learner.policy.lora import add_lora
 from learner.policy.trainable import load_arrays, make_policy_trainable
+from learner.settings.model import Model
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, EulerAncestralDiscreteScheduler, LCMScheduler
 
-from learner.model_settings import Model
 from learner.policy.components import PipelineFolder
 from learner.policy.sources import variant_of
+from learner.settings.model import Model
 
 _UNNEEDED = ("safety_checker", "feature_extractor", "image_encoder")
 

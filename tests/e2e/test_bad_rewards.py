@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from actors.prompts import PromptSource
-from deploy.prompt_sources import prompt_list
-from deploy.run_config import config_from_json
+from deploy.settings.prompt_sources import prompt_list
+from deploy.settings.run_config import config_from_json
 
 if TYPE_CHECKING:
     from tests.e2e.conftest import Ended

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deploy.metrics import ALL, REWARD_FAILURES, WORKER_FAILURES
+from deploy.run.metrics import ALL, REWARD_FAILURES, WORKER_FAILURES
 from tests.e2e.conftest import ROOT
 
 if TYPE_CHECKING:

@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploy import build, controller, launch
+from deploy import launch
+from deploy.run import build, controller
 
 if TYPE_CHECKING:
     from actors.rollout import Group, Policy, Rollout
     from actors.worker import SamplerWorker
-    from deploy.run_parts import RunParts
+    from deploy.run.parts import RunParts
     from learner.policy.board import Weights
 
 WAIT_FILE = "FLEETUNE_TEST_WAIT_FILE"

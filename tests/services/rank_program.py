@@ -23,12 +23,12 @@ from learner.engine import Engine, join_ranks, leave_ranks
 from learner.exploration import Climb
 from learner.group_batch import GroupBatch
 from learner.methods.lasro_policy import AnchorData, LasroPolicy
-from learner.model_settings import Model
 from learner.policy.denoiser import Denoiser
 from learner.policy.text import Text
 from learner.policy.trainable import make_trainable
 from learner.seat import Seat
-from learner.settings import Lasro
+from learner.settings.lasro import Lasro
+from learner.settings.model import Model
 from learner.surrogate import new_surrogate
 from learner.surrogate_training import RewardMoments, SurrogateTrainer
 

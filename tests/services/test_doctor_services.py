@@ -16,7 +16,7 @@ from buffer.embedded import EmbeddedServer
 from buffer.records import Record, Scores, record_id
 from buffer.redis_replay import RedisReplay, ReplaySettings
 from deploy.doctor.redis_server import examine_servers, replay_bytes
-from deploy.run_config import load_config
+from deploy.settings.run_config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESET = ROOT / "deploy" / "configs" / "shapes-lasro.yaml"

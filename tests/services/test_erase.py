@@ -9,8 +9,8 @@ from buffer.errors import ReplayUnavailable
 from buffer.redis_replay import RedisReplay
 from buffer.replay_settings import ReplaySettings
 from deploy.erase import erase, main
-from deploy.outcome import RunFolder
-from deploy.run_config import load_config
+from deploy.run.outcome import RunFolder
+from deploy.settings.run_config import load_config
 
 pytestmark = pytest.mark.redis
 SMOKE = Path(__file__).resolve().parents[2] / "deploy" / "configs" / "smoke.yaml"

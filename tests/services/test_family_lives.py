@@ -9,8 +9,8 @@ import torch
 
 from actors.sampling import sample_few_steps
 from buffer.embedded import EmbeddedServer
-from deploy.policy_build import policy_of
-from deploy.run_config import load_config
+from deploy.run.policy_build import policy_of
+from deploy.settings.run_config import load_config
 from learner.policy.components import PipelineFolder
 from learner.policy.trainable import load_arrays, save_for_diffusers, trainable_unet
 from tests.services.training_world import PROMPTS, SEED, World

@@ -16,7 +16,7 @@ from actors.host import Worker
 from deploy.fleet.command import rendered
 from deploy.fleet.desk import FleetDesk
 from deploy.fleet.fleets import Fleets
-from deploy.run_files import DECISIONS_FILE
+from deploy.run.files import DECISIONS_FILE
 from tests.services import fleet_world
 from tests.services.fleet_world import FAST, Waiting, eventually
 

@@ -11,9 +11,9 @@ import pytest
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from learner.model_settings import Model
 from learner.policy.components import PipelineFolder
 from learner.policy.whole import whole_pipeline
+from learner.settings.model import Model
 from tests.services.hub_server import model_hub
 from tests.tiny_sdxl import save_sdxl
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import ray
 
-from deploy.ranks import Ranks, RunFailedError
-from deploy.run_config import load_config
+from deploy.run.ranks import Ranks, RunFailedError
+from deploy.settings.run_config import load_config
 from tests.services import fleet_world
 from tests.services.test_learner_ranks import free_port
 
@@ -136,7 +136,7 @@ def test_the_ranks_of_a_dead_one_begin_again_whatever_they_say_of_it(
 def test_an_error_of_a_rank_whose_siblings_live_ends_the_run(
     ranks_that: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deploy.ranks._NOTICED_S", 1.0)
+    monkeypatch.setattr("deploy.run.ranks._NOTICED_S", 1.0)
     ranks = ranks_that("raises", "waits")
     with pytest.raises(RunFailedError, match="Connection closed"):
         watched(ranks)

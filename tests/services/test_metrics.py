@@ -10,7 +10,7 @@ import ray
 
 from buffer.records import Counters
 from deploy.local_head import free_ports
-from deploy.metrics import ALL, RewardMetrics, RunMetrics, SampleMetrics
+from deploy.run.metrics import ALL, RewardMetrics, RunMetrics, SampleMetrics
 
 pytestmark = pytest.mark.ray
 RUN = "measured"

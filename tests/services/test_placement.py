@@ -4,9 +4,9 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group_table, remove_placement_group
 
-from deploy.config_sections import Actors
-from deploy.controller import beside_driver, fleet_options
-from deploy.ranks import packed_place
+from deploy.run.controller import beside_driver, fleet_options
+from deploy.run.ranks import packed_place
+from deploy.settings.sections import Actors
 from tests.services import fleet_world
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]

@@ -9,7 +9,7 @@ from buffer.embedded import EmbeddedServer
 from buffer.records import Record
 from buffer.redis_replay import RedisReplay, ReplaySettings
 from deploy.quarantine import main
-from deploy.run_config import load_config
+from deploy.settings.run_config import load_config
 
 pytestmark = pytest.mark.redis
 SMOKE = Path(__file__).resolve().parents[2] / "deploy" / "configs" / "smoke.yaml"

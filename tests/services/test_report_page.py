@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploy.curves import Curves
 from deploy.report.write import write_report
+from deploy.run.curves import Curves
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 WIDTHS = (1280, 400)

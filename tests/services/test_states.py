@@ -11,7 +11,7 @@ from buffer.records import Record, Scores, record_id
 from buffer.redis_replay import RedisReplay
 from learner.diffusion.strata import Strata
 from learner.groups import GroupSource, ScoredGroups
-from learner.sqdf_settings import StateDraw
+from learner.settings.sqdf import StateDraw
 from learner.states import StateReplay, draw_trajectories
 
 pytestmark = pytest.mark.redis

@@ -25,14 +25,16 @@ from learner.groups import GroupSource, ScoredGroups
 from learner.methods.alternation import Alternating
 from learner.methods.lasro_build import build_lasro
 from learner.methods.own_steps_build import build_own_steps
-from learner.model_settings import Model
-from learner.on_policy_settings import Ppo
 from learner.policy.board import PolicyBoard, Weights
 from learner.policy.components import PipelineFolder, decode_latents
 from learner.policy.denoiser import Denoiser
 from learner.policy.trainable import load_arrays, trainable_unet
 from learner.seat import Seat
-from learner.settings import Lasro, Learner, Precision
+from learner.settings.lasro import Lasro
+from learner.settings.learner import Learner
+from learner.settings.model import Model
+from learner.settings.on_policy import Ppo
+from learner.settings.types import Precision
 from learner.trainer import Trainer
 from reward_servers.base import Scored
 from reward_servers.server import RewardServer, ServerSettings

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.config_problems import ConfigError
-from deploy.run_config import load_config
+from deploy.settings.problems import ConfigError
+from deploy.settings.run_config import load_config
 
 SMOKE = Path(__file__).resolve().parents[2] / "deploy" / "configs" / "smoke.yaml"
 PPO = SMOKE.with_name("shapes-ddpo.yaml")

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from deploy.callbacks import Callbacks, Caller, RunInfo, callbacks_of, check_callback
-from deploy.config_problems import ConfigError
-from deploy.curves import Curves, Point
-from deploy.plan import check_environment
-from deploy.run_config import RunConfig, load_config
+from deploy.run.curves import Curves, Point
+from deploy.run.plan import check_environment
+from deploy.settings.problems import ConfigError
+from deploy.settings.run_config import RunConfig, load_config
 
 SMOKE = Path(__file__).resolve().parents[2] / "deploy" / "configs" / "smoke.yaml"
 

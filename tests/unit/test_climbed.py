@@ -13,7 +13,7 @@ from learner.exploration import Climb
 from learner.methods.climbed import DecodedReward, SurrogateReward
 from learner.policy.components import PipelineFolder, decode_images, decode_latents
 from learner.policy.text import Text
-from learner.settings import Surrogate
+from learner.settings.surrogate import Surrogate
 from learner.surrogate import new_surrogate
 from reward_servers.aesthetic import ShapesAesthetic
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from deploy.shapes.models import new_unet
-from learner.model_settings import Model
 from learner.policy.denoiser import Denoiser
 from learner.policy.flops import FlopMeter, Metered
 from learner.policy.text import Text
 from learner.policy.trainable import make_trainable, trainable_arrays
+from learner.settings.model import Model
 
 pytestmark = [
     pytest.mark.slow,

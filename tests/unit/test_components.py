@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from deploy.shapes.models import PIPELINES
-from learner.model_settings import Model
 from learner.policy.components import PipelineFolder
 from learner.policy.sources import without_halves
 from learner.policy.text import PromptEncoder, Text
+from learner.settings.model import Model
 
 PROMPTS = ["a red circle left of a blue square", "a cyan bar above a red ring", ""]
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from deploy.fleet.reward_pools import reward_worker
-from deploy.plan import check_environment
-from deploy.prompt_sources import prompt_set
-from deploy.run_config import load_config
-from deploy.run_parts import RunParts
+from deploy.run.parts import RunParts
+from deploy.run.plan import check_environment
+from deploy.run.shared_folder import SharedFolder
+from deploy.settings.prompt_sources import prompt_set
+from deploy.settings.run_config import load_config
 from deploy.shapes.verify import drawn
-from deploy.shared_folder import SharedFolder
 from reward_servers.base import Failure, checked_scores
 from reward_servers.metadata import informed
 from reward_servers.registry import build_reward, check_metadata

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from actors.dataset_prompts import load_dataset_prompts
-from deploy.config_sections import DatasetPrompts
-from deploy.prompt_sources import prompt_set
+from deploy.settings.prompt_sources import prompt_set
+from deploy.settings.sections import DatasetPrompts
 
 COLUMNS = {"caption": ["a cat", "two dogs", "a fox"], "animals": [1, 2, 1], "x": [[1], [2], [3]]}
 

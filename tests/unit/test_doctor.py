@@ -18,7 +18,7 @@ from deploy.doctor.command import (
     version_findings,
 )
 from deploy.doctor.units import in_bytes
-from deploy.run_config import RunConfig, load_config
+from deploy.settings.run_config import RunConfig, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = str(ROOT / "deploy" / "configs" / "shapes-lasro.yaml")

@@ -12,7 +12,7 @@ from deploy.doctor.bookings import Booking, Room, booking_findings, bookings
 from deploy.doctor.cluster import NodeFacts, answer, cluster_findings
 from deploy.doctor.hub import cache_folder, hub_findings, hub_ids, is_cached
 from deploy.doctor.redis_server import latents_kept, redis_findings, replay_bytes
-from deploy.run_config import RunConfig, load_config
+from deploy.settings.run_config import RunConfig, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "deploy" / "configs"

@@ -7,11 +7,11 @@ import torch
 
 from learner.diffusion.chain import Chain
 from learner.diffusion.schedule import NoiseSchedule
-from learner.draft_settings import Draft
 from learner.methods.draft_policy import DraftPolicy
 from learner.policy.denoiser import Denoiser
 from learner.policy.views import shared_view
 from learner.seat import Seat
+from learner.settings.draft import Draft
 from learner.states import StateBatch
 from tests.unit.learner_fakes import HandEngine, adapted, base, encode, gradients
 

@@ -11,8 +11,8 @@ import pytest
 from actors.prompt_sets import load_text
 from buffer.records import Record, Scores, record_id
 from deploy.examples.brightness import Brightness
-from deploy.plan import check_environment
-from deploy.run_config import RunConfig, load_config
+from deploy.run.plan import check_environment
+from deploy.settings.run_config import RunConfig, load_config
 from deploy.shapes.world import HELD_OUT
 from reward_servers.base import RewardModel
 from reward_servers.registry import build_reward

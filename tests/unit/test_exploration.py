@@ -8,7 +8,7 @@ from torch import nn
 from deploy.shapes.models import new_unet
 from learner.exploration import Climb, confidence_width, gram, optimistic
 from learner.policy.text import Text
-from learner.settings import Surrogate
+from learner.settings.surrogate import Surrogate
 from learner.surrogate import Backbone, new_surrogate
 
 TEXT = Text(torch.randn(3, 5, 64, generator=torch.Generator().manual_seed(1)))

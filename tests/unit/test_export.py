@@ -12,9 +12,9 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from huggingface_hub import ModelCard
 
 from deploy import export
-from deploy.outcome import Outcome, RunFolder
 from deploy.report.card import card_text, method_of
-from deploy.run_config import RunConfig, load_config
+from deploy.run.outcome import Outcome, RunFolder
+from deploy.settings.run_config import RunConfig, load_config
 from learner.policy.components import PipelineFolder
 from learner.policy.trainable import save_for_diffusers, trainable_unet
 

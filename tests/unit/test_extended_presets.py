@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from deploy.config_problems import ConfigError
-from deploy.run_config import load_config
-from learner.on_policy_settings import Ppo
-from learner.settings import Lasro
+from deploy.settings.problems import ConfigError
+from deploy.settings.run_config import load_config
+from learner.settings.lasro import Lasro
+from learner.settings.on_policy import Ppo
 
 SMOKE = Path(__file__).resolve().parents[2] / "deploy" / "configs" / "smoke.yaml"
 

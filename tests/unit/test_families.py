@@ -9,13 +9,13 @@ from torch import Tensor
 
 from actors.rollout import FewStepPolicy
 from actors.sampling import sample_few_steps
-from deploy.policy_build import policy_of
-from deploy.run_config import load_config
-from learner.model_settings import Model
+from deploy.run.policy_build import policy_of
+from deploy.settings.run_config import load_config
 from learner.policy.components import PipelineFolder, decode_images
 from learner.policy.trainable import load_arrays, save_for_diffusers, trainable_arrays
 from learner.policy.trainable import trainable_unet as new_trained
 from learner.policy.whole import sampling_arguments, whole_pipeline
+from learner.settings.model import Model
 from tests.tiny_families import FAMILIES, Family, save_families, with_steps
 
 SMOKE = Path("deploy/configs/smoke.yaml")

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy.config_sections import Actors, RewardFleet, Scoring
-from deploy.controller import fleet_options
-from deploy.run_config import load_config
+from deploy.run.controller import fleet_options
+from deploy.settings.run_config import load_config
+from deploy.settings.sections import Actors, RewardFleet, Scoring
 
 CONFIGS = Path(__file__).resolve().parents[2] / "deploy" / "configs"
 

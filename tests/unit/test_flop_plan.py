@@ -17,12 +17,12 @@ from deploy.doctor.meta_networks import (
     unet_on_meta,
     with_consistency,
 )
-from deploy.policy_build import policy_of
-from deploy.run_config import RunConfig, load_config
+from deploy.run.policy_build import policy_of
+from deploy.settings.run_config import RunConfig, load_config
 from deploy.shapes.models import PIPELINES
-from learner.model_settings import Model
 from learner.policy.denoiser import Denoiser
 from learner.policy.flops import FlopMeter
+from learner.settings.model import Model
 from tests.unit.learner_fakes import HandEngine
 
 CONFIGS = Path(__file__).resolve().parents[2] / "deploy" / "configs"

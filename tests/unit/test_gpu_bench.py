@@ -16,10 +16,10 @@ from deploy.bench.gpu_run import GpuBench
 from deploy.bench.gpu_stages import STAGES, Stage, multiplied_in
 from deploy.bench.random_parts import RandomPipeline, save_consistency_lora
 from deploy.doctor.meta_networks import Networks
-from deploy.run_config import RunConfig, load_config
+from deploy.settings.run_config import RunConfig, load_config
 from deploy.shapes.models import PIPELINES
-from learner.model_settings import Model
 from learner.policy.views import with_lora
+from learner.settings.model import Model
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ROOT / "deploy" / "configs" / "smoke-sqdf.yaml"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from deploy.doctor.bookings import Room, bookings
 from deploy.doctor.gpu_memory import memory_findings, memory_notes, shares
-from deploy.run_config import RunConfig, load_config
+from deploy.settings.run_config import RunConfig, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESET = str(ROOT / "deploy" / "configs" / "shapes-lasro.yaml")

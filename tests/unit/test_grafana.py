@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from deploy.grafana import build
-from deploy.metrics import ALL
+from deploy.run.metrics import ALL
 
 ROOT = Path(__file__).resolve().parents[2]
 ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yml"

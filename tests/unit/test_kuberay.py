@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
-from deploy.run_config import RunConfig, load_config
+from deploy.settings.run_config import RunConfig, load_config
 from tests.schemas.reduce import FOLDER as SCHEMAS
 
 ROOT = Path(__file__).resolve().parents[2]

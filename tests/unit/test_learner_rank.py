@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from deploy.build import LearnerRank
-from deploy.run_config import load_config
-from deploy.run_parts import RunParts
-from deploy.shared_folder import SharedFolder
+from deploy.run.build import LearnerRank
+from deploy.run.parts import RunParts
+from deploy.run.shared_folder import SharedFolder
+from deploy.settings.run_config import load_config
 
 
 def test_a_rank_that_raises_tells_it_before_it_leaves_the_others(
@@ -22,7 +22,7 @@ def test_a_rank_that_raises_tells_it_before_it_leaves_the_others(
 
     monkeypatch.setattr("learner.engine.join_ranks", lambda *_, **__: None)
     monkeypatch.setattr("learner.engine.leave_ranks", lambda: left.append(True))
-    monkeypatch.setattr("deploy.build_method.build_method", refuse)
+    monkeypatch.setattr("deploy.run.build_method.build_method", refuse)
     config = load_config("deploy/configs/smoke.yaml", ["name=n", "learner.sample_trace=false"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (tmp_path / "cluster.json").write_text(json.dumps({"start": "now"}))

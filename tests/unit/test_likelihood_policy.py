@@ -7,11 +7,11 @@ import torch
 
 from learner.clean_latents import CleanBatch, PairBatch
 from learner.diffusion.schedule import NoiseSchedule
-from learner.likelihood_settings import Dpo, Gors
 from learner.methods.likelihood_policy import DpoPolicy, GorsPolicy
 from learner.policy.denoiser import Denoiser
 from learner.policy.views import shared_view
 from learner.seat import Seat
+from learner.settings.likelihood import Dpo, Gors
 from tests.unit.learner_fakes import HandEngine, adapted, base, encode, gradients
 
 SCHEDULE = NoiseSchedule.from_config(

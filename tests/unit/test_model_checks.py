@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from deploy.config_problems import ConfigError
-from deploy.model_checks import model_problems
-from deploy.prompt_sources import prompt_list
-from deploy.run_config import load_config
+from deploy.run.model_checks import model_problems
+from deploy.settings.problems import ConfigError
+from deploy.settings.prompt_sources import prompt_list
+from deploy.settings.run_config import load_config
 from deploy.shapes.models import PIPELINES
 
 CONFIGS = Path(__file__).resolve().parents[2] / "deploy" / "configs"

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from deploy.evaluation.monitor import Monitor, is_due
-from deploy.outcome import RunFolder
-from deploy.ranks import RunFailedError
-from deploy.run_config import load_config
-from deploy.run_files import EVALUATIONS_FILE, METRICS_FILE, kept_file
+from deploy.run.files import EVALUATIONS_FILE, METRICS_FILE, kept_file
+from deploy.run.outcome import RunFolder
+from deploy.run.ranks import RunFailedError
+from deploy.settings.run_config import load_config
 
 SMOKE = Path(__file__).resolve().parents[2] / "deploy" / "configs" / "smoke.yaml"
 SCORE = "exact_2step"

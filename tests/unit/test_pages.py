@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.settings_table import schema_table
+from deploy.settings.table import schema_table
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [

@@ -15,8 +15,8 @@ from deploy.evaluation.distances import (
     check_distance,
     mean_distance,
 )
-from deploy.plan import check_environment
-from deploy.run_config import load_config
+from deploy.run.plan import check_environment
+from deploy.settings.run_config import load_config
 
 SHAPES = {
     0: (64, 3, 11, 11),

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.plan import check_environment, describe
-from deploy.run_config import RunConfig, load_config
+from deploy.run.plan import check_environment, describe
+from deploy.settings.run_config import RunConfig, load_config
 
 SMOKE = Path(__file__).resolve().parents[2] / "deploy" / "configs" / "smoke.yaml"
 

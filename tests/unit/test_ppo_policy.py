@@ -11,10 +11,10 @@ from learner.diffusion.few_steps import ConsistencyChain
 from learner.diffusion.schedule import NoiseSchedule
 from learner.methods.ddpo import clipped_loss, log_ratio
 from learner.methods.ppo_policy import PpoPolicy
-from learner.on_policy_settings import Ppo
 from learner.policy.denoiser import Denoiser
 from learner.policy.text import Text
 from learner.policy.views import shared_view
+from learner.settings.on_policy import Ppo
 from learner.transitions import Transitions
 from tests.unit.learner_fakes import HandEngine, adapted, base, encode, gradients
 

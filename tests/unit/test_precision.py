@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from actors.rollout import Group, Policy
-from deploy.policy_build import policy_of
-from deploy.run_config import load_config
+from deploy.run.policy_build import policy_of
+from deploy.settings.run_config import load_config
 from deploy.shapes.models import new_unet
 from learner.policy.components import PipelineFolder
 from learner.policy.denoiser import Denoiser
 from learner.policy.precision import computes_bf16, computing_in
 from learner.policy.text import Text
 from learner.policy.trainable import make_trainable
-from learner.settings import Precision
+from learner.settings.types import Precision
 
 
 def predicted(precision: Precision, unet: torch.nn.Module) -> Tensor:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploy.curves import Curves, read_points
-from deploy.progress import Estimate, Progress, duration
-from deploy.run_files import METRICS_FILE
+from deploy.run.curves import Curves, read_points
+from deploy.run.files import METRICS_FILE
+from deploy.run.progress import Estimate, Progress, duration
 
 
 class Clock:

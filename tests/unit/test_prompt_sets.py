@@ -10,10 +10,10 @@ import pytest
 
 from actors.prompt_sets import Metadata, PromptSet, load_jsonl, load_text, plain_set
 from buffer.records import MAX_PROMPT_BYTES
-from deploy.config_sections import FilePrompts, JsonlPrompts
-from deploy.prompt_checks import readable_prompts
-from deploy.prompt_sources import prompt_set
-from deploy.run_config import load_config
+from deploy.run.prompt_checks import readable_prompts
+from deploy.settings.prompt_sources import prompt_set
+from deploy.settings.run_config import load_config
+from deploy.settings.sections import FilePrompts, JsonlPrompts
 
 SMOKE = Path(__file__).resolve().parents[2] / "deploy" / "configs" / "smoke.yaml"
 

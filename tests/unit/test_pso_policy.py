@@ -8,11 +8,11 @@ from torch import Tensor
 from learner.diffusion.few_steps import ConsistencyChain
 from learner.diffusion.schedule import NoiseSchedule
 from learner.methods.pso_policy import PsoPolicy
-from learner.on_policy_settings import Pso
 from learner.policy.denoiser import Denoiser
 from learner.policy.text import Text
 from learner.policy.trainable import make_trainable
 from learner.policy.views import shared_view
+from learner.settings.on_policy import Pso
 from learner.transitions import Transitions
 from tests.unit.learner_fakes import HandEngine, adapted, base, encode, gradients
 

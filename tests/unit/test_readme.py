@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploy.run_config import load_config
-from deploy.settings_table import schema_table
+from deploy.settings.run_config import load_config
+from deploy.settings.table import schema_table
 from reward_servers.base import checked_scores
 from reward_servers.registry import build_reward, check_reward
 

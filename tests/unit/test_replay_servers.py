@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import ray
 
-from deploy.controller import Controller
 from deploy.doctor.bookings import Room
-from deploy.replay_servers import out_of_reach, replay_settings, server_folders
-from deploy.run_config import load_config
+from deploy.run.controller import Controller
+from deploy.run.replay_servers import out_of_reach, replay_settings, server_folders
+from deploy.settings.run_config import load_config
 
 SMOKE = Path(__file__).resolve().parents[2] / "deploy" / "configs" / "smoke.yaml"
 RUN = Path("run")

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploy.curves import Curves
 from deploy.report.data import moments
 from deploy.report.write import main, write_report
+from deploy.run.curves import Curves
 
 HOSTILE = '<script>alert("x")</script> & "quoted" $a$'
 

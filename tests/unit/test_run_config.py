@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from deploy.config_problems import ConfigError
-from deploy.run_config import RunConfig, config_from_json, load_config
-from learner.settings import Lasro
-from learner.sqdf_settings import Sqdf
+from deploy.settings.problems import ConfigError
+from deploy.settings.run_config import RunConfig, config_from_json, load_config
+from learner.settings.lasro import Lasro
+from learner.settings.sqdf import Sqdf
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = {"lasro", "sqdf", "draft", "pso", "gors", "dpo"}
@@ -92,7 +92,7 @@ def test_a_resolved_config_reloads_exactly(preset: Path) -> None:
 
 def test_loading_a_config_imports_neither_torch_nor_ray() -> None:
     script = (
-        "import sys; from deploy.run_config import load_config; "
+        "import sys; from deploy.settings.run_config import load_config; "
         f"load_config({str(SMOKE)!r}); "
         "sys.exit(bool({'torch', 'ray', 'numpy'} & set(sys.modules)))"
     )
@@ -418,7 +418,7 @@ def test_loading_twice_gives_equal_configs() -> None:
 
 
 def test_every_setting_is_documented() -> None:
-    from deploy.config_problems import nested_models
+    from deploy.settings.problems import nested_models
 
     def undocumented(model: type, prefix: str = "") -> list[str]:
         missing: list[str] = []

@@ -19,14 +19,14 @@ import psutil
 import pytest
 
 from buffer.records import Counters
-from deploy.outcome import Earlier, Outcome, RunFolder
-from deploy.run_config import load_config
+from deploy.run.outcome import Earlier, Outcome, RunFolder
+from deploy.settings.run_config import load_config
 
 HOLDER = """
 import sys
 from pathlib import Path
-from deploy.outcome import RunFolder
-from deploy.run_config import load_config
+from deploy.run.outcome import RunFolder
+from deploy.settings.run_config import load_config
 folder = RunFolder(Path(sys.argv[1]))
 folder.open(load_config("deploy/configs/smoke.yaml", ["name=mine", "seed=1"]), resume=False)
 print("open", flush=True)
@@ -85,7 +85,7 @@ def test_the_lock_of_a_lost_machine_is_waited_for(
 def test_who_waits_in_vain_is_told_for_whom_and_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deploy.folder_lock.LEASE_S", 0.6)
+    monkeypatch.setattr("deploy.run.folder_lock.LEASE_S", 0.6)
     path, config = tmp_path / "mine", load_config("deploy/configs/smoke.yaml", ["name=mine"])
     told = rf"process 77 on gone: .* if its machine is gone, remove {path}/lock"
     with locked_by(path, pid=77), pytest.raises(ValueError, match=told):

@@ -12,10 +12,10 @@ from diffusers import (
 from PIL import Image
 
 from deploy import sample
-from deploy.run_config import config_from_json, load_config
-from learner.model_settings import Model
+from deploy.settings.run_config import config_from_json, load_config
 from learner.policy.components import PipelineFolder
 from learner.policy.trainable import save_for_diffusers, trainable_unet
+from learner.settings.model import Model
 
 SMOKE = Path(__file__).resolve().parents[2] / "deploy" / "configs" / "smoke.yaml"
 PROMPT = "a red circle left of a blue square"

@@ -9,8 +9,8 @@ from diffusers import DDIMScheduler, StableDiffusionXLPipeline
 from torch import Tensor
 
 from actors.rollout import FewStepPolicy, Group, ManyStepPolicy
-from deploy.policy_build import policy_of
-from deploy.run_config import RunConfig, load_config
+from deploy.run.policy_build import policy_of
+from deploy.settings.run_config import RunConfig, load_config
 from learner.diffusion.noise import group_noise
 from learner.policy.components import PipelineFolder
 from learner.policy.denoiser import Denoiser

@@ -2,7 +2,7 @@
 
 import re
 
-from deploy.settings_table import schema_table
+from deploy.settings.table import schema_table
 
 
 def test_the_table_has_one_row_for_every_setting() -> None:

@@ -5,19 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from deploy.build import LearnerRank
 from deploy.evaluation.host import EvaluatorHost
-from deploy.outcome import RunFolder
-from deploy.run_config import load_config
-from deploy.run_parts import RunParts
-from deploy.shared_folder import NotSharedError, SharedFolder
+from deploy.run.build import LearnerRank
+from deploy.run.outcome import RunFolder
+from deploy.run.parts import RunParts
+from deploy.run.shared_folder import NotSharedError, SharedFolder
+from deploy.settings.run_config import load_config
 
 SMOKE = Path(__file__).resolve().parents[2] / "deploy" / "configs" / "smoke.yaml"
 
 
 @pytest.fixture(autouse=True)
 def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deploy.shared_folder._PATIENCE_S", 0.0)
+    monkeypatch.setattr("deploy.run.shared_folder._PATIENCE_S", 0.0)
 
 
 def started(path: Path) -> SharedFolder:
@@ -63,7 +63,7 @@ def test_a_file_that_is_being_written_is_waited_for(
     (tmp_path / "cluster.json").write_text("")
     with pytest.raises(NotSharedError, match="unreadable file"):
         folder.check("the evaluator")
-    monkeypatch.setattr("deploy.shared_folder._PATIENCE_S", 60.0)
+    monkeypatch.setattr("deploy.run.shared_folder._PATIENCE_S", 60.0)
     monkeypatch.setattr(
         "time.sleep", lambda seconds: (tmp_path / "cluster.json").write_text(whole) and None
     )

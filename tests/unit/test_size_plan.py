@@ -18,13 +18,13 @@ from deploy.doctor.meta_networks import (
 )
 from deploy.doctor.size_plan import optimizer_bytes, size_plan
 from deploy.doctor.size_rows import GraphRows, graph_rows, surrogate_rows
-from deploy.run_config import RunConfig, load_config
+from deploy.settings.run_config import RunConfig, load_config
 from deploy.shapes.models import PIPELINES
-from learner.model_settings import Model
 from learner.policy.components import PipelineFolder
 from learner.policy.denoiser import Denoiser
 from learner.policy.text import Text
 from learner.policy.trainable import make_trainable
+from learner.settings.model import Model
 
 CONFIGS = Path(__file__).resolve().parents[2] / "deploy" / "configs"
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"

@@ -17,7 +17,7 @@ from learner.policy.text import Text
 from learner.policy.trainable import make_trainable
 from learner.policy.views import shared_view
 from learner.seat import Seat
-from learner.sqdf_settings import Sqdf
+from learner.settings.sqdf import Sqdf
 from learner.states import StateBatch
 from tests.unit.learner_fakes import HandEngine, adapted, base, encode, gradients
 

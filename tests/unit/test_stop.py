@@ -4,11 +4,11 @@ import math
 
 import pytest
 
-from deploy.config_sections import Limits
 from deploy.local_head import JOB_STOP_WAIT_S
-from deploy.outcome import Outcome
-from deploy.run_config import load_config
-from deploy.stop import Stop, patience_s
+from deploy.run.outcome import Outcome
+from deploy.run.stop import Stop, patience_s
+from deploy.settings.run_config import load_config
+from deploy.settings.sections import Limits
 
 JOB = {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"}
 STALL_S, PATIENCE_S = 600.0, 45.0

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import pytest
 
-from deploy.config_sections import DiversityBelow, HeldOutFalls, KlAbove
 from deploy.evaluation.stopping import (
     Measured,
     best_of,
@@ -13,6 +12,7 @@ from deploy.evaluation.stopping import (
     kl_above,
     why_stop,
 )
+from deploy.settings.sections import DiversityBelow, HeldOutFalls, KlAbove
 
 
 def history(*values: float, name: str = "score") -> list[Measured]:

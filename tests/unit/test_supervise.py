@@ -12,10 +12,10 @@ from actors.fleet import Seen
 from buffer.records import Counters
 from deploy.fleet.fleets import Fleets
 from deploy.profile import Profile
-from deploy.ranks import RunFailedError
-from deploy.run_config import load_config
-from deploy.stop import Stop
-from deploy.supervise import Supervisor
+from deploy.run.ranks import RunFailedError
+from deploy.run.stop import Stop
+from deploy.run.supervise import Supervisor
+from deploy.settings.run_config import load_config
 
 NOTHING_YET = Counters(**dict.fromkeys([each.name for each in dataclasses.fields(Counters)], 0))
 

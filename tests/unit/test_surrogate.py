@@ -13,7 +13,7 @@ from deploy.shapes.models import new_unet
 from learner.group_batch import GroupBatch
 from learner.policy.precision import computes_bf16
 from learner.policy.text import Text
-from learner.settings import Surrogate
+from learner.settings.surrogate import Surrogate
 from learner.surrogate import Backbone, new_surrogate
 from learner.surrogate_training import RewardMoments, SurrogateTrainer
 

@@ -17,7 +17,7 @@ from learner.diffusion.few_steps import ConsistencyChain, FewSteps, few_step_cha
 from learner.diffusion.noise import INITIAL_NOISE, member_noise
 from learner.diffusion.schedule import NoiseSchedule
 from learner.diffusion.strata import Strata
-from learner.on_policy_settings import Ppo
+from learner.settings.on_policy import Ppo
 from learner.transitions import (
     KeptSteps,
     Renoised,

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from deploy.shapes.models import PIPELINES, new_unet
-from learner.model_settings import Model
 from learner.policy.trainable import make_trainable, trainable_arrays
 from learner.policy.views import SamplingPolicy, policy_over, shared_view, with_lora
+from learner.settings.model import Model
 
 LORA = str(PIPELINES / "lcm-lora")
 

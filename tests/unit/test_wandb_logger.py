@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from deploy.callbacks import Callbacks, callbacks_of
-from deploy.config_sections import Wandb
-from deploy.curves import Point
-from deploy.plan import check_environment
-from deploy.run_config import RunConfig, load_config
-from deploy.wandb_logger import missing_for
+from deploy.run.curves import Point
+from deploy.run.plan import check_environment
+from deploy.run.wandb_logger import missing_for
+from deploy.settings.run_config import RunConfig, load_config
+from deploy.settings.sections import Wandb
 
 SMOKE = Path(__file__).resolve().parents[2] / "deploy" / "configs" / "smoke.yaml"
 OFFLINE = "logging.wandb={mode: offline, project: shapes, tags: [a, b]}"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from deploy.curves import read_points
 from deploy.report.data import versions
-from deploy.run_config import load_config
-from deploy.run_files import BEFORE_FILE, METRICS_FILE
+from deploy.run.curves import read_points
+from deploy.run.files import BEFORE_FILE, METRICS_FILE
+from deploy.settings.run_config import load_config
 from deploy.study.archive import write_archive
 from deploy.study.before import take_before
 from deploy.study.file import Cell

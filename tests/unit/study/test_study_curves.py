@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.curves import Point
-from deploy.run_config import RunConfig, load_config
+from deploy.run.curves import Point
+from deploy.settings.run_config import RunConfig, load_config
 from deploy.study.curves import Reached, band, queries_before, reach_rows, reached
 from deploy.study.file import Cell, Reach, Study
 from deploy.study.tables import refuse_unknown_scores

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.run_config import load_config
+from deploy.settings.run_config import load_config
 from deploy.study.before import measured_by, take_before
 from deploy.study.file import Cell, cells_of, load_study
 from tests.unit.study.trial import TEXT, finish

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from deploy.report.data import code_hash, versions
-from deploy.run_config import load_config
+from deploy.settings.run_config import load_config
 from deploy.study.file import Cell, Study
 from deploy.study.report import study_html
 from deploy.study.tables import notes_on, unfinished_rows

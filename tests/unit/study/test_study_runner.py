@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from deploy.run_config import load_config
+from deploy.settings.run_config import load_config
 from deploy.study.file import Cell
 from deploy.study.runner import Runner
 

@@ -1,0 +1,178 @@
+"""The curves of a run: `metrics.jsonl`, which survives a crash, and TensorBoard's event files.
+
+    with Curves(run_folder, resume_step=40) as curves:
+        curves.write(41, "cycle", {"reward/2_step": 0.61})
+
+One JSON object a line: `step`, `wall_s` (of training, without the pauses between two starts),
+`phase` and `values`. A resumed run goes on after the step that its checkpoint names: what had been
+written past it is dropped. What a learner that was placed anew tells once more takes the place of
+what it had told, so that every step stands once.
+"""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from tensorboard.compat.proto import event_pb2 as _event_pb2
+from tensorboard.compat.proto import summary_pb2 as _summary_pb2
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from deploy.run.files import EVENTS_FOLDER, METRICS_FILE
+
+# Their classes are made when the modules are imported, where no type checker sees them.
+event_pb2: Any = _event_pb2
+summary_pb2: Any = _summary_pb2
+
+
+@dataclass(frozen=True)
+class Point:
+    """One line of the file."""
+
+    step: int
+    wall_s: float
+    phase: str
+    values: dict[str, float]
+
+
+class Curves:
+    """Writes a run's points; one writer a run."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        resume_step: int | None = None,
+        done_phases: Collection[str] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        Args:
+            resume_step: last step that counts; None begins anew.
+            done_phases: those that were over before it, with steps of their own: all points stay.
+        """
+        self._folder = folder
+        self._resume_step = resume_step
+        self._done_phases = done_phases
+        self._clock = clock
+        self._started_s = 0.0
+        self._file: Any = None
+        self._events: Any = None
+        # By phase, its last step, and what was written of that.
+        self._last: dict[str, tuple[int, set[str]]] = {}
+
+    def __enter__(self) -> Self:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        kept = self._keep(self._counts)
+        self._started_s = self._clock() - (kept[-1].wall_s if kept else 0.0)
+        self._open()
+        if self._resume_step is None:
+            shutil.rmtree(self._folder / EVENTS_FOLDER, ignore_errors=True)
+        self._events = EventFileWriter(str(self._folder / EVENTS_FOLDER))
+        if self._resume_step is not None:
+            self._purge_events(self._resume_step + 1, kept)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+        self._events.close()
+
+    def write(self, step: int, phase: str, values: Mapping[str, float]) -> Point:
+        """Appends one point, and returns it.
+
+        Values that are no finite number are left out: JSON has no NaN.
+        """
+        wall_s = self._clock() - self._started_s
+        numbers = {name: float(value) for name, value in values.items() if _is_number(value)}
+        point = Point(step, round(wall_s, 3), phase, numbers)
+        last, names = self._last.get(phase, (step, set()))
+        if step < last or (step == last and names & numbers.keys()):
+            self._rewind(phase, step)
+        self._note(point)
+        self._file.write(_line(point))
+        self._file.flush()
+        self._add_events(point)
+        return point
+
+    def _open(self) -> None:
+        self._file = (self._folder / METRICS_FILE).open("a", encoding="utf-8")
+
+    def _note(self, point: Point) -> None:
+        last, names = self._last.get(point.phase, (point.step, set()))
+        before = names if last == point.step else set()
+        self._last[point.phase] = point.step, before | point.values.keys()
+
+    def _rewind(self, phase: str, step: int) -> None:
+        """Forgets a phase from a step on."""
+        self._file.close()
+        kept = self._keep(lambda point: point.phase != phase or point.step < step)
+        self._open()
+        self._last.pop(phase, None)
+        self._purge_events(step, kept)
+
+    def _keep(self, counts: Callable[[Point], bool]) -> list[Point]:
+        """Rewrites the file with the points that count, which also drops a torn last line."""
+        path = self._folder / METRICS_FILE
+        kept = [point for point in read_points(path) if counts(point)]
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(_line(point) for point in kept), encoding="utf-8")
+        partial.replace(path)
+        return kept
+
+    def _counts(self, point: Point) -> bool:
+        last = self._resume_step
+        return last is not None and (point.step <= last or point.phase in self._done_phases)
+
+    def _purge_events(self, step: int, kept: Iterable[Point]) -> None:
+        """Tells TensorBoard to forget what it was told from this step on, but for what is kept."""
+        self._add(step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+        for point in kept:
+            if point.step >= step:
+                self._add_events(point)
+
+    def _add_events(self, point: Point) -> None:
+        value = summary_pb2.Summary.Value
+        items = [
+            value(tag=f"{point.phase}/{name}", simple_value=number)
+            for name, number in point.values.items()
+        ]
+        self._add(point.step, summary=summary_pb2.Summary(value=items))
+        self._events.flush()
+
+    def _add(self, step: int, **content: Any) -> None:
+        self._events.add_event(event_pb2.Event(wall_time=time.time(), step=step, **content))
+
+
+def read_points(path: Path) -> list[Point]:
+    """The points of a file in order; a line that is not whole, such as a torn last one, is not."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            return [point for line in lines for point in _parsed(line)]
+    except FileNotFoundError:
+        return []
+
+
+def _parsed(line: str) -> Iterator[Point]:
+    try:
+        raw = json.loads(line)
+        values = {str(name): float(value) for name, value in raw["values"].items()}
+        yield Point(int(raw["step"]), float(raw["wall_s"]), str(raw["phase"]), values)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return
+
+
+def _line(point: Point) -> str:
+    return json.dumps(vars(point)) + "\n"
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or value is None:
+        return False
+    try:
+        return math.isfinite(float(value))  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False

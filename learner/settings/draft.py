@@ -1,0 +1,47 @@
+"""What a user sets of reward gradients through a sampler's last steps: DRaFT, ReFL, SEIKO."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from learner.settings.cycles import Climbing, MicroBatched
+from learner.settings.types import Count, NonNegative, Number, Share, refuse_unused
+
+
+class Draft(MicroBatched, Climbing):
+    """The reward's gradient through the last steps themselves, for models of many steps."""
+
+    kind: Literal["draft"] = "draft"
+    """Which method this is."""
+    path: Literal["last", "renoised", "stopped"] = "last"
+    """What the gradient goes through: the last steps (DRaFT-K); the last step, of a clean latent
+    that is noised again (DRaFT-LV); or one late call, whose clean latent is told at once (ReFL)."""
+    last_steps: Count = 1
+    """K of `last`."""
+    renoisings: Count = 2
+    """Noises of `renoised`; their gradients are averaged."""
+    stopped_in: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Share of the chain, its end, in which `stopped` stops at a random step."""
+    ceiling: Number | None = None
+    """Reward above which nothing more is gained, as in ReFL's max(0, 2 − r); null: none."""
+    alpha: NonNegative = 0.0
+    """Weight of the KL to the untouched policy, summed over the steps that have a gradient; 0:
+    none."""
+    fresh: Share = 1.0
+    """Share of a batch that starts from samples of the newest policy versions."""
+
+    @model_validator(mode="after")
+    def _a_path_has_its_own_settings(self) -> Self:
+        told = {"last": "last_steps", "renoised": "renoisings", "stopped": "stopped_in"}
+        for path, name in told.items():
+            if path != self.path:
+                refuse_unused(self, [name], f"is of `path: {path}`", f"set `path: {path}`")
+        return self
+
+    def starts(self, num_steps: int) -> range:
+        """States of the chain that the gradient may start from; `num_steps` is the clean latent."""
+        if self.path == "last":
+            return range(num_steps - self.last_steps, num_steps - self.last_steps + 1)
+        if self.path == "renoised":
+            return range(num_steps, num_steps + 1)
+        return range(num_steps - max(1, round(self.stopped_in * num_steps)), num_steps)
