@@ -1,1 +1,1 @@
-"""Everything a user starts: run config, launch, reports, the embedded world."""
+"""Everything a user starts: a command a file, and in packages what the commands are made of."""

@@ -14,6 +14,7 @@ import torch
 from numpy.random import Generator
 from torch import Tensor
 
+from buffer.index import IndexEntry
 from buffer.sampling import fresh_first, prioritised, rank_priority, uniform
 from learner.diffusion.strata import Strata
 from learner.groups import ScoredGroups
@@ -67,10 +68,11 @@ def strata_of(settings: Sqdf, num_steps: int) -> Strata:
     return cut(num_steps, states.kept, weight)
 
 
-def starting_part(settings: Draft, num_steps: int) -> Strata:
-    """The states that a gradient starts from, of which a trajectory keeps one."""
-    starts = settings.starts(num_steps)
-    return Strata(num_steps, (starts.start, starts.stop))
+def starting_parts(settings: Draft, num_steps: int) -> Strata:
+    """The states that a gradient starts from, of which a trajectory keeps one; before them those
+    whose step's KL is told beside, likewise."""
+    starts, beside = settings.starts(num_steps), settings.steps_beside(num_steps)
+    return Strata(num_steps, (*([beside.start] if beside else []), starts.start, starts.stop))
 
 
 class StateReplay:
@@ -92,14 +94,32 @@ class StateReplay:
         Raises:
             LookupError: none of its states is in the replay any more.
         """
+        entries = self._trajectories(count, rng, share)
+        return self._read(entries, self._strata.draw(count, rng)[share].tolist())
+
+    def draw_each(self, count: int, rng: Generator, share: slice) -> list[StateBatch]:
+        """Likewise of `count` trajectories, a batch of every part of the chain; the last part's
+        is the last.
+
+        Raises:
+            LookupError: none of its states is in the replay any more.
+        """
+        entries = self._trajectories(count, rng, share)
+        parts = range(len(self._strata.edges) - 1)
+        return [self._read(entries, [part] * len(entries)) for part in parts]
+
+    def _trajectories(self, count: int, rng: Generator, share: slice) -> Sequence[IndexEntry]:
+        """This rank's share of `count` that are drawn."""
         index = self._groups.index
         reward_N = self._groups.final_rewards()
         version_N = index.policy_version[: len(reward_N)]
         rows = draw_trajectories(version_N, reward_N, count, self._settings, rng)
-        slots = self._strata.draw(count, rng)
         entries = index.entries(rows[share])
         self._groups.tell_fetched(entries)
-        mine = slots[share].tolist()
+        return entries
+
+    def _read(self, entries: Sequence[IndexEntry], mine: Sequence[int]) -> StateBatch:
+        """One kept state of every trajectory, by its place among them."""
         wanted = [(entry.record_id, slot) for entry, slot in zip(entries, mine, strict=True)]
         if self._settings.store_reference:
             # As many places from the end as the state is from the end of the states.

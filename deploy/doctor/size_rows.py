@@ -79,8 +79,10 @@ def graph_rows(config: RunConfig) -> GraphRows:
     calls = (copies * doubled,) * (method.last_steps if method.path == "last" else 1)
     if method.alpha == 0:
         return GraphRows(rows, calls, climbed=copies)
+    beside = (rows * doubled,) if method.steps_beside(num_steps) else ()
+    asked = (calls[0] if method.path_counts(num_steps) else 0) + sum(beside)
     # From the second step on, a state has a gradient by the steps before it.
-    return GraphRows(rows, calls, calls[1:], climbed=copies, reference=calls[0])
+    return GraphRows(rows, calls + beside, calls[1:], climbed=copies, reference=asked)
 
 
 def surrogate_rows(config: RunConfig) -> int:

@@ -102,6 +102,21 @@ def through_one_call(
     return Walk(predict_x0(x, eps, t_B, chain.schedule), kl_B, nats_B)
 
 
+def step_kl(
+    policy: AskNoise,
+    reference: AskNoise,
+    x: Tensor,
+    step_B: Tensor,
+    chain: Chain,
+    form: KlForm,
+) -> tuple[Tensor, Tensor]:
+    """KL of one step of a chain to the reference's, [B], from a state that a sampler met: in the
+    form that was asked for, with a gradient by what the policy says of it; and the true one."""
+    t_B, prev_t_B = chain.times(step_B)
+    mean, std = ddim_moments(x, policy(x, t_B), t_B, prev_t_B, chain.schedule)
+    return _kl(reference, x, mean, std, step_B, chain, form)
+
+
 def reward_loss(reward_B: Tensor, kl_B: Tensor, *, alpha: float, ceiling: float | None) -> Tensor:
     """−mean(min(r, ceiling) − α KL); at and above the ceiling a reward has no gradient."""
     if ceiling is not None:

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
+from numpy.random import Generator
+
 from learner.diffusion.chain import Chain
 from learner.groups import GroupSource
 from learner.methods.alternation import Alternating
-from learner.methods.draft_policy import DraftPolicy
+from learner.methods.draft_policy import DraftBatch, DraftPolicy
 from learner.methods.drawn_steps import DrawnSteps
 from learner.methods.parts import Given, climbed_reward, parts_around, untouched
 from learner.policy.denoiser import Denoiser
@@ -15,7 +17,7 @@ from learner.settings.draft import Draft
 from learner.settings.learner import Learner
 from learner.settings.model import Model
 from learner.settings.sqdf import StateDraw
-from learner.states import StateReplay, starting_part
+from learner.states import StateReplay, starting_parts
 from reward_servers.base import DifferentiableReward
 
 
@@ -52,8 +54,10 @@ def build_draft(
         seat=seat,
     )
     draw = StateDraw(kept=1, fresh=settings.fresh)
-    states = StateReplay(parts.groups, draw, starting_part(settings, model.num_steps))
-    steps = DrawnSteps(
-        policy, lambda rng: states.draw(settings.policy_batch, rng, seat.share), seat
-    )
-    return parts.alternating(settings, steps, surrogate)
+    states = StateReplay(parts.groups, draw, starting_parts(settings, model.num_steps))
+
+    def drawn(rng: Generator) -> DraftBatch:
+        *beside, start = states.draw_each(settings.policy_batch, rng, seat.share)
+        return DraftBatch(start, beside[0] if beside else None)
+
+    return parts.alternating(settings, DrawnSteps(policy, drawn, seat), surrogate)

@@ -4,6 +4,8 @@ Every random draw is a function of (seed, step), of the whole batch on every ran
 Shape suffixes: B rows of this rank, K steps, C H W latent.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from learner.methods.draft import (
     KlForm,
     Walk,
     reward_loss,
+    step_kl,
     through_last_steps,
     through_one_call,
     through_renoised,
@@ -27,6 +30,23 @@ from learner.policy.text import Encode, Text
 from learner.seat import Seat
 from learner.settings.draft import Draft
 from learner.states import StateBatch
+
+
+@dataclass(frozen=True)
+class DraftBatch:
+    """What one update is made from.
+
+    Args:
+        start: states, or clean latents, that the reward's gradient starts from.
+        beside: as many states of the steps before, whose KL is told; None: of none.
+    """
+
+    start: StateBatch
+    beside: StateBatch | None = None
+
+    def rows(self, rows: slice) -> "DraftBatch":
+        """Some of them."""
+        return DraftBatch(self.start.rows(rows), self.beside and self.beside.rows(rows))
 
 
 class DraftPolicy:
@@ -61,9 +81,9 @@ class DraftPolicy:
         self._form = KlForm(settings.kl_reduce, settings.kl_std)
         self.steps_taken = 0
 
-    def step(self, batch: StateBatch) -> dict[str, float]:
-        """One update from states of this rank; returns its metrics."""
-        noise_KBCHW = self._noise(batch.latents_BCHW)
+    def step(self, batch: DraftBatch) -> dict[str, float]:
+        """One update from rows of this rank; returns its metrics."""
+        noise_KBCHW = self._noise(batch.start.latents_BCHW)
         metrics = update_in_parts(
             self._engine,
             self._settings.micro_batches,
@@ -78,28 +98,41 @@ class DraftPolicy:
     def from_json(self, state: dict[str, Any]) -> None:
         self.steps_taken = state["step"]
 
-    def _loss(self, batch: StateBatch, noise_KBCHW: Tensor) -> tuple[Tensor, dict[str, float]]:
-        settings, times = self._settings, self._copies
-        device, prompts = self._engine.device, list(batch.prompts) * times
-        text = self._encode(prompts).to(device)
-        empty = self._encode([""] * len(prompts)).to(device)
+    def _loss(self, batch: DraftBatch, noise_KBCHW: Tensor) -> tuple[Tensor, dict[str, float]]:
+        settings, times, num_steps = self._settings, self._copies, self._chain.num_steps
+        start, device = batch.start, self._engine.device
+        prompts = list(start.prompts) * times
+        text, policy, reference = self._asking(prompts)
+        counts = settings.path_counts(num_steps) if settings.alpha > 0 else 0
         walk = self._walk(
-            batch.latents_BCHW.to(device).repeat(times, 1, 1, 1),
-            batch.step_B.repeat(times),
+            start.latents_BCHW.to(device).repeat(times, 1, 1, 1),
+            start.step_B.repeat(times),
             noise_KBCHW.to(device),
-            self._asking(self._engine, text, empty),
-            self._asking(self._reference, text, empty) if settings.alpha > 0 else None,
+            policy,
+            reference if counts else None,
         )
+        kl_B, nats_B = counts * walk.kl_B, counts * walk.nats_B
+        if batch.beside is not None:
+            left_out = len(settings.steps_beside(num_steps))
+            beside_kl_B, beside_nats_B = self._kl_beside(batch.beside)
+            kl_B = kl_B + left_out * beside_kl_B.repeat(times)
+            nats_B = nats_B + left_out * beside_nats_B.repeat(times)
         reward_B = self._reward(walk.clean, text, prompts)
-        loss = reward_loss(reward_B, walk.kl_B, alpha=settings.alpha, ceiling=settings.ceiling)
+        loss = reward_loss(reward_B, kl_B, alpha=settings.alpha, ceiling=settings.ceiling)
         metrics = {
             "draft_loss": float(loss.detach()),
             f"{settings.reward}_reward": float(reward_B.detach().mean()),
         }
         if settings.alpha > 0:
-            metrics["kl_nats"] = float(walk.nats_B.mean())
-            metrics["kl_penalty"] = settings.alpha * float(walk.kl_B.detach().mean())
+            metrics["kl_nats"] = float(nats_B.mean())
+            metrics["kl_penalty"] = settings.alpha * float(kl_B.detach().mean())
         return loss, metrics
+
+    def _kl_beside(self, batch: StateBatch) -> tuple[Tensor, Tensor]:
+        """Of one step each, [B]: in its form, and true."""
+        _, policy, reference = self._asking(batch.prompts)
+        x = batch.latents_BCHW.to(self._engine.device)
+        return step_kl(policy, reference, x, batch.step_B, self._chain, self._form)
 
     def _walk(
         self,
@@ -122,12 +155,19 @@ class DraftPolicy:
         """Of every row: one for each noise that it is noised with again."""
         return self._settings.renoisings if self._settings.path == "renoised" else 1
 
-    def _asking(self, network: Network, text: Text, empty: Text) -> AskNoise:
-        def ask(x: Tensor, t_B: Tensor) -> Tensor:
-            t_B = t_B.to(x.device)
-            return guided_call(network, x, t_B, text, empty, self._guidance_scale)
+    def _asking(self, prompts: Sequence[str]) -> tuple[Text, AskNoise, AskNoise]:
+        """Text of the prompts, and policy and reference as they are asked with it."""
+        text = self._encode(list(prompts)).to(self._engine.device)
+        empty = self._encode([""] * len(prompts)).to(self._engine.device)
 
-        return ask
+        def asking(network: Network) -> AskNoise:
+            def ask(x: Tensor, t_B: Tensor) -> Tensor:
+                t_B = t_B.to(x.device)
+                return guided_call(network, x, t_B, text, empty, self._guidance_scale)
+
+            return ask
+
+        return text, asking(self._engine), asking(self._reference)
 
     def _noise(self, x: Tensor) -> Tensor:
         """This rank's share of the step's noise, [K, B, C, H, W]: of each step of the path, and of

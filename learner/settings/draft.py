@@ -25,8 +25,11 @@ class Draft(MicroBatched, Climbing):
     ceiling: Number | None = None
     """Reward above which nothing more is gained, as in ReFL's max(0, 2 − r); null: none."""
     alpha: NonNegative = 0.0
-    """Weight of the KL to the untouched policy, summed over the steps that have a gradient; 0:
-    none."""
+    """Weight of the KL to the untouched policy; 0: none."""
+    kl_over: Literal["path", "chain"] = "path"
+    """Which steps' KL is summed: those of the reward's gradient; or all of the chain, by one more
+    state of each sample that stands for the steps which the path leaves out: one call more of the
+    policy and one of the untouched network."""
     fresh: Share = 1.0
     """Share of a batch that starts from samples of the newest policy versions."""
 
@@ -45,3 +48,15 @@ class Draft(MicroBatched, Climbing):
         if self.path == "renoised":
             return range(num_steps, num_steps + 1)
         return range(num_steps - max(1, round(self.stopped_in * num_steps)), num_steps)
+
+    def steps_beside(self, num_steps: int) -> range:
+        """Steps of the chain, its first, whose KL is told by a state of their own."""
+        told = self.alpha > 0 and self.kl_over == "chain"
+        return range(self.starts(num_steps).start if told else 0)
+
+    def path_counts(self, num_steps: int) -> int:
+        """How often the KL of a path is added: a single call's for every step where it might have
+        been, and none of a latent that is noised again, where the chain's own steps are told."""
+        if self.kl_over == "path" or self.path == "last":
+            return 1
+        return len(self.starts(num_steps)) if self.path == "stopped" else 0

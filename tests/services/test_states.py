@@ -88,6 +88,16 @@ def test_a_drawn_latent_is_the_state_that_it_is_said_to_be(groups: ScoredGroups)
         assert value in {float(latent(ticket, member, step)[0, 0, 0]) for member in (0, 1)}
 
 
+def test_a_batch_of_every_part_is_of_the_same_trajectories(groups: ScoredGroups) -> None:
+    early, late = StateReplay(groups, StateDraw(), STRATA).draw_each(6, rng(), ALL)
+    assert early.prompts == late.prompts
+    for part, batch in enumerate((early, late)):
+        kept = [KEPT[int(prompt.removeprefix("prompt "))][part] for prompt in batch.prompts]
+        assert batch.step_B.tolist() == kept
+    apart = late.latents_BCHW[:, 0, 0, 0] - early.latents_BCHW[:, 0, 0, 0]
+    assert apart.tolist() == (late.step_B - early.step_B).tolist()
+
+
 def test_ranks_draw_one_batch_and_share_it(groups: ScoredGroups) -> None:
     states = StateReplay(groups, StateDraw(), STRATA)
     whole = states.draw(6, rng(), ALL)

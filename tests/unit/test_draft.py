@@ -12,6 +12,7 @@ from learner.diffusion.schedule import NoiseSchedule
 from learner.methods.draft import (
     KlForm,
     reward_loss,
+    step_kl,
     through_last_steps,
     through_one_call,
     through_renoised,
@@ -104,6 +105,29 @@ def test_the_kl_of_a_path_is_the_sum_over_its_steps_and_so_is_its_gradient(reduc
     )
     if reduce == "sum":
         torch.testing.assert_close(walk.nats_B, total.detach(), rtol=1e-8, atol=1e-12)
+
+
+def test_the_kl_of_a_step_has_a_gradient_by_the_policy_alone() -> None:
+    x, step_B = normal(1, ROWS, 4, 2, 2).requires_grad_(), torch.tensor([0, 30, 48])
+    ours, theirs, reference = Net(), Net(), Net(0.2, 0.05)
+    kl_B, nats_B = step_kl(ours, reference, x.detach(), step_B, CHAIN, KlForm())
+    rows = [
+        tuple(step_by_hand(net, x[i : i + 1], x[:1], int(step))[1] for net in (theirs, reference))
+        for i, step in enumerate(step_B)
+    ]
+    stds = [step_by_hand(theirs, x[:1], x[:1], int(step))[2] for step in step_B]
+    expected = torch.stack(
+        [
+            ((mean - ref.detach()) / std).square().sum() / 2
+            for (mean, ref), std in zip(rows, stds, strict=True)
+        ]
+    )
+    torch.testing.assert_close(kl_B, expected, rtol=1e-8, atol=1e-12)
+    torch.testing.assert_close(nats_B, expected.detach(), rtol=1e-8, atol=1e-12)
+    torch.testing.assert_close(
+        ours.gradient(kl_B.sum()), theirs.gradient(expected.sum()), rtol=1e-6, atol=1e-9
+    )
+    assert torch.autograd.grad(kl_B.sum(), reference.weights, allow_unused=True) == (None,)
 
 
 def test_equal_networks_have_no_kl() -> None:

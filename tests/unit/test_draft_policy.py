@@ -7,12 +7,13 @@ import torch
 
 from learner.diffusion.chain import Chain
 from learner.diffusion.schedule import NoiseSchedule
-from learner.methods.draft_policy import DraftPolicy
-from learner.policy.denoiser import Denoiser
+from learner.methods.draft import AskNoise, KlForm, step_kl
+from learner.methods.draft_policy import DraftBatch, DraftPolicy
+from learner.policy.denoiser import Denoiser, guided_call
 from learner.policy.views import shared_view
 from learner.seat import Seat
 from learner.settings.draft import Draft
-from learner.states import StateBatch
+from learner.states import StateBatch, starting_parts
 from tests.unit.learner_fakes import HandEngine, adapted, base, encode, gradients
 
 CHAIN = Chain(
@@ -25,15 +26,22 @@ PATHS: dict[str, dict[str, Any]] = {
     "last": {"path": "last", "last_steps": 2},
     "renoised": {"path": "renoised", "renoisings": 3},
     "stopped": {"path": "stopped", "ceiling": 2.0},
+    "last, KL of the chain": {"path": "last", "last_steps": 2, "kl_over": "chain"},
+    "renoised, KL of the chain": {"path": "renoised", "kl_over": "chain"},
+    "stopped, KL of the chain": {"path": "stopped", "kl_over": "chain"},
 }
 
 
-def batch(settings: Draft, rows: slice = slice(None)) -> StateBatch:
-    generator = torch.Generator().manual_seed(8)
-    latents = torch.randn(4, 4, 8, 8, generator=generator)
-    starts = settings.starts(50)
-    steps = torch.tensor([starts[i % len(starts)] for i in range(4)])
-    return StateBatch(latents[rows], steps[rows], PROMPTS[rows])
+def states(steps: range, seed: int) -> StateBatch:
+    latents = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+    step_B = torch.tensor([steps[11 * i % len(steps)] for i in range(4)])
+    return StateBatch(latents, step_B, PROMPTS)
+
+
+def batch(settings: Draft, rows: slice = slice(None)) -> DraftBatch:
+    beside = settings.steps_beside(50)
+    whole = DraftBatch(states(settings.starts(50), 8), states(beside, 9) if beside else None)
+    return whole.rows(rows)
 
 
 def stepped(
@@ -66,12 +74,39 @@ def test_all_of_the_adapter_learns_and_nothing_else(path: str) -> None:
     assert metrics["kl_nats"] > 0
 
 
-@pytest.mark.parametrize(("path", "calls"), [("last", 2), ("renoised", 1), ("stopped", 1)])
+@pytest.mark.parametrize(
+    ("path", "calls"), [("last", 2), ("renoised", 1), ("stopped", 1), ("last, KL of the chain", 2)]
+)
 def test_the_network_is_called_for_every_step_with_a_gradient_and_no_other(
     path: str, calls: int
 ) -> None:
     _, engine = stepped(path, alpha=0.0)
     assert engine.calls == calls
+
+
+@pytest.mark.parametrize(
+    ("path", "counts", "beside"), [("last", 1, 48), ("renoised", 0, 50), ("stopped", 12, 38)]
+)
+def test_the_kl_of_a_chain_counts_each_of_its_steps_once(
+    path: str, counts: int, beside: int
+) -> None:
+    settings = Draft.model_validate({**PATHS[f"{path}, KL of the chain"], "alpha": 0.1})
+    assert settings.path_counts(50) == counts
+    assert settings.steps_beside(50) == range(beside)
+    parts = starting_parts(settings, 50)
+    assert parts.edges[:2] == (0, beside)
+    of_path = stepped(path)[0]["kl_nats"]
+    step, unet = states(range(beside), 9), base()
+    text, empty = encode(PROMPTS), encode([""] * 4)
+
+    def asking(network: Denoiser) -> AskNoise:
+        return lambda x, t_B: guided_call(network, x, t_B, text, empty, 3.0)
+
+    asked = asking(adapted(unet)), asking(Denoiser(shared_view(unet)))
+    with torch.no_grad():
+        _, nats_B = step_kl(*asked, step.latents_BCHW, step.step_B, CHAIN, KlForm())
+    told = stepped(f"{path}, KL of the chain")[0]["kl_nats"]
+    assert told == pytest.approx(counts * of_path + beside * float(nats_B.mean()), rel=1e-4)
 
 
 @pytest.mark.slow
