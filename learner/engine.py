@@ -5,6 +5,7 @@ parameters on all ranks, and a loss is a mean over this rank's rows: ranks have 
 """
 
 import logging
+import math
 import os
 import pickle  # for the error of a refused load; nothing is unpickled here
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,8 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
+MOST_LOST = 10
+"""Updates in a row without a usable gradient, of which the last ends the run."""
 _TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _PLAIN_PARTS = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
 """What DeepSpeed's own checkpoints hold beside tensors and numbers; none of it does anything."""
@@ -62,8 +65,25 @@ def _seconds(timeout_s: float) -> Any:
     return timedelta(seconds=timeout_s)
 
 
+class GradientError(RuntimeError):
+    """Update after update has a gradient that is no number, and nothing is learned."""
+
+
+class _AdamW(torch.optim.AdamW):
+    """Leaves a step out where it is told to: without ZeRO, DeepSpeed steps whatever the gradient
+    is."""
+
+    leaves_out = False
+
+    def step(self, closure: Any = None) -> Any:
+        return None if self.leaves_out else super().step(closure)
+
+
 class Engine:
     """One module and its optimizer, spread over the ranks.
+
+    An update whose gradient is infinite or no number is left out: it would be the end of all
+    weights, and of every checkpoint after it.
 
     Args:
         parameters: those that are trained; the rest is frozen.
@@ -90,12 +110,9 @@ class Engine:
         # Without ZeRO, DeepSpeed clips by the gradient norm and does not tell it.
         self._measures_norm = zero_stage == 0
         # DeepSpeed's own AdamW for hosts is compiled at first use; torch's fused one is at hand.
-        optimizer = torch.optim.AdamW(
-            self._parameters,
-            lr=learning_rate,
-            weight_decay=weight_decay,
-            fused=True if offload else None,
-        )
+        self._options = {"lr": learning_rate, "weight_decay": weight_decay}
+        self._optimizer = _AdamW(self._parameters, fused=True if offload else None, **self._options)
+        self._lost = 0
         zero: dict[str, Any] = {"stage": zero_stage}
         if offload:
             pinned = torch.cuda.is_available()
@@ -112,7 +129,7 @@ class Engine:
         # DeepSpeed broadcasts weights as the bytes of their rows.
         for parameter in module.parameters():
             parameter.data = parameter.data.contiguous()
-        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+        engine, *_ = deepspeed.initialize(model=module, optimizer=self._optimizer, config=config)
         self._engine: Any = engine
         # Convolutions are quicker so. What is trained stays as DeepSpeed has laid it out.
         for parameter in module.parameters():
@@ -137,19 +154,39 @@ class Engine:
         Args:
             losses: of as many micro-batches as the engine was made for, equally large; the step
                 is down their mean. Each is asked for when the one before has been differentiated.
+
+        Raises:
+            GradientError: it was left out, as were `MOST_LOST` in a row.
         """
         own = None
         for number, loss in enumerate(losses, start=1):
             self._engine.backward(loss)
             if self._measures_norm and number == self._micro_batches:
                 own = self._gradient_norm()
+                self._optimizer.leaves_out = not math.isfinite(own)
             # Until the last micro-batch DeepSpeed only counts.
             self._engine.step()
-        return float(self._engine.get_global_grad_norm() if own is None else own)
+        norm = float(self._engine.get_global_grad_norm()) if own is None else own
+        self._count_lost(norm)
+        return norm
 
-    def _gradient_norm(self) -> Tensor:
+    def _gradient_norm(self) -> float:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients)
+        return float(torch.nn.utils.get_total_norm(gradients))
+
+    def _count_lost(self, norm: float) -> None:
+        if math.isfinite(norm):
+            self._lost = 0
+            return
+        self._lost += 1
+        what = "the gradient is infinite or no number"
+        if self._lost == MOST_LOST:
+            raise GradientError(
+                f"{what} in {MOST_LOST} updates in a row; none of them changed a weight. Look for "
+                "what a reward's or a model's gradient divides by, or takes the root or logarithm "
+                "of; half precision may be too small for it, then model.precision=fp32 helps"
+            )
+        log.warning("%s: this update is left out and no weight changed", what)
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
         """Writes trained weights, optimizer and `state`; every rank must call it."""
@@ -175,6 +212,9 @@ class Engine:
             ) from error
         if path is None:
             raise ValueError(f"no checkpoint in {folder}")
+        # What was saved with the optimizer is what the run was given then.
+        for group in self._optimizer.param_groups:
+            group.update(self._options)
         return state
 
 

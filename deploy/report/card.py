@@ -97,7 +97,8 @@ def method_of(config: RunConfig) -> tuple[str, str]:
             "ICLR 2026"
         )
     if isinstance(method, Draft):
-        seiko = method.reward == "surrogate" and method.path == "last"
+        optimistic = method.surrogate.confidence != "pessimistic"
+        seiko = method.reward == "surrogate" and optimistic and method.path == "last"
         return ("SEIKO", "arXiv:2402.16359") if seiko else _DRAFTS[method.path]
     if isinstance(method, Pso):
         return "PSO", "arXiv:2410.03190"

@@ -9,6 +9,7 @@ needed. Step i of T goes from state i to state i + 1 (`learner.diffusion.chain`)
 Shape suffixes: B rows; tensors without one are [B, C, H, W].
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -142,7 +143,10 @@ def adapted_alpha(alpha: float, kl: float, target: float, *, rate: float = 0.1) 
     """α after a step whose mean KL was `kl`: up where it was above the target, down below.
 
     The proportional controller of Ziegler et al. 2019 (arXiv:1909.08593), its error cut at ±0.2.
+    A KL that is no number tells nothing.
     """
+    if not math.isfinite(kl):
+        return alpha
     error = min(max(kl / target - 1, -0.2), 0.2)
     return alpha * (1 + rate * error)
 

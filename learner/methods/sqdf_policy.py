@@ -87,8 +87,10 @@ class SqdfPolicy:
         return dataclasses.asdict(self.state)
 
     def from_json(self, state: dict[str, Any]) -> None:
-        """Restores it."""
+        """Restores it; a weight that nothing steers is that of the settings."""
         self.state = SqdfState(**state)
+        if self._settings.target_kl is None:
+            self.state = dataclasses.replace(self.state, alpha=self._settings.alpha)
 
     def step(self, batch: StateBatch) -> dict[str, float]:
         """One update from states of this rank; returns its metrics."""

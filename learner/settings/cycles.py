@@ -155,4 +155,9 @@ class Climbing(Alternation):
                 "no surrogate is learned with `reward: decoded`",
                 "set `reward: surrogate`",
             )
+        elif self.surrogate.regression_weight == 0:
+            raise ValueError(
+                "surrogate.regression_weight 0 leaves open what one unit of the surrogate's score "
+                "is, against which the KL is weighed; give a positive one, such as 1"
+            )
         return self

@@ -35,8 +35,9 @@ class Surrogate(Section):
     """λ in it."""
     loss: Literal["best_worst", "all_pairs"] = "best_worst"
     """Pairs of a group in the ranking loss: best against worst, or every ordered pair."""
-    regression_weight: NonNegative = 0.0
-    """Weight of a squared error to the reward itself beside the ranking loss."""
+    regression_weight: NonNegative = 1.0
+    """Weight of a squared error to the reward's standard score beside the ranking loss. Pairs alone
+    (0, as in LaSRO's paper) leave open where a score's zero lies and what its unit is."""
     learning_rate: Positive = 1e-4
     """Step size of AdamW."""
     batch_groups: Count = 32
@@ -64,6 +65,11 @@ class Surrogate(Section):
             raise ValueError(
                 f"pessimism {self.pessimism:g} and confidence {self.confidence} contradict each "
                 "other; set one of them"
+            )
+        if self.regression_weight == 0 and (self.pessimism > 0 or self.confidence != "pessimistic"):
+            raise ValueError(
+                "regression_weight 0 leaves every head a zero and a unit of its own: their spread, "
+                "their largest or a bonus beside them means nothing; give a positive one, such as 1"
             )
         if self.confidence != "ucb":
             refuse_unused(

@@ -107,6 +107,9 @@ def test_the_bonus_of_ucb_begins_with_the_first_labels_and_has_a_gradient() -> N
     [
         ({"confidence": "bootstrap"}, "at least 2 heads"),
         ({"confidence": "ucb", "heads": 2, "pessimism": 1.0}, "contradict each other"),
+        ({"confidence": "ucb", "regression_weight": 0}, "a zero and a unit of its own"),
+        ({"confidence": "bootstrap", "heads": 2, "regression_weight": 0}, "a unit of its own"),
+        ({"pessimism": 1.0, "heads": 2, "regression_weight": 0}, "a unit of its own"),
     ],
 )
 def test_rules_that_cannot_be_are_refused(settings: dict[str, object], message: str) -> None:

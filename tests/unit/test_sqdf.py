@@ -213,3 +213,4 @@ def test_alpha_follows_the_kl_to_its_target_and_never_jumps() -> None:
     assert adapted_alpha(1.0, kl=2.2, target=2.0) == pytest.approx(1.01)
     assert adapted_alpha(1.0, kl=100.0, target=2.0) == pytest.approx(1.02)
     assert adapted_alpha(1.0, kl=0.0, target=2.0) == pytest.approx(0.98)
+    assert adapted_alpha(0.7, kl=float("nan"), target=2.0) == 0.7

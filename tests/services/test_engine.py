@@ -1,0 +1,103 @@
+"""An engine in a process alone: gradients that are no numbers, and what a checkpoint restores."""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from learner.engine import MOST_LOST, Engine, GradientError
+
+pytestmark = [
+    # DeepSpeed compiles an optimiser that is not used here, and torch warns of its own parts.
+    pytest.mark.filterwarnings("default:.*script_method.*:DeprecationWarning"),
+    pytest.mark.usefixtures("one_rank"),
+]
+STAGES = [(0, False), (1, False), (2, False), (1, True)]
+
+
+def _engine(stage: int = 0, **changes: Any) -> Engine:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+    options: dict[str, Any] = {
+        "learning_rate": 1e-2,
+        "weight_decay": 0.01,
+        "zero_stage": stage,
+        "grad_clip": 1.0,
+        "rows_per_rank": 4,
+        **changes,
+    }
+    return Engine(module, module.parameters(), **options)
+
+
+def _loss(engine: Engine) -> Tensor:
+    return engine(torch.randn(4, 6, generator=torch.Generator().manual_seed(1))).square().mean()
+
+
+def _weights(engine: Engine) -> Tensor:
+    return torch.cat([p.detach().flatten().clone() for p in engine.module.parameters()])
+
+
+def _root_at_zero(engine: Engine) -> Tensor:
+    """Finite, with a gradient that is not: that of a root at 0."""
+    return (0 * _loss(engine)).sqrt()
+
+
+@pytest.mark.parametrize("broken", [_root_at_zero, lambda engine: _loss(engine) * math.nan])
+@pytest.mark.parametrize(("stage", "offload"), STAGES)
+def test_an_update_without_a_usable_gradient_changes_nothing(
+    stage: int, offload: bool, broken: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine, straight = _engine(stage, offload=offload), _engine(stage, offload=offload)
+    for each in (engine, straight):
+        each.update([_loss(each)])
+    before = _weights(engine)
+    with caplog.at_level(logging.WARNING, "learner.engine"):
+        norm = engine.update([broken(engine)])
+    assert not math.isfinite(norm)
+    assert "left out" in caplog.text
+    assert torch.equal(_weights(engine), before)
+    # Its moments are those from before, too.
+    for each in (engine, straight):
+        each.update([_loss(each)])
+    assert torch.equal(_weights(engine), _weights(straight))
+    assert not torch.equal(_weights(engine), before)
+
+
+def test_one_broken_part_of_a_batch_loses_all_of_it() -> None:
+    engine = _engine(micro_batches=2)
+    before = _weights(engine)
+    engine.update([_loss(engine), _root_at_zero(engine)])
+    assert torch.equal(_weights(engine), before)
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_many_of_them_in_a_row_end_the_run_and_say_why(stage: int) -> None:
+    engine = _engine(stage)
+    for _ in range(MOST_LOST - 1):
+        engine.update([_root_at_zero(engine)])
+    engine.update([_loss(engine)])  # one that counts begins the row anew
+    for _ in range(MOST_LOST - 1):
+        engine.update([_root_at_zero(engine)])
+    with pytest.raises(GradientError, match=f"{MOST_LOST} updates in a row"):
+        engine.update([_root_at_zero(engine)])
+
+
+@pytest.mark.parametrize(("stage", "offload"), STAGES)
+def test_a_checkpoint_does_not_bring_back_the_rates_that_it_was_written_with(
+    stage: int, offload: bool, tmp_path: Path
+) -> None:
+    first = _engine(stage, offload=offload)
+    first.update([_loss(first)])
+    first.save(tmp_path, {})
+    for rates in ({"learning_rate": 1e-2}, {"learning_rate": 1e-4, "weight_decay": 0.0}):
+        again = _engine(stage, offload=offload, **rates)
+        again.load(tmp_path)
+        before = _weights(again)
+        again.update([_loss(again)])
+        moved = float((_weights(again) - before).abs().max())
+        assert moved <= 1.1 * rates["learning_rate"]
+        assert moved > 0.2 * rates["learning_rate"]
