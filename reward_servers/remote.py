@@ -174,10 +174,11 @@ class HttpReward:
     def _posted(self, request: Request, deadline: float) -> dict[str, Any]:
         """The answer's message, after further tries if need be."""
         body = encode_request(request, self._format, self._pixels)
+        told = ""
         for attempt in range(1, self._tries + 1):
             left_s = deadline - time.monotonic()
             if left_s <= 0:
-                raise _NoAnswerError(f"no time is left of {self._timeout_s:g} s")
+                raise _NoAnswerError(told or f"no time is left of {self._timeout_s:g} s")
             wait_s = self._random.uniform(0.5, 1) * min(
                 _FIRST_WAIT_S * 2 ** (attempt - 1), _LONGEST_WAIT_S
             )
@@ -187,11 +188,11 @@ class HttpReward:
                 reason, wait_s = str(error), max(wait_s, error.after_s)
             except OSError as error:  # all of requests' are
                 reason = f"{type(error).__name__}: {error}"
-            if attempt < self._tries and wait_s < deadline - time.monotonic():
-                log.info("%s", self._masked(f"{self._url}, try {attempt}: {reason}"))
-                time.sleep(wait_s)
-            else:
-                raise _NoAnswerError(f"after {attempt} tries: {reason}")
+            told = f"after {attempt} tries: {reason}"
+            if attempt == self._tries or wait_s >= deadline - time.monotonic():
+                raise _NoAnswerError(told)
+            log.info("%s", self._masked(f"{self._url}, try {attempt}: {reason}"))
+            time.sleep(wait_s)
         raise AssertionError("the last try raises")
 
     def _try(self, body: bytes, count: int, timeout_s: float) -> dict[str, Any]:
