@@ -78,7 +78,8 @@ class CleanLatents:
             LookupError: no reward reaches the threshold, or what was drawn is gone.
         """
         reward_N = self._groups.final_rewards()
-        good = kept_rows(reward_N, threshold=threshold, share=kept_share)
+        version_N = self._groups.index.policy_version[: len(reward_N)]
+        good = kept_rows(reward_N, version_N, threshold=threshold, share=kept_share)
         if not len(good):
             raise LookupError(
                 f"no picture's reward reaches method.threshold = {threshold:g}, the best of "
@@ -91,7 +92,7 @@ class CleanLatents:
                 f"{reward_N[good].max():.4g}, and gors weights a picture by its reward: set "
                 "rewards.<name>.scale: standard"
             )
-        rows_B = self._drawn(good, self._groups.index.policy_version[good], count, rng)[share]
+        rows_B = self._drawn(good, version_N[good], count, rng)[share]
         return self._read([rows_B], reward_N)[0]
 
     def pairs(self, count: int, rng: Generator, share: slice) -> PairBatch:

@@ -90,6 +90,11 @@ def test_without_a_threshold_the_best_share_is_drawn(groups: ScoredGroups) -> No
     assert sorted(batch.latents_BCHW[:, 0, 0, 0].tolist()) == [1.0] * 3 + [20.0] * 3
 
 
+def test_of_a_tie_at_the_end_of_the_best_share_the_newest_is_drawn(groups: ScoredGroups) -> None:
+    batch = CleanLatents(groups, fresh=0.0).good(6, rng(), ALL, threshold=None, kept_share=6 / 12)
+    assert set(batch.latents_BCHW[:, 0, 0, 0].tolist()) == {1.0, 2.0, 12.0, 20.0, 31.0, 32.0}
+
+
 def test_a_threshold_that_nothing_reaches_is_told_with_the_best_so_far(
     groups: ScoredGroups,
 ) -> None:
