@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from learner.methods.uninformed import NothingToLearnError
+
 
 def kept_rows(
     reward_N: np.ndarray, version_N: np.ndarray, *, threshold: float | None, share: float
@@ -81,12 +83,12 @@ def groups_that_differ(differ_G: Tensor) -> np.ndarray:
     """Groups in which there is something to prefer, int64.
 
     Raises:
-        LookupError: there is none.
+        NothingToLearnError: there is none.
     """
     told = np.flatnonzero(differ_G.numpy())
     if not len(told):
-        raise LookupError(
-            "in no group one picture is better than another, so there is nothing to prefer: raise "
-            "actors.group_size, or look at the reward, which may be the same for all"
+        raise NothingToLearnError(
+            "in no group one picture is better than another, so there is nothing to prefer: look "
+            "at the reward, which may tell nothing apart, or raise actors.group_size"
         )
     return told

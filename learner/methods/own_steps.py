@@ -19,6 +19,7 @@ from learner.groups import ScoredGroups
 from learner.journal import Journal
 from learner.methods.ddpo import advantages
 from learner.methods.likelihood import best_and_worst, groups_that_differ
+from learner.methods.uninformed import NothingToLearnError
 from learner.methods.updates import UpdatedPolicy
 from learner.seat import Seat
 from learner.settings.on_policy import OnPolicy, Ppo, Pso
@@ -55,7 +56,11 @@ class Plan:
 
 
 class MakePlan(Protocol):
-    """A method's choice, from complete groups of one version; alike on all ranks but its share."""
+    """A method's choice, from complete groups of one version; alike on all ranks but its share.
+
+    Raises:
+        NothingToLearnError: their rewards tell no picture from another.
+    """
 
     def __call__(
         self, groups: ScoredGroups, tickets: Sequence[int], slots: int, rng: Generator, seat: Seat
@@ -91,7 +96,7 @@ class OwnSteps:
         """Reads the cycle's steps, and asks the policy about them before it changes.
 
         Raises:
-            LookupError: no group of this version is there.
+            NothingToLearnError: no group of this version is there, or none tells anything.
         """
         seat, slots = self._seat, len(self._steps.weights)
         of_version = groups.of_version(tickets, version)
@@ -103,9 +108,9 @@ class OwnSteps:
                 version,
             )
         if not of_version:
-            raise LookupError(
-                f"policy version {version} has no complete group: all of its cycle failed, or were "
-                "sampled by another version"
+            raise NothingToLearnError(
+                f"policy version {version} has no group with all its rewards: see the quarantined "
+                "records for the reasons; or other versions sampled them all"
             )
         rng = np.random.default_rng([seat.seed, _DRAWS, self._policy.steps_taken])
         plan = self._plan(groups, of_version, slots, rng, seat)
@@ -155,6 +160,11 @@ def every_step(settings: Ppo) -> MakePlan:
             baseline=settings.baseline,
             clip=settings.advantage_clip,
         )
+        if not advantage_GN.any():
+            raise NothingToLearnError(
+                "no picture is better than those it is compared with, so every advantage is 0: "
+                "look at the reward, which may tell nothing apart, or raise actors.group_size"
+            )
         entries = groups.entries(tickets)
         rows_UB = shuffled_batches(
             len(entries) * slots, settings.policy_steps, settings.policy_batch, rng

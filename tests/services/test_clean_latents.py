@@ -10,6 +10,7 @@ from buffer.records import Record, Scores, record_id
 from buffer.redis_replay import RedisReplay
 from learner.clean_latents import CleanLatents
 from learner.groups import GroupSource, ScoredGroups
+from learner.methods.uninformed import NothingToLearnError
 
 pytestmark = pytest.mark.redis
 MEMBERS, TICKETS = 3, 4
@@ -100,6 +101,19 @@ def test_a_threshold_that_nothing_reaches_is_told_with_the_best_so_far(
 ) -> None:
     with pytest.raises(LookupError, match=r"the best of 12 has 1\.8"):
         CleanLatents(groups, fresh=0.0).good(4, rng(), ALL, threshold=5.0, kept_share=1.0)
+
+
+def test_a_replay_that_tells_nothing_is_known_before_anything_is_drawn(
+    groups: ScoredGroups, replay: RedisReplay
+) -> None:
+    latents = CleanLatents(groups, fresh=0.0)
+    with pytest.raises(NothingToLearnError, match=r"lower it, or leave it out"):
+        latents.good_rows(threshold=5.0, kept_share=1.0)
+    replay.consume(TICKETS)
+    groups.catch_up()
+    for looked in (latents.pair_rows, lambda: latents.good_rows(threshold=None, kept_share=1.0)):
+        with pytest.raises(NothingToLearnError, match="no scored picture is in the replay"):
+            looked()
 
 
 def test_a_pair_is_the_best_and_the_worst_of_one_prompt(groups: ScoredGroups) -> None:

@@ -8,11 +8,13 @@ from torch import Tensor
 from learner.methods.likelihood import (
     best_and_worst,
     dpo_loss,
+    groups_that_differ,
     kept_rows,
     pso_loss,
     reward_weighted,
     squared_error,
 )
+from learner.methods.uninformed import NothingToLearnError
 
 REWARD_N = np.array([0.2, 0.9, 0.5, 0.9, 0.1])
 
@@ -109,3 +111,6 @@ def test_a_group_whose_members_are_alike_has_no_pair() -> None:
     best, worst, differ = best_and_worst(torch.tensor([[0.1, 0.7, 0.3], [0.5, 0.5, 0.5]]))
     assert (best[0], worst[0]) == (1, 0)
     assert differ.tolist() == [True, False]
+    assert groups_that_differ(differ).tolist() == [0]
+    with pytest.raises(NothingToLearnError, match="look at the reward"):
+        groups_that_differ(differ[1:])
