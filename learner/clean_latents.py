@@ -2,7 +2,7 @@
 
 Which are drawn is a function of the tickets that were asked for and of the generator alone, so
 every rank draws the same whole batch and reads its share.
-Shape suffixes: B rows, G groups, M members, N trajectories that are known.
+Shape suffixes: B rows, G groups, M members, N trajectories that are known, P pairs.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from torch import Tensor
 from buffer.sampling import fresh_first, uniform
 from learner.groups import ScoredGroups
 from learner.methods.likelihood import best_and_worst, groups_that_differ, kept_rows
+from learner.methods.uninformed import NothingToLearnError
 
 
 @dataclass(frozen=True)
@@ -72,43 +73,77 @@ class CleanLatents:
         threshold: float | None,
         kept_share: float,
     ) -> CleanBatch:
-        """This rank's share of a batch of good ones, as `kept_rows` says.
+        """This rank's share of a batch of good ones.
 
         Raises:
-            LookupError: no reward reaches the threshold, or what was drawn is gone.
+            NothingToLearnError: there are none.
+            LookupError: what was drawn is gone.
         """
-        reward_N = self._groups.final_rewards()
-        good = kept_rows(reward_N, threshold=threshold, share=kept_share)
+        good = self.good_rows(threshold=threshold, kept_share=kept_share)
+        version_N, reward_N = self._groups.index.policy_version, self._groups.final_rewards()
+        rows_B = self._drawn(good, version_N[good], count, rng)[share]
+        return self._read([rows_B], reward_N)[0]
+
+    def good_rows(self, *, threshold: float | None, kept_share: float) -> np.ndarray:
+        """Rows of the index that are good, as `kept_rows` says, int64.
+
+        Raises:
+            NothingToLearnError: no reward reaches the threshold, or none of them is above 0.
+        """
+        reward_N = self._rewards()
+        version_N = self._groups.index.policy_version[: len(reward_N)]
+        good = kept_rows(reward_N, version_N, threshold=threshold, share=kept_share)
         if not len(good):
-            raise LookupError(
+            raise NothingToLearnError(
                 f"no picture's reward reaches method.threshold = {threshold:g}, the best of "
                 f"{len(reward_N)} has {reward_N.max():.4g}: lower it, or leave it out to learn "
                 "from the best share"
             )
         if not (reward_N[good] > 0).any():
-            raise LookupError(
+            raise NothingToLearnError(
                 f"no picture that is kept has a reward above 0, the best has "
                 f"{reward_N[good].max():.4g}, and gors weights a picture by its reward: set "
                 "rewards.<name>.scale: standard"
             )
-        rows_B = self._drawn(good, self._groups.index.policy_version[good], count, rng)[share]
-        return self._read([rows_B], reward_N)[0]
+        return good
 
     def pairs(self, count: int, rng: Generator, share: slice) -> PairBatch:
-        """This rank's share of a batch of pairs, best and worst of a group that is complete.
+        """This rank's share of a batch of pairs.
 
         Raises:
-            LookupError: in no group one is better than another, or what was drawn is gone.
+            NothingToLearnError: there are none.
+            LookupError: what was drawn is gone.
         """
-        index, reward_N = self._groups.index, self._groups.final_rewards()
-        rows_GM = index.groups(np.arange(len(reward_N)))
+        pairs_P2 = self.pair_rows()
+        version_P = self._groups.index.policy_version[pairs_P2[:, 0]]
+        drawn_B = self._drawn(np.arange(len(pairs_P2)), version_P, count, rng)[share]
+        columns = list(pairs_P2[drawn_B].T)
+        return PairBatch(*self._read(columns, self._groups.final_rewards()))
+
+    def pair_rows(self) -> np.ndarray:
+        """Rows of the index of best and worst, of complete groups where they differ, int64 [P, 2].
+
+        Raises:
+            NothingToLearnError: in no group one is better than another.
+        """
+        reward_N = self._rewards()
+        rows_GM = self._groups.index.groups(np.arange(len(reward_N)))
         best_G, worst_G, differ_G = best_and_worst(torch.from_numpy(reward_N[rows_GM]))
         told = groups_that_differ(differ_G)
-        version_G = index.policy_version[rows_GM[told, 0]]
-        groups_B = self._drawn(told, version_G, count, rng)[share]
-        winners_B = rows_GM[groups_B, best_G.numpy()[groups_B]]
-        losers_B = rows_GM[groups_B, worst_G.numpy()[groups_B]]
-        return PairBatch(*self._read([winners_B, losers_B], reward_N))
+        columns = [rows_GM[told, member_G.numpy()[told]] for member_G in (best_G, worst_G)]
+        return np.stack(columns, axis=1)
+
+    def _rewards(self) -> np.ndarray:
+        """Of known trajectories, [N].
+
+        Raises:
+            NothingToLearnError: none is known.
+        """
+        if not self._groups.num_known:
+            raise NothingToLearnError(
+                "no scored picture is in the replay any more: it was lost, or another run evicts it"
+            )
+        return self._groups.final_rewards()
 
     def _drawn(
         self, candidates: np.ndarray, version: np.ndarray, count: int, rng: Generator

@@ -14,17 +14,19 @@ from reward_servers.base import RewardModel, Scored
 class NoisyReward:
     """A reward plus Gaussian noise of its own for every picture.
 
-    The noise is a function of the picture, the prompt and the seed, so that a picture that is
-    asked about again, after a crash, gets the same label.
+    The noise is a function of the picture, the prompt, the reward's name and the seed, so that a
+    picture that is asked about again, after a crash, gets the same label, and no reward errs as
+    another one does.
 
     Args:
         std: of the noise, in the reward's units.
+        name: of the reward in its run.
     """
 
-    def __init__(self, model: RewardModel, std: float, *, seed: int) -> None:
+    def __init__(self, model: RewardModel, std: float, *, name: str, seed: int) -> None:
         self._model = model
         self._std = std
-        self._seed = seed
+        self._stream = [seed, zlib.crc32(name.encode())]
 
     def score(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray | Scored:
         """The model's scores, each with its noise; failures stay what they are."""
@@ -41,4 +43,4 @@ class NoisyReward:
 
     def _noise(self, image: np.ndarray, prompt: str) -> float:
         key = zlib.crc32(prompt.encode(), zlib.crc32(np.ascontiguousarray(image).tobytes()))
-        return float(np.random.default_rng([self._seed, key]).standard_normal())
+        return float(np.random.default_rng([*self._stream, key]).standard_normal())

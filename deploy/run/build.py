@@ -88,7 +88,7 @@ def reward_server(parts: RunParts, owner: str) -> RewardServer:
         for name, r in config.rewards.items()
     }
     rewards |= {
-        name: NoisyReward(rewards[name], r.noise, seed=config.seed)
+        name: NoisyReward(rewards[name], r.noise, name=name, seed=config.seed)
         for name, r in config.rewards.items()
         if r.noise > 0
     }

@@ -17,10 +17,12 @@ from typing import Any, Protocol
 
 import torch
 
+from learner.collectives import any_rank
 from learner.engine import Engine
 from learner.groups import ScoredGroups
 from learner.journal import Journal
 from learner.methods.surrogate_steps import SurrogateSteps
+from learner.methods.uninformed import NothingToLearnError, must_end
 from learner.policy.average import WeightAverage
 from learner.policy.board import Weights
 from learner.policy.trainable import trainable_arrays, trained_parameters
@@ -44,6 +46,10 @@ class PolicySteps(Protocol):
         Args:
             tickets: of the newest round, those whose group is complete.
             version: of the policy that was told to sample them, which it still is.
+
+        Raises:
+            NothingToLearnError: they tell nothing, so that the cycle has no step. Nothing has
+                changed by then.
         """
         ...
 
@@ -72,6 +78,9 @@ class PolicySteps(Protocol):
 class Alternating:
     """Implements `learner.trainer.Method`.
 
+    A cycle leaves its policy steps out where the surrogate is no guide, and where its samples tell
+    nothing; it is recorded as `braked`, and the weights that it publishes are those it began with.
+
     Args:
         labels: of the rewarded latents of a trajectory, such as '2step', for the curves.
         surrogate: None: the policy steps climb the reward itself.
@@ -99,7 +108,10 @@ class Alternating:
         self._policy_engine = policy_engine
         self._surrogate = surrogate
         self._seat = seat
+        # Whether some group of the untouched policy had all its rewards.
         self._begun = False
+        # Cycles in a row, up to now, whose samples told nothing.
+        self._uninformed = 0
         self._next_ticket = 0
         self._average: WeightAverage | None = None
 
@@ -108,27 +120,30 @@ class Alternating:
         count = self._settings.round_sizes[0]
         self.journal.enter("collecting")
         self._collect(range(count), version=0)
-        everything = self._groups.complete(range(count))
-        if len(everything) < (1 if self._surrogate is None else 2):  # one to hold out
+        is_new = not self._begun
+        everything = self._complete(range(count))
+        if self._surrogate is not None and len(everything) < 2:  # one to hold out
             raise ValueError(
                 f"only {len(everything)} of {count} groups have all their rewards; see the "
                 "quarantined records for the reasons"
             )
-        if not self._begun:
-            self._groups.standardise(everything)
+        if is_new and everything:
             rewards_GNK = self._groups.rewards(everything)
             self._record_rewards("pretrain", 0, rewards_GNK)
-            self._steps.prepare(self._groups, everything)
             if self._surrogate is not None:
                 self._surrogate.standardise(rewards_GNK)
-            self._begun = True
         if self._surrogate is not None:
             self.journal.enter("fitting the surrogate")
             self._surrogate.fit(everything, breathe)
         self.prepared = True
 
     def improve(self, cycle: int) -> None:
-        """n_g policy steps, unless the surrogate was no guide on the newest samples."""
+        """n_g policy steps, unless the surrogate was no guide on the newest samples, or they tell
+        nothing.
+
+        Raises:
+            ValueError: too many cycles in a row told nothing.
+        """
         self._groups.policy_version, self._groups.moment = cycle, 2 * cycle
         wanted = self._settings.tickets_before(cycle)
         if self._next_ticket < wanted.stop:  # a budget had ended the run, and was raised
@@ -139,8 +154,10 @@ class Alternating:
             self.journal.record("policy", cycle, {"braked": 1.0})
             return
         with self.journal.timed("policy"):
-            newest = self._groups.complete(wanted)
-            self._steps.begin(self._groups, newest, cycle)
+            if lack := self._lack(wanted, cycle):
+                self._leave_out(cycle, lack)
+                return
+            self._uninformed = 0
             for _ in range(self._settings.policy_steps):
                 with self.journal.counted("policy", self._steps.kind):
                     metrics = self._steps.step()
@@ -159,7 +176,7 @@ class Alternating:
             self.cycles = cycle + 1
             return
         self._collect(fresh_range, version=cycle + 1)
-        fresh = self._groups.complete(fresh_range)
+        fresh = self._complete(fresh_range)
         if fresh:
             self._record_rewards("fresh", cycle, self._groups.rewards(fresh))
         if self._surrogate is None:
@@ -198,8 +215,8 @@ class Alternating:
         if self._surrogate is not None:
             self._surrogate.load(folder, state["surrogate"])
         self.journal.seconds, self.journal.flops = state["seconds"], state["flops"]
-        # What is saved has its groups of the untouched policy.
-        self._begun, self.prepared = True, state["prepared"]
+        self._begun, self.prepared = state.get("begun", True), state["prepared"]
+        self._uninformed = state.get("uninformed", 0)
         if self._averages and (folder / _AVERAGE_FILE).exists():
             self._average = self._new_average()
             self._average.load(folder / _AVERAGE_FILE)
@@ -219,6 +236,8 @@ class Alternating:
             "policy": self._steps.state(),
             "surrogate": None if self._surrogate is None else self._surrogate.state(),
             "prepared": self.prepared,
+            "begun": self._begun,
+            "uninformed": self._uninformed,
             "reward_moments": self._groups.moments,
             "next_ticket": self._next_ticket,
             "log_position": self._groups.index.position,
@@ -229,6 +248,52 @@ class Alternating:
     def _collect(self, tickets: range, version: int) -> None:
         self._groups.collect(tickets, version, self.journal.add_seconds)
         self._next_ticket = tickets.stop
+
+    def _complete(self, tickets: range) -> list[int]:
+        """Those with all their rewards; the first there are give what a run needs to begin.
+
+        Until then every cycle leaves its policy steps out, so they are of the untouched policy.
+        """
+        complete = self._groups.complete(tickets)
+        if complete and not self._begun:
+            self._groups.standardise(complete)
+            self._steps.prepare(self._groups, complete)
+            self._begun = True
+        return complete
+
+    def _lack(self, tickets: range, cycle: int) -> str:
+        """Begins a cycle's policy steps; what its samples lack for them, empty if nothing.
+
+        Ranks answer alike: one alone would wait for ever in the first step.
+        """
+        lack, newest = "", self._complete(tickets)
+        try:
+            if not self._begun:
+                raise NothingToLearnError(
+                    "no group has all its rewards yet: see the quarantined records for the reasons"
+                )
+            self._steps.begin(self._groups, newest, cycle)
+        except NothingToLearnError as error:
+            lack = str(error)
+        if any_rank(bool(lack)):
+            return lack or "another rank of the learner has found nothing to learn from"
+        return ""
+
+    def _leave_out(self, cycle: int, lack: str) -> None:
+        """A cycle that tells nothing.
+
+        Raises:
+            ValueError: it is one too many.
+        """
+        self._uninformed += 1
+        if must_end(in_a_row=self._uninformed, cycles=self._settings.cycles):
+            raise ValueError(
+                f"the samples of {self._uninformed} cycles in a row, up to cycle {cycle}, told the "
+                f"policy nothing, so the run ends; of the last one: {lack}"
+            )
+        if self._seat.is_first:
+            log.warning("cycle %d leaves its policy steps out: %s", cycle, lack)
+        self.journal.record("policy", cycle, {"braked": 1.0})
 
     def _record_rewards(self, phase: str, step: int, rewards_GNK: torch.Tensor) -> None:
         means_K = rewards_GNK.mean(dim=(0, 1)).tolist()

@@ -21,20 +21,32 @@ class DrawnSteps(Generic[_Batch]):
 
     Args:
         draw: this rank's rows of a step, from a generator that is alike on all ranks.
+        check: raises NothingToLearnError where nothing that could be drawn tells anything.
     """
 
     def __init__(
-        self, policy: UpdatedPolicy[_Batch], draw: Callable[[Generator], _Batch], seat: Seat
+        self,
+        policy: UpdatedPolicy[_Batch],
+        draw: Callable[[Generator], _Batch],
+        seat: Seat,
+        *,
+        check: Callable[[], object] = lambda: None,
     ) -> None:
         self._policy = policy
         self._draw = draw
         self._seat = seat
+        self._check = check
 
     def prepare(self, groups: ScoredGroups, tickets: Sequence[int]) -> None:
         """Nothing: rows come from the replay as they are needed."""
 
     def begin(self, groups: ScoredGroups, tickets: Sequence[int], version: int) -> None:
-        """Nothing: its steps are not of one version's samples alone."""
+        """Looks whether there is something to draw; it is not of one version's samples alone.
+
+        Raises:
+            NothingToLearnError: nothing of it tells anything.
+        """
+        self._check()
 
     @property
     def kind(self) -> str:

@@ -12,17 +12,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from learner.methods.uninformed import NothingToLearnError
 
-def kept_rows(reward_N: np.ndarray, *, threshold: float | None, share: float) -> np.ndarray:
+
+def kept_rows(
+    reward_N: np.ndarray, version_N: np.ndarray, *, threshold: float | None, share: float
+) -> np.ndarray:
     """Trajectories that are good enough to learn from, int64.
 
+    Of equal rewards the newest are kept. Where many reach the highest there is, the oldest would
+    be kept for ever, and nothing be learned from what the policy makes by now.
+
     Args:
+        version_N: of the policy that made each; rows of one version are in the order of tickets.
         threshold: reward from which they are; None: the best `share` of them, at least one.
     """
     if threshold is not None:
         return np.flatnonzero(reward_N >= threshold)
     count = max(1, round(share * len(reward_N)))
-    return np.sort(np.argsort(-reward_N, kind="stable")[:count])
+    # lexsort's last key is its first: reward, then version, then ticket.
+    best_first_N = np.lexsort((-np.arange(len(reward_N)), -version_N, -reward_N))
+    return np.sort(best_first_N[:count])
 
 
 def squared_error(eps: Tensor, noise: Tensor) -> Tensor:
@@ -73,12 +83,12 @@ def groups_that_differ(differ_G: Tensor) -> np.ndarray:
     """Groups in which there is something to prefer, int64.
 
     Raises:
-        LookupError: there is none.
+        NothingToLearnError: there is none.
     """
     told = np.flatnonzero(differ_G.numpy())
     if not len(told):
-        raise LookupError(
-            "in no group one picture is better than another, so there is nothing to prefer: raise "
-            "actors.group_size, or look at the reward, which may be the same for all"
+        raise NothingToLearnError(
+            "in no group one picture is better than another, so there is nothing to prefer: look "
+            "at the reward, which may tell nothing apart, or raise actors.group_size"
         )
     return told

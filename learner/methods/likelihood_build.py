@@ -1,6 +1,7 @@
 """Puts GORS, GORS-LCM and Diffusion-DPO together on one rank."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from learner.clean_latents import CleanLatents
 from learner.groups import GroupSource
@@ -41,7 +42,12 @@ def build_likelihood(
     shared = parts.engine, pipeline.schedule, parts.encode
     if isinstance(settings, Dpo):
         policy = DpoPolicy(settings, *shared, parts.placed(base), seat=seat)
-        steps = DrawnSteps(policy, lambda rng: latents.pairs(batch, rng, share), seat)
+        steps = DrawnSteps(
+            policy,
+            lambda rng: latents.pairs(batch, rng, share),
+            seat,
+            check=latents.pair_rows,
+        )
     else:
         teacher, dim = None, base.config["time_cond_proj_dim"]
         if model.is_few_step:
@@ -56,15 +62,11 @@ def build_likelihood(
             guidance_scale=model.guidance_scale,
             seat=seat,
         )
+        bar: Any = {"threshold": settings.threshold, "kept_share": settings.kept_share}
         steps = DrawnSteps(
             policy,
-            lambda rng: latents.good(
-                batch,
-                rng,
-                share,
-                threshold=settings.threshold,
-                kept_share=settings.kept_share,
-            ),
+            lambda rng: latents.good(batch, rng, share, **bar),
             seat,
+            check=lambda: latents.good_rows(**bar),
         )
     return parts.alternating(settings, steps)

@@ -17,8 +17,10 @@ from numpy.random import Generator
 from buffer.records import IndexEntry
 from learner.groups import ScoredGroups
 from learner.journal import Journal
+from learner.methods.clip_watch import ClipWatch
 from learner.methods.ddpo import advantages
 from learner.methods.likelihood import best_and_worst, groups_that_differ
+from learner.methods.uninformed import NothingToLearnError
 from learner.methods.updates import UpdatedPolicy
 from learner.seat import Seat
 from learner.settings.on_policy import OnPolicy, Ppo, Pso
@@ -30,7 +32,10 @@ _DRAWS = 5
 
 
 class OwnStepsPolicy(UpdatedPolicy[Transitions], Protocol):
-    """A policy that is improved from its own steps."""
+    """A policy that is improved from its own steps.
+
+    Among a step's metrics is `clip_fraction`, the share of rows that the clip leaves no gradient.
+    """
 
     def remembered(self, taken: Transitions, *, rows_at_once: int) -> Transitions:
         """With the noise that the policy tells now: no update may come before."""
@@ -55,7 +60,11 @@ class Plan:
 
 
 class MakePlan(Protocol):
-    """A method's choice, from complete groups of one version; alike on all ranks but its share."""
+    """A method's choice, from complete groups of one version; alike on all ranks but its share.
+
+    Raises:
+        NothingToLearnError: their rewards tell no picture from another.
+    """
 
     def __call__(
         self, groups: ScoredGroups, tickets: Sequence[int], slots: int, rng: Generator, seat: Seat
@@ -83,6 +92,8 @@ class OwnSteps:
         self._journal = journal
         self._seat = seat
         self._batches: list[Transitions] = []
+        self._clipped = ClipWatch()
+        self._version = 0
 
     def prepare(self, groups: ScoredGroups, tickets: Sequence[int]) -> None:
         """Nothing: every cycle begins with its own groups."""
@@ -91,7 +102,7 @@ class OwnSteps:
         """Reads the cycle's steps, and asks the policy about them before it changes.
 
         Raises:
-            LookupError: no group of this version is there.
+            NothingToLearnError: no group of this version is there, or none tells anything.
         """
         seat, slots = self._seat, len(self._steps.weights)
         of_version = groups.of_version(tickets, version)
@@ -103,9 +114,9 @@ class OwnSteps:
                 version,
             )
         if not of_version:
-            raise LookupError(
-                f"policy version {version} has no complete group: all of its cycle failed, or were "
-                "sampled by another version"
+            raise NothingToLearnError(
+                f"policy version {version} has no group with all its rewards: see the quarantined "
+                "records for the reasons; or other versions sampled them all"
             )
         rng = np.random.default_rng([seat.seed, _DRAWS, self._policy.steps_taken])
         plan = self._plan(groups, of_version, slots, rng, seat)
@@ -125,22 +136,41 @@ class OwnSteps:
             taken = self._policy.remembered(taken, rows_at_once=at_once)
         place_UB = place.reshape(plan.rows_UB.shape)
         self._batches = [taken.rows(place_B.tolist()) for place_B in place_UB[::-1]]
+        self._version = version
 
     @property
     def kind(self) -> str:
         return ""
 
     def step(self) -> dict[str, float]:
-        return self._policy.step(self._batches.pop())
+        metrics = self._policy.step(self._batches.pop())
+        change = self._clipped.seen(metrics["clip_fraction"], is_last=not self._batches)
+        if change is not None and self._seat.is_first:
+            _tell_of_clip(self._version, is_all=change)
+        return metrics
 
     def save(self, folder: Path) -> None:
         """Nothing that would not fit JSON."""
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
         self._policy.from_json(state)
+        self._clipped = ClipWatch(is_all=state.get("all_clipped", False))
 
     def state(self) -> dict[str, Any]:
-        return self._policy.to_json()
+        return {**self._policy.to_json(), "all_clipped": self._clipped.is_all}
+
+
+def _tell_of_clip(cycle: int, *, is_all: bool) -> None:
+    """That the policy has stopped to learn, or does so again."""
+    if is_all:
+        log.warning(
+            "cycle %d: every row of every update was beyond method.ratio_clip, where it has no "
+            "gradient, so the policy no longer learns from its reward: lower method.learning_rate "
+            "or widen method.ratio_clip",
+            cycle,
+        )
+    else:
+        log.info("cycle %d: rows are within method.ratio_clip again, so the policy learns", cycle)
 
 
 def every_step(settings: Ppo) -> MakePlan:
@@ -155,6 +185,11 @@ def every_step(settings: Ppo) -> MakePlan:
             baseline=settings.baseline,
             clip=settings.advantage_clip,
         )
+        if not advantage_GN.any():
+            raise NothingToLearnError(
+                "no picture is better than those it is compared with, so every advantage is 0: "
+                "look at the reward, which may tell nothing apart, or raise actors.group_size"
+            )
         entries = groups.entries(tickets)
         rows_UB = shuffled_batches(
             len(entries) * slots, settings.policy_steps, settings.policy_batch, rng

@@ -23,7 +23,8 @@ class Gors(Likelihood):
     threshold: Number | None = None
     """Reward from which a picture is learned from; null: by `kept_share`."""
     kept_share: Annotated[float, Field(gt=0, le=1)] = 0.25
-    """Share of the replay that is, the best of it, without a threshold."""
+    """Share of the replay that is, the best of it, without a threshold; of equal rewards the
+    newest."""
 
     @model_validator(mode="after")
     def _one_bar(self) -> Self:

@@ -10,6 +10,7 @@ from buffer.records import Record, Scores, record_id
 from buffer.redis_replay import RedisReplay
 from learner.clean_latents import CleanLatents
 from learner.groups import GroupSource, ScoredGroups
+from learner.methods.uninformed import NothingToLearnError
 
 pytestmark = pytest.mark.redis
 MEMBERS, TICKETS = 3, 4
@@ -90,11 +91,29 @@ def test_without_a_threshold_the_best_share_is_drawn(groups: ScoredGroups) -> No
     assert sorted(batch.latents_BCHW[:, 0, 0, 0].tolist()) == [1.0] * 3 + [20.0] * 3
 
 
+def test_of_a_tie_at_the_end_of_the_best_share_the_newest_is_drawn(groups: ScoredGroups) -> None:
+    batch = CleanLatents(groups, fresh=0.0).good(6, rng(), ALL, threshold=None, kept_share=6 / 12)
+    assert set(batch.latents_BCHW[:, 0, 0, 0].tolist()) == {1.0, 2.0, 12.0, 20.0, 31.0, 32.0}
+
+
 def test_a_threshold_that_nothing_reaches_is_told_with_the_best_so_far(
     groups: ScoredGroups,
 ) -> None:
     with pytest.raises(LookupError, match=r"the best of 12 has 1\.8"):
         CleanLatents(groups, fresh=0.0).good(4, rng(), ALL, threshold=5.0, kept_share=1.0)
+
+
+def test_a_replay_that_tells_nothing_is_known_before_anything_is_drawn(
+    groups: ScoredGroups, replay: RedisReplay
+) -> None:
+    latents = CleanLatents(groups, fresh=0.0)
+    with pytest.raises(NothingToLearnError, match=r"lower it, or leave it out"):
+        latents.good_rows(threshold=5.0, kept_share=1.0)
+    replay.consume(TICKETS)
+    groups.catch_up()
+    for looked in (latents.pair_rows, lambda: latents.good_rows(threshold=None, kept_share=1.0)):
+        with pytest.raises(NothingToLearnError, match="no scored picture is in the replay"):
+            looked()
 
 
 def test_a_pair_is_the_best_and_the_worst_of_one_prompt(groups: ScoredGroups) -> None:

@@ -33,7 +33,7 @@ from learner.seat import Seat
 from learner.settings.lasro import Lasro
 from learner.settings.learner import Learner
 from learner.settings.model import Model
-from learner.settings.on_policy import Ppo
+from learner.settings.on_policy import OnPolicy, Ppo, Pso
 from learner.settings.types import Precision
 from learner.trainer import Trainer
 from reward_servers.base import Scored
@@ -65,6 +65,15 @@ RLCM = Ppo.model_validate(
         "alpha": 0.1,
     }
 )
+PSO = Pso.model_validate(
+    {
+        "cycles": 4,
+        "groups_per_cycle": 3,
+        "policy_steps": 2,
+        "policy_batch": 2,
+        "learning_rate": 1e-3,
+    }
+)
 TICKETS = LASRO.round_ends[-1]
 
 
@@ -78,10 +87,14 @@ class Brightness:
     Args:
         refused: of this prompt, the first picture that comes cannot be scored, now or later.
         flat: every picture has the same score.
+        flat_for: pictures of this prompt have.
     """
 
-    def __init__(self, refused: str | None = None, *, flat: bool = False) -> None:
+    def __init__(
+        self, refused: str | None = None, *, flat: bool = False, flat_for: str | None = None
+    ) -> None:
         self._flat = flat
+        self._flat_for = flat_for
         self.pictures = 0
         self._refused = refused
         self._picture: bytes | None = None
@@ -96,7 +109,8 @@ class Brightness:
                 if prompt == self._refused and self._is_refused(image)
             }
         values_B = images_BHWC.mean(axis=(1, 2, 3), dtype=np.float32)
-        return Scored(values_B * 0 if self._flat else values_B, failures)
+        flat_B = [self._flat or prompt == self._flat_for for prompt in prompts]
+        return Scored(np.where(flat_B, np.float32(0), values_B), failures)
 
     def _is_refused(self, image: np.ndarray) -> bool:
         digest = hashlib.sha256(image.tobytes()).digest()
@@ -123,6 +137,7 @@ class Life:
     """What a learner's life left behind."""
 
     finished: bool = False
+    rows: list[dict[str, Any]] = field(default_factory=list)
     published: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
 
     @property
@@ -139,7 +154,7 @@ class World:
     folder: Path
     pipelines: Path
     reward: Brightness = field(default_factory=Brightness)
-    settings: Lasro | Ppo = LASRO
+    settings: Lasro | Ppo | Pso = LASRO
     max_records: int | None = None
     precision: Precision = "fp32"
     other_model: Model | None = None
@@ -177,8 +192,9 @@ class World:
             at_version(version, stopping)
 
         with self._crew(shelf):
+            method = self._method(stopping)
             trainer = Trainer(
-                self._method(stopping),
+                method,
                 publish,
                 folder=self.folder,
                 rank=0,
@@ -189,12 +205,13 @@ class World:
             )
             with suppress(Killed):
                 life.finished = trainer.run()
+        life.rows = method.journal.rows
         return life
 
     def _method(self, stopping: threading.Event) -> Alternating:
         parts, seat = (self.model, Learner()), Seat(SEED)
         known: Any = {"source": self._source(stopping), "prompts": PROMPTS}
-        if isinstance(self.settings, Ppo):
+        if isinstance(self.settings, OnPolicy):
             return build_own_steps(
                 self.settings, *parts, **known, shared_initial_noise=False, seat=seat
             )
@@ -247,7 +264,7 @@ class World:
             guidance_scale=self.model.guidance_scale,
             kind=pipeline.few_steps(),
             guidance_dim=unet.config.time_cond_proj_dim,  # pyright: ignore
-            num_scored=1 if isinstance(self.settings, Ppo) else None,
+            num_scored=1 if isinstance(self.settings, OnPolicy) else None,
         )
         return SamplerWorker(
             self.replay(),

@@ -73,7 +73,7 @@ def test_a_reward_that_does_not_ask_is_left_as_it_is() -> None:
 
 
 def test_noise_is_added_to_what_an_informed_reward_says() -> None:
-    noisy = NoisyReward(informed(Asking(), TABLE), 1e-9, seed=0)
+    noisy = NoisyReward(informed(Asking(), TABLE), 1e-9, name="a", seed=0)
     assert checked_scores(noisy, IMAGES[:1], ["two"]) == [pytest.approx(2.0)]
 
 

@@ -8,11 +8,13 @@ from torch import Tensor
 from learner.methods.likelihood import (
     best_and_worst,
     dpo_loss,
+    groups_that_differ,
     kept_rows,
     pso_loss,
     reward_weighted,
     squared_error,
 )
+from learner.methods.uninformed import NothingToLearnError
 
 REWARD_N = np.array([0.2, 0.9, 0.5, 0.9, 0.1])
 
@@ -24,12 +26,38 @@ def normal(seed: int, *shape: int) -> Tensor:
 
 @pytest.mark.parametrize(
     ("threshold", "share", "kept"),
-    [(0.5, 1.0, [1, 2, 3]), (2.0, 1.0, []), (None, 0.4, [1, 3]), (None, 0.01, [1])],
+    [(0.5, 1.0, [1, 2, 3]), (2.0, 1.0, []), (None, 0.4, [1, 3]), (None, 0.01, [3])],
 )
 def test_only_good_pictures_are_kept(
     threshold: float | None, share: float, kept: list[int]
 ) -> None:
-    assert kept_rows(REWARD_N, threshold=threshold, share=share).tolist() == kept
+    version_N = np.zeros(len(REWARD_N), np.int64)
+    assert kept_rows(REWARD_N, version_N, threshold=threshold, share=share).tolist() == kept
+
+
+@pytest.mark.parametrize(
+    ("rewards", "versions", "share", "kept"),
+    [
+        # All alike: the newest version's, and of one version the last tickets'.
+        ([1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 2, 2], 1 / 3, [4, 5]),
+        ([1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0], 0.5, [3, 4, 5]),
+        # A version may come to a later ticket than a newer one.
+        ([1, 1, 1, 1], [0, 1, 1, 0], 0.5, [1, 2]),
+        # A tie at the cut: the one that is better stays, though it is the oldest.
+        ([2, 1, 1, 1, 0, 0], [0, 0, 1, 1, 2, 2], 0.5, [0, 2, 3]),
+        ([2, 1, 1, 1, 0, 0], [0, 0, 1, 1, 2, 2], 1 / 3, [0, 3]),
+    ],
+)
+def test_of_equal_rewards_the_newest_are_kept(
+    rewards: list[float], versions: list[int], share: float, kept: list[int]
+) -> None:
+    found = kept_rows(np.array(rewards, float), np.array(versions), threshold=None, share=share)
+    assert found.tolist() == kept
+
+
+def test_a_reward_that_is_no_number_is_never_among_the_best() -> None:
+    reward_N, version_N = np.array([0.1, np.nan, 0.2]), np.array([0, 1, 0])
+    assert kept_rows(reward_N, version_N, threshold=None, share=2 / 3).tolist() == [0, 2]
 
 
 def test_a_picture_counts_by_its_reward_and_never_against_itself() -> None:
@@ -83,3 +111,6 @@ def test_a_group_whose_members_are_alike_has_no_pair() -> None:
     best, worst, differ = best_and_worst(torch.tensor([[0.1, 0.7, 0.3], [0.5, 0.5, 0.5]]))
     assert (best[0], worst[0]) == (1, 0)
     assert differ.tolist() == [True, False]
+    assert groups_that_differ(differ).tolist() == [0]
+    with pytest.raises(NothingToLearnError, match="look at the reward"):
+        groups_that_differ(differ[1:])

@@ -20,8 +20,8 @@ class Ones:
         return Scored(np.ones(len(prompts), np.float32), bad)
 
 
-def labels(seed: int = 0, model: RewardModel | None = None) -> np.ndarray:
-    noisy = NoisyReward(model or Ones(), 0.5, seed=seed)
+def labels(seed: int = 0, name: str = "a", model: RewardModel | None = None) -> np.ndarray:
+    noisy = NoisyReward(model or Ones(), 0.5, name=name, seed=seed)
     return np.array(checked_scores(noisy, IMAGES, PROMPTS))
 
 
@@ -31,9 +31,16 @@ def test_noise_has_the_given_spread_around_the_score() -> None:
 
 
 def test_a_picture_that_is_asked_about_again_gets_the_same_label() -> None:
-    noisy = NoisyReward(Ones(), 0.5, seed=0)
+    noisy = NoisyReward(Ones(), 0.5, name="a", seed=0)
     again = [checked_scores(noisy, IMAGES[i : i + 1], PROMPTS[:1])[0] for i in range(5)]
     assert again == labels()[:5].tolist()
+
+
+def test_two_rewards_err_independently_and_each_alike_when_made_again() -> None:
+    taste, size = labels(name="taste"), labels(name="size")
+    # Of 500 independent pairs a correlation's deviation is 0.045.
+    assert abs(np.corrcoef(taste, size)[0, 1]) < 0.15
+    assert np.array_equal(labels(name="taste"), taste)
 
 
 def test_a_wrong_result_is_as_wrong_with_noise() -> None:
@@ -41,17 +48,17 @@ def test_a_wrong_result_is_as_wrong_with_noise() -> None:
         def score(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
             return np.array(0.3, np.float32)
 
-    told = checked_scores(NoisyReward(One(), 0.5, seed=0), IMAGES[:4], PROMPTS[:4])
+    told = checked_scores(NoisyReward(One(), 0.5, name="a", seed=0), IMAGES[:4], PROMPTS[:4])
     assert told == checked_scores(One(), IMAGES[:4], PROMPTS[:4])
     assert all(isinstance(each, Failure) for each in told)
 
 
 def test_another_seed_or_prompt_has_other_noise() -> None:
     assert not np.allclose(labels(), labels(seed=1))
-    other = checked_scores(NoisyReward(Ones(), 0.5, seed=0), IMAGES[:5], ["b"] * 5)
+    other = checked_scores(NoisyReward(Ones(), 0.5, name="a", seed=0), IMAGES[:5], ["b"] * 5)
     assert not np.allclose(other, labels()[:5])  # pyright: ignore
 
 
 def test_a_failure_stays_one() -> None:
-    noisy = NoisyReward(Ones(), 0.5, seed=0)
+    noisy = NoisyReward(Ones(), 0.5, name="a", seed=0)
     assert checked_scores(noisy, IMAGES[:2], ["a", "bad"])[1] == Failure("bad")

@@ -1,0 +1,25 @@
+"""Cycles that tell a policy nothing: each leaves its policy steps out, many in a row end a run."""
+
+MOST_IN_A_ROW = 5
+"""Cycles that tell nothing, one after the other, which end a run: chance, in small groups or with
+rewards that fail now and then, hardly makes so many."""
+
+
+class NothingToLearnError(LookupError):
+    """What there is to learn from says of no picture how good it is beside others.
+
+    Its text says why, and what to do.
+    """
+
+
+def must_end(*, in_a_row: int, cycles: int) -> bool:
+    """True once so many cycles have told nothing that the next ones would not either.
+
+    A run of fewer cycles ends by this when all of them told nothing: its result would be the
+    untouched policy.
+
+    Args:
+        in_a_row: cycles that told nothing, up to this one.
+        cycles: of the whole run.
+    """
+    return in_a_row >= min(MOST_IN_A_ROW, cycles)

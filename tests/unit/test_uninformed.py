@@ -1,0 +1,196 @@
+"""How many cycles in a row may tell nothing: counted, forgotten after a good one, and saved."""
+
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from learner.groups import ScoredGroups
+from learner.journal import Journal
+from learner.methods.alternation import Alternating
+from learner.methods.drawn_steps import DrawnSteps
+from learner.methods.uninformed import MOST_IN_A_ROW, NothingToLearnError, must_end
+from learner.seat import Seat
+from learner.settings.cycles import Cycles
+
+SETTINGS = Cycles(cycles=20, groups_per_cycle=1, policy_steps=2)
+
+
+class Told:
+    """Policy steps of cycles, some of which tell nothing.
+
+    Args:
+        nothing: those cycles.
+    """
+
+    kind = ""
+
+    def __init__(self, nothing: set[int]) -> None:
+        self._nothing = nothing
+        self.steps = 0
+
+    def prepare(self, groups: ScoredGroups, tickets: object) -> None: ...
+
+    def begin(self, groups: ScoredGroups, tickets: object, version: int) -> None:
+        if version in self._nothing:
+            raise NothingToLearnError("all are alike: look at the reward")
+
+    def step(self) -> dict[str, float]:
+        self.steps += 1
+        return {"loss": 0.0}
+
+    def save(self, folder: Path) -> None: ...
+
+    def load(self, folder: Path, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+
+    def state(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+
+class Groups:
+    """Groups that come as soon as they are asked for.
+
+    Args:
+        failed: tickets that never have all their rewards.
+    """
+
+    def __init__(self, failed: set[int] | None = None) -> None:
+        self._failed = failed or set()
+        self.moments: dict[str, tuple[float, float]] = {}
+        self.standardised: list[list[int]] = []
+        self.index = SimpleNamespace(position="0-0")
+        self.source = SimpleNamespace(capacity_groups=100, stopping=threading.Event())
+
+    def collect(self, tickets: range, version: int, waited: object) -> None: ...
+
+    def complete(self, tickets: range) -> list[int]:
+        return [ticket for ticket in tickets if ticket not in self._failed]
+
+    def standardise(self, tickets: list[int]) -> None:
+        self.standardised.append(tickets)
+
+    def rewards(self, tickets: list[int]) -> Any:
+        return torch.zeros(len(tickets), 2, 1)
+
+    def top_up(self) -> None: ...
+
+    def affords(self, tickets: range) -> bool:
+        return True
+
+    def resume(self, position: str, next_ticket: int) -> None: ...
+
+
+def method_of(nothing: set[int], groups: Groups | None = None) -> tuple[Alternating, Told]:
+    steps, engine = Told(nothing), SimpleNamespace(load=lambda folder: None)
+    given: Any = {"groups": groups or Groups(), "policy_engine": engine}
+    method = Alternating(
+        SETTINGS,
+        steps,
+        **given,
+        labels=["2step"],
+        surrogate=None,
+        journal=Journal(),
+        seat=Seat(0),
+    )
+    return method, steps
+
+
+def train(method: Alternating, cycles: range) -> None:
+    for cycle in cycles:
+        method.improve(cycle)
+        method.adapt(cycle, last=False)
+
+
+def braked(method: Alternating) -> list[float]:
+    return [row["values"]["braked"] for row in method.journal.rows if row["phase"] == "policy"]
+
+
+def test_a_cycle_that_tells_nothing_has_no_step_and_is_recorded_as_braked() -> None:
+    method, steps = method_of({1, 2})
+    method.prepare(lambda: None)
+    train(method, range(4))
+    assert braked(method) == [0.0, 1.0, 1.0, 0.0]
+    assert steps.steps == 2 * SETTINGS.policy_steps
+
+
+def test_too_many_in_a_row_end_the_run_with_the_reason() -> None:
+    method, _ = method_of(set(range(2, 20)))
+    method.prepare(lambda: None)
+    train(method, range(2 + MOST_IN_A_ROW - 1))
+    with pytest.raises(ValueError, match=r"5 cycles in a row, up to cycle 6.* look at the reward"):
+        method.improve(2 + MOST_IN_A_ROW - 1)
+
+
+def test_a_good_cycle_makes_the_ones_before_forgotten() -> None:
+    good = MOST_IN_A_ROW - 1
+    method, _ = method_of(set(range(20)) - {good})
+    method.prepare(lambda: None)
+    train(method, range(2 * good + 1))
+    assert sum(braked(method)) == 2 * good
+
+
+def test_a_resumed_run_counts_on(tmp_path: Path) -> None:
+    method, _ = method_of(set(range(20)))
+    method.prepare(lambda: None)
+    train(method, range(3))
+    resumed, _ = method_of(set(range(20)))
+    resumed.load(tmp_path, method.state())
+    train(resumed, range(3, MOST_IN_A_ROW - 1))
+    with pytest.raises(ValueError, match="5 cycles in a row, up to cycle 4"):
+        resumed.improve(MOST_IN_A_ROW - 1)
+
+
+def test_a_checkpoint_from_before_cycles_were_counted_has_none(tmp_path: Path) -> None:
+    method, _ = method_of(set())
+    method.prepare(lambda: None)
+    state = method.state()
+    del state["begun"], state["uninformed"]
+    resumed, steps = method_of(set())
+    resumed.load(tmp_path, state)
+    train(resumed, range(1))
+    assert steps.steps == SETTINGS.policy_steps
+
+
+def test_the_first_groups_with_all_their_rewards_give_the_moments(tmp_path: Path) -> None:
+    groups = Groups(failed={0, 1})
+    method, _ = method_of(set(), groups)
+    method.prepare(lambda: None)
+    train(method, range(1))
+    again = Groups(failed={0, 1})
+    resumed, _ = method_of(set(), again)
+    resumed.load(tmp_path, method.state())
+    train(resumed, range(1, 4))
+    assert (groups.standardised, again.standardised) == ([], [[2]])
+    assert [*braked(method), *braked(resumed)] == [1.0, 1.0, 0.0, 0.0]
+
+
+def test_what_another_rank_lacks_is_left_out_here_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    method, steps = method_of(set())
+    method.prepare(lambda: None)
+    monkeypatch.setattr("learner.methods.alternation.any_rank", lambda flag: True)
+    train(method, range(1))
+    assert (braked(method), steps.steps) == ([1.0], 0)
+
+
+@pytest.mark.parametrize(("in_a_row", "cycles", "ends"), [(4, 20, False), (5, 20, True)])
+def test_a_run_ends_after_five(in_a_row: int, cycles: int, ends: bool) -> None:
+    assert must_end(in_a_row=in_a_row, cycles=cycles) == ends
+
+
+def test_a_short_run_ends_when_all_of_it_told_nothing() -> None:
+    assert [must_end(in_a_row=n, cycles=3) for n in (1, 2, 3)] == [False, False, True]
+
+
+def test_what_is_drawn_from_is_looked_at_before_the_first_step() -> None:
+    def check() -> None:
+        raise NothingToLearnError("nothing")
+
+    given: Any = {"policy": None, "draw": None}
+    steps = DrawnSteps(**given, seat=Seat(0), check=check)
+    groups: Any = None
+    with pytest.raises(NothingToLearnError):
+        steps.begin(groups, [], 0)
