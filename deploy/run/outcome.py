@@ -23,6 +23,8 @@ from deploy.run.files import (
 )
 from deploy.run.folder_lock import hold, is_held
 from deploy.run.shared_folder import START_KEY, SharedFolder
+from deploy.settings.problems import ConfigError, Problem
+from deploy.settings.resumed import changed_settings
 from deploy.settings.run_config import RunConfig
 from learner import checkpoint
 
@@ -165,20 +167,50 @@ class RunFolder:
             )
         return None
 
+    def changed(self, config: RunConfig) -> list[Problem]:
+        """What must be as the run here was begun with, and is not; empty: it can go on so.
+
+        Changes nothing.
+        """
+        path = self.path / CONFIG_FILE
+        try:
+            begun = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(begun, dict):
+                raise ValueError("it holds no sections of settings")
+        except (OSError, ValueError) as error:
+            told = (
+                f"{path}, what the run was begun with, cannot be read: {error}. Put it back, or "
+                "begin another run; a file that holds {} has it go on, unchecked, with what is "
+                "given now"
+            )
+            return [Problem("name", told)]
+        return list(changed_settings(begun, config))
+
     def open(self, config: RunConfig, *, resume: bool) -> None:
         """Makes the folder, or takes it up again; nobody else may until this process ends.
 
         Raises:
             ValueError: `problem` says why, or another driver is at work there.
+            ConfigError: the run there was begun with other settings; its folder is left as it is.
         """
         if problem := self.problem(resume=resume):
             raise ValueError(problem)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._locked = hold(self.path / LOCK_FILE)
-            (self.path / CONFIG_FILE).write_text(config.to_json())
+            # Not before: whoever had the lock until now may have changed what lies there.
+            if resume and (changed := self.changed(config)):
+                os.close(self._locked)
+                raise ConfigError(changed, f"the run in {self.path}")
+            self._write_config(config)
         except OSError as error:
             raise ValueError(f"{self.path} cannot be written: {error}") from error
+
+    def _write_config(self, config: RunConfig) -> None:
+        """At once or not at all: a run whose config is lost cannot be compared with another."""
+        partial = self.path / f"{CONFIG_FILE}.partial"
+        partial.write_text(config.to_json(), encoding="utf-8")
+        partial.replace(self.path / CONFIG_FILE)
 
     def is_held(self) -> bool:
         """Whether a driver is at work here; not noticed on a file system without locks."""

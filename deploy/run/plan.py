@@ -47,9 +47,11 @@ def _unusable_folder(
 ) -> Iterator[str]:
     from deploy.run.outcome import RunFolder
 
-    problem = RunFolder(config.run_folder(environ)).problem(resume=resume)
-    if problem is not None:
+    folder = RunFolder(config.run_folder(environ))
+    if (problem := folder.problem(resume=resume)) is not None:
         yield f"name: {problem}"
+    elif resume:
+        yield from map(str, folder.changed(config))
 
 
 def _unknown_rewards(config: RunConfig, prompts: Mapping[str, "PromptSet"]) -> Iterator[str]:

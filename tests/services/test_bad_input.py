@@ -52,6 +52,9 @@ FILES = {
     "binary.yaml": b"\xff\xfe\x00",
     "list.yaml": b"- a\n- b\n",
     "taken/there/config.json": b"{}",
+    "taken/begun/config.json": b'{"seed": 3, "method": {"kind": "lasro", "cycles": 9, '
+    b'"groups_per_cycle": 8}, "rewards": {"sharp": {"kind": "sharpness"}}}',
+    "taken/torn/config.json": b'{"seed": ',
     "broken_reward.py": b"1 / 0\n",
     "crooked_reward.py": b"class Crooked\n",
     "scoreless_reward.py": b"class Scoreless:\n    pass\n",
@@ -153,6 +156,21 @@ CASES = {
     ),
     "a run to resume that is not there": Case(
         ("folder={tmp}", "name=gone", "--resume"), ("{tmp}/gone holds no run to resume",)
+    ),
+    "other settings than a run was begun with": Case(
+        ("folder={tmp}/taken", "name=begun", "--resume"),
+        (
+            "seed: was 3, given 0: ",
+            'rewards: was ["sharp"], given ["binding"]: ',
+            "method.groups_per_cycle: was 8 in cycle number 1, given 4: ",
+        ),
+    ),
+    "other settings for a scheduler that submits again": Case(
+        ("folder={tmp}/taken", "name=begun", "--or-resume"), ("seed: was 3, given 0: ",)
+    ),
+    "a run to resume whose config is torn": Case(
+        ("folder={tmp}/taken", "name=torn", "--resume"),
+        ("{tmp}/taken/torn/config.json, what the run was begun with, cannot be read",),
     ),
     "a file where runs should be": Case(
         ("name=n",), ("{tmp}/empty.txt is no folder",), {"FLEETUNE_RUNS": "{tmp}/empty.txt"}
@@ -328,6 +346,7 @@ def test_a_checked_run_leaves_nothing_behind(
 ) -> None:
     there = {path.name for path in Path(words["tmp"]).iterdir()} - {"__pycache__"}
     assert there == {name.split("/")[0] for name in FILES}
+    assert [name for name in FILES if (Path(words["tmp"]) / name).read_bytes() != FILES[name]] == []
 
 
 def test_the_shell_gets_the_same_status_and_message(

@@ -33,6 +33,30 @@ def test_a_complete_environment_has_no_problem(pipeline: str) -> None:
     assert check_environment(_config(pipeline), {}) == []
 
 
+def test_a_run_that_goes_on_is_compared_with_what_it_was_begun_with(
+    pipeline: str, tmp_path: Path
+) -> None:
+    environ = {"FLEETUNE_RUNS": str(tmp_path / "runs")}
+    folder = tmp_path / "runs" / "n"
+    folder.mkdir(parents=True)
+    written = _config(pipeline).to_json()
+    (folder / "config.json").write_text(written)
+    longer = _config(pipeline, "method.cycles=9", "actors.count=2")
+    assert check_environment(longer, environ, resume=True) == []
+    other = _config(pipeline, "seed=4", "actors.group_size=5")
+    problems = check_environment(other, environ, resume=True)
+    assert [text.partition(",")[0] for text in problems] == [
+        "seed: was 0",
+        "actors.group_size: was 3",
+    ]
+    (folder / "config.json").write_text("no settings")
+    (problem,) = check_environment(other, environ, resume=True)
+    assert problem.startswith(f"name: {folder}/config.json, what the run was begun with, cannot")
+    # Without --resume that it is there at all is what is wrong.
+    (problem,) = check_environment(other, environ)
+    assert "holds a run already" in problem
+
+
 def test_a_missing_model_folder_is_named(pipeline: str) -> None:
     text = _complaint(_config(pipeline, "model.path=no/such/folder"))
     assert text.startswith("model.path: the folder no/such/folder does not exist")

@@ -20,6 +20,7 @@ import pytest
 
 from buffer.records import Counters
 from deploy.run.outcome import Earlier, Outcome, RunFolder
+from deploy.settings.problems import ConfigError
 from deploy.settings.run_config import load_config
 
 HOLDER = """
@@ -36,7 +37,7 @@ sys.stdin.read()
 
 def test_a_second_driver_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "mine"
-    other = load_config("deploy/configs/smoke.yaml", ["name=mine", "seed=2"])
+    other = load_config("deploy/configs/smoke.yaml", ["name=mine", "seed=1", "actors.count=2"])
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(path)],
         stdin=subprocess.PIPE,
@@ -101,6 +102,67 @@ def test_a_process_of_the_same_number_on_a_machine_of_the_same_name_is_another(
         threading.Timer(0.7, lease.close).start()
         RunFolder(path).open(config, resume=False)
     assert (path / "config.json").exists()
+
+
+def begun(path: Path, *settings: str) -> str:
+    """The folder of a run that a driver has left; what its config is."""
+    path.mkdir()
+    config = load_config("deploy/configs/smoke.yaml", ["name=mine", *settings])
+    (path / "config.json").write_text(config.to_json())
+    return config.to_json()
+
+
+def test_a_run_goes_on_with_what_may_change_and_its_folder_tells_so(tmp_path: Path) -> None:
+    path = tmp_path / "mine"
+    begun(path)
+    more = load_config("deploy/configs/smoke.yaml", ["name=mine", "method.cycles=9"])
+    RunFolder(path).open(more, resume=True)
+    assert (path / "config.json").read_text() == more.to_json()
+    assert {each.name for each in path.iterdir()} == {"config.json", "lock"}
+
+
+def test_other_settings_are_refused_all_at_once_and_change_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "mine"
+    written = begun(path)
+    other = load_config(
+        "deploy/configs/smoke.yaml", ["name=mine", "seed=2", "evaluation.samples=9"]
+    )
+    with pytest.raises(ConfigError) as refused:
+        RunFolder(path).open(other, resume=True)
+    assert [problem.path for problem in refused.value.problems] == ["seed", "evaluation.samples"]
+    assert str(refused.value).startswith(f"the run in {path}: 2 problems\n  - seed: was 0, given 2")
+    assert (path / "config.json").read_text() == written
+    # Whoever gives the old ones again in the same process finds the folder free.
+    assert not RunFolder(path).is_held()
+    RunFolder(path).open(
+        load_config("deploy/configs/smoke.yaml", ["name=mine", "seed=0"]), resume=True
+    )
+
+
+def test_what_is_changed_in_the_folder_too_agrees(tmp_path: Path) -> None:
+    path = tmp_path / "mine"
+    told = json.loads(begun(path))
+    moved = load_config("deploy/configs/smoke.yaml", ["name=mine", "model.path=elsewhere"])
+    folder = RunFolder(path)
+    assert [problem.path for problem in folder.changed(moved)] == ["model.path"]
+    told["model"]["path"] = "elsewhere"
+    (path / "config.json").write_text(json.dumps(told))
+    assert folder.changed(moved) == []
+
+
+@pytest.mark.parametrize("content", [b"", b'{"seed": ', b"[]", b"\xff\xfe"])
+def test_a_config_that_cannot_be_read_is_told_and_left(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "mine"
+    path.mkdir()
+    (path / "config.json").write_bytes(content)
+    config = load_config("deploy/configs/smoke.yaml", ["name=mine"])
+    told = rf"{path}/config.json, what the run was begun with, cannot be read: .*Put it back"
+    with pytest.raises(ConfigError, match=told):
+        RunFolder(path).open(config, resume=True)
+    assert (path / "config.json").read_bytes() == content
+    (path / "config.json").write_text("{}")
+    RunFolder(path).open(config, resume=True)
+    assert (path / "config.json").read_text() == config.to_json()
 
 
 def outcome(records: int, earlier: Earlier, **workers: dict[str, Any]) -> Outcome:
