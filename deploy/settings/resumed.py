@@ -28,7 +28,6 @@ _MEASURED = "what was measured before training was measured so"
 _KEPT = "its samples keep what that asked for"
 _FITTED = "its surrogate was fitted so"
 _ROUNDS = "which samples are of which cycle follows from it"
-_HELD = "its checkpoint holds the old one, which would stay in force"
 
 _BACK = "Give it as it was, or begin another run"
 _RENAMED = (
@@ -82,6 +81,7 @@ def _rules(begun: _Json, now: _Json) -> Iterator[_Rule]:
     for name in now["rewards"]:
         because = "by what a reward is scaled is settled once, by the first samples"
         yield _Rule(("rewards", name, "scale"), because)
+        yield _Rule(("rewards", name, "weight"), "what was measured before is a sum by it")
     yield from _learner_rules(begun, now)
     yield from _method_rules(begun, now)
     yield from _evaluation_rules(begun, now)
@@ -108,7 +108,8 @@ def _learner_rules(begun: _Json, now: _Json) -> Iterator[_Rule]:
     path = ("learner", "zero_stage")
     yield _Rule(path, because, alike=lambda was, given: bool(was) == bool(given), remedy=_BACK)
     if _at(begun, *path) in (1, 2) and now["learner"]["zero_stage"] > 0:
-        yield _Rule(("learner", "grad_clip"), _HELD, _BACK)
+        because = "its checkpoint holds the old one, which would stay in force"
+        yield _Rule(("learner", "grad_clip"), because, _BACK)
 
 
 def _method_rules(begun: _Json, now: _Json) -> Iterator[_Rule]:
@@ -116,8 +117,6 @@ def _method_rules(begun: _Json, now: _Json) -> Iterator[_Rule]:
     kind = now["method"]["kind"]
     if not _both(begun, now, kind, "method", "kind"):
         return
-    for key in ("learning_rate", "weight_decay"):
-        yield _Rule(("method", key), _HELD, _BACK)
     if kind == "lasro":
         yield from _lasro_rules(begun)
     elif kind == "sqdf":
@@ -143,8 +142,6 @@ def _surrogate_rules(begun: _Json, now: _Json) -> Iterator[_Rule]:
     yield _Rule((*path, "heads"), _FITTED)
     if not _both(begun, now, "conv", *path, "backbone"):  # which is told no time
         yield _Rule((*path, "timestep"), _FITTED)
-    for key in ("learning_rate", "weight_decay"):
-        yield _Rule((*path, key), _HELD, _BACK)
 
 
 def _lasro_rules(begun: _Json) -> Iterator[_Rule]:
@@ -165,7 +162,6 @@ def _sqdf_rules(begun: _Json, now: _Json) -> Iterator[_Rule]:
         yield _Rule((*path, "times"), _KEPT)
         if _both(begun, now, "discounted", *path, "times"):
             yield _Rule(("method", "discount"), _KEPT)
-    yield _Rule(("method", "alpha"), _HELD, _BACK)
 
 
 def _draft_rules(begun: _Json, now: _Json) -> Iterator[_Rule]:

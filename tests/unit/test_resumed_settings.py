@@ -72,17 +72,14 @@ def test_a_run_goes_on_with_the_settings_that_it_began_with(preset: str) -> None
         (LASRO, "rewards={other: {kind: shapes-binding}}", "rewards"),
         (LASRO, "rewards.binding.kind=shapes-exact", "rewards.binding.kind"),
         (LASRO, "rewards.binding.scale=standard", "rewards.binding.scale"),
+        (LASRO, "rewards.binding.weight=2", "rewards.binding.weight"),
         (LASRO, "learner.zero_stage=1", "learner.zero_stage"),
         (SHARDED, "learner.zero_stage=0", "learner.zero_stage"),
         (SHARDED, "learner.grad_clip=2", "learner.grad_clip"),
-        (LASRO, "method.learning_rate=1e-3", "method.learning_rate"),
-        (LASRO, "method.weight_decay=0.1", "method.weight_decay"),
         (LASRO, "method.reward_steps=last", "method.reward_steps"),
         (LASRO, "method.surrogate.backbone=unet_encoder", "method.surrogate.backbone"),
         (LASRO, "method.surrogate.heads=3", "method.surrogate.heads"),
         (LASRO, "method.surrogate.timestep=5", "method.surrogate.timestep"),
-        (LASRO, "method.surrogate.learning_rate=1e-3", "method.surrogate.learning_rate"),
-        (LASRO, "method.surrogate.weight_decay=0.1", "method.surrogate.weight_decay"),
         (LASRO, "method.pretrain.groups=9", "method.pretrain.groups"),
         (LASRO, "method.groups_per_cycle=5", "method.groups_per_cycle"),
         (SQDF, "method.states.kept=5", "method.states.kept"),
@@ -90,7 +87,6 @@ def test_a_run_goes_on_with_the_settings_that_it_began_with(preset: str) -> None
         (SQDF, "method.states.times=discounted", "method.states.times"),
         (SQDF, "method.states.score_clean=true", "method.states.score_clean"),
         (SQDF, "method.states.store_reference=true", "method.states.store_reference"),
-        (SQDF, "method.alpha=2", "method.alpha"),
         (DISCOUNTED, "method.discount=0.8", "method.discount"),
         (DECODED, "method.path=renoised", "method.path"),
         (DECODED, "method.last_steps=2", "method.last_steps"),
@@ -149,7 +145,6 @@ def test_of_another_method_no_setting_is_compared() -> None:
             LASRO,
             (
                 "rewards.binding.args={url: other}",
-                "rewards.binding.weight=2",
                 "rewards.binding.noise=0.1",
                 "rewards.binding.fleet={servers: 2}",
             ),
@@ -165,7 +160,10 @@ def test_of_another_method_no_setting_is_compared() -> None:
         (("smoke",), ("method.surrogate.timestep=5",)),
         ((*LASRO, "model.trainable=full"), ("model.lora_rank=8", "model.lora_targets=all")),
         (SQDF, ("model.teacher=other/pipeline", "method.clean.lora=other/lora")),
-        (SQDF, ("method.discount=0.8", "method.target_kl=1", "method.states.fresh=0.5")),
+        (LASRO, ("method.learning_rate=1e-3", "method.weight_decay=0.1")),
+        (LASRO, ("method.surrogate.learning_rate=1e-3", "method.surrogate.weight_decay=0.1")),
+        (SQDF, ("method.discount=0.8", "method.alpha=2", "method.target_kl=1")),
+        (SQDF, ("method.states.fresh=0.5",)),
         (DECODED, ("method.alpha=0.1", "method.ceiling=1")),
         (CHAIN, ("method.alpha=0.2",)),
         (RLCM, ("method.last_call=true", "method.ratio_clip=0.1")),
@@ -261,10 +259,10 @@ def test_a_problem_says_what_was_what_is_given_why_and_what_to_do() -> None:
 
 
 def test_what_a_checkpoint_holds_is_not_to_be_changed_in_a_file() -> None:
-    (problem,) = changed_settings(begun(LASRO), config(LASRO, "method.learning_rate=0.5"))
+    (problem,) = changed_settings(begun(SHARDED), config(SHARDED, "learner.grad_clip=0.5"))
     assert problem.text == (
-        "was 0.0001, given 0.5: its checkpoint holds the old one, which would stay in force. Give "
-        "it as it was, or begin another run"
+        "was 1.0, given 0.5: its checkpoint holds the old one, which would stay in force. Give it "
+        "as it was, or begin another run"
     )
 
 
