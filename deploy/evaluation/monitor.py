@@ -162,7 +162,7 @@ class Monitor:
         if by is None:
             return Result(dict(last.metrics), exported, "last")
         # The weights to keep may be other ones than the last published, such as their average.
-        earlier = [each for each in self._history if each.cycle < cycle]
+        earlier = [each for each in self._at_hand if each.cycle < cycle]
         best = best_of([*earlier, last], self._settings.stop, by)
         if best is None or best is last:
             pictures_file(self._folder, LAST).replace(pictures_file(self._folder, AFTER))
@@ -174,6 +174,13 @@ class Monitor:
     @property
     def _history(self) -> list[Measured]:
         return [Measured(0, self.before), *self._measured]
+
+    @property
+    def _at_hand(self) -> list[Measured]:
+        """Those of the history whose weights are there: a rule that came or went with a resume may
+        call another version the best than the one that was kept."""
+        untouched, *others = self._history
+        return [untouched, *(it for it in others if kept_file(self._folder, it.cycle).exists())]
 
     def _is_due(self, report: Mapping[str, Any]) -> bool:
         every, published = self._settings.every_cycles, report.get("published", 0)
@@ -208,7 +215,7 @@ class Monitor:
 
     def _best(self) -> Measured | None:
         by = self._settings.best_by
-        return None if by is None else best_of(self._history, self._settings.stop, by)
+        return None if by is None else best_of(self._at_hand, self._settings.stop, by)
 
     def _judge(self) -> None:
         """Asks the rule, whose first word stands."""

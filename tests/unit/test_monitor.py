@@ -258,6 +258,21 @@ def test_a_resumed_run_measures_no_cycle_again_and_knows_its_best(tmp_path: Path
     )
 
 
+def test_without_the_rule_that_it_began_with_a_version_that_was_not_kept_is_not_the_best(
+    tmp_path: Path,
+) -> None:
+    bounds = "evaluation.stop={kind: kl_above, nats: 1000}"
+    world = World(tmp_path, [0.1, 0.5, 0.4, 0.3], f"evaluation.best_by={SCORE}", bounds)
+    for version in range(3):
+        world.publish(version)
+    assert world.kept == ["cycle-000001"]
+    (tmp_path / "kept" / "cycle-000001.safetensors").unlink()
+    settings = ["method.cycles=20", "evaluation.every_cycles=1", f"evaluation.best_by={SCORE}"]
+    world.config = load_config(SMOKE, settings)
+    world.monitor = world.new_monitor(resume=True)
+    assert world.monitor.conclude(["last"], 3).version == "last"
+
+
 def test_what_was_measured_when_an_earlier_start_ended_is_not_measured_again(
     tmp_path: Path,
 ) -> None:
