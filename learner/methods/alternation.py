@@ -110,7 +110,8 @@ class Alternating:
         self._seat = seat
         # Whether some group of the untouched policy had all its rewards.
         self._begun = False
-        # Cycles in a row, up to now, whose samples told nothing.
+        # Whether some cycle had policy steps, and cycles in a row, up to now, that told nothing.
+        self._learned = False
         self._uninformed = 0
         self._next_ticket = 0
         self._average: WeightAverage | None = None
@@ -142,7 +143,7 @@ class Alternating:
         nothing.
 
         Raises:
-            ValueError: too many cycles in a row told nothing.
+            ValueError: too many cycles in a row told nothing, and none before them told anything.
         """
         self._groups.policy_version, self._groups.moment = cycle, 2 * cycle
         wanted = self._settings.tickets_before(cycle)
@@ -157,7 +158,7 @@ class Alternating:
             if lack := self._lack(wanted, cycle):
                 self._leave_out(cycle, lack)
                 return
-            self._uninformed = 0
+            self._learned, self._uninformed = True, 0
             for _ in range(self._settings.policy_steps):
                 with self.journal.counted("policy", self._steps.kind):
                     metrics = self._steps.step()
@@ -169,7 +170,7 @@ class Alternating:
         """Fresh groups of the new policy; on them, how good the surrogate is, and its steps."""
         self._groups.policy_version, self._groups.moment = cycle + 1, 2 * cycle + 1
         fresh_range = self._settings.tickets_after(cycle)
-        if not fresh_range:
+        if not fresh_range or self._has_come_to_rest:
             return
         if not self._groups.affords(fresh_range):
             log.info("the budget of reward queries is spent: cycle %d is the last", cycle)
@@ -216,19 +217,21 @@ class Alternating:
             self._surrogate.load(folder, state["surrogate"])
         self.journal.seconds, self.journal.flops = state["seconds"], state["flops"]
         self._begun, self.prepared = state.get("begun", True), state["prepared"]
-        self._uninformed = state.get("uninformed", 0)
+        self._learned, self._uninformed = state.get("learned", True), state.get("uninformed", 0)
         if self._averages and (folder / _AVERAGE_FILE).exists():
             self._average = self._new_average()
             self._average.load(folder / _AVERAGE_FILE)
         self._groups.moments = {name: tuple(it) for name, it in state["reward_moments"].items()}
         self._next_ticket = state["next_ticket"]
         self._groups.resume(state["log_position"], self._next_ticket)
-        # A run that its budget of queries had ended has ended, unless the budget was raised.
+        # A run that its budget of queries had ended has ended, unless the budget was raised; and
+        # one that had come to rest.
         ends = self._settings.round_ends
         rounds = bisect_right(ends, self._next_ticket)
         if 0 < rounds < len(ends):
             following = range(ends[rounds - 1], ends[rounds])
-            self.cycles = self.cycles if self._groups.affords(following) else rounds
+            goes_on = self._groups.affords(following) and not self._has_come_to_rest
+            self.cycles = self.cycles if goes_on else rounds
 
     def state(self) -> dict[str, Any]:
         """What of it fits JSON."""
@@ -237,6 +240,7 @@ class Alternating:
             "surrogate": None if self._surrogate is None else self._surrogate.state(),
             "prepared": self.prepared,
             "begun": self._begun,
+            "learned": self._learned,
             "uninformed": self._uninformed,
             "reward_moments": self._groups.moments,
             "next_ticket": self._next_ticket,
@@ -280,20 +284,30 @@ class Alternating:
         return ""
 
     def _leave_out(self, cycle: int, lack: str) -> None:
-        """A cycle that tells nothing.
+        """A cycle that tells nothing; the last one where too many have, if the policy has learned
+        before: its reward may be as high as it goes.
 
         Raises:
-            ValueError: it is one too many.
+            ValueError: it is one too many, and the policy is still the untouched one.
         """
         self._uninformed += 1
+        told = (
+            f"the samples of {self._uninformed} cycles in a row, up to cycle {cycle}, told the "
+            f"policy nothing, so the run ends; of the last one: {lack}"
+        )
         if must_end(in_a_row=self._uninformed, cycles=self._settings.cycles):
-            raise ValueError(
-                f"the samples of {self._uninformed} cycles in a row, up to cycle {cycle}, told the "
-                f"policy nothing, so the run ends; of the last one: {lack}"
-            )
+            if not self._learned:
+                raise ValueError(told)
+            self.cycles = cycle + 1
+        else:
+            told = f"cycle {cycle} leaves its policy steps out: {lack}"
         if self._seat.is_first:
-            log.warning("cycle %d leaves its policy steps out: %s", cycle, lack)
+            log.warning("%s", told)
         self.journal.record("policy", cycle, {"braked": 1.0})
+
+    @property
+    def _has_come_to_rest(self) -> bool:
+        return must_end(in_a_row=self._uninformed, cycles=self._settings.cycles)
 
     def _record_rewards(self, phase: str, step: int, rewards_GNK: torch.Tensor) -> None:
         means_K = rewards_GNK.mean(dim=(0, 1)).tolist()

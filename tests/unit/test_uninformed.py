@@ -62,10 +62,12 @@ class Groups:
         self._failed = failed or set()
         self.moments: dict[str, tuple[float, float]] = {}
         self.standardised: list[list[int]] = []
+        self.collected: list[range] = []
         self.index = SimpleNamespace(position="0-0")
         self.source = SimpleNamespace(capacity_groups=100, stopping=threading.Event())
 
-    def collect(self, tickets: range, version: int, waited: object) -> None: ...
+    def collect(self, tickets: range, version: int, waited: object) -> None:
+        self.collected.append(tickets)
 
     def complete(self, tickets: range) -> list[int]:
         return [ticket for ticket in tickets if ticket not in self._failed]
@@ -117,12 +119,31 @@ def test_a_cycle_that_tells_nothing_has_no_step_and_is_recorded_as_braked() -> N
     assert steps.steps == 2 * SETTINGS.policy_steps
 
 
-def test_too_many_in_a_row_end_the_run_with_the_reason() -> None:
-    method, _ = method_of(set(range(2, 20)))
+def test_too_many_in_a_row_before_any_step_fail_with_the_reason() -> None:
+    method, _ = method_of(set(range(20)))
+    method.prepare(lambda: None)
+    train(method, range(MOST_IN_A_ROW - 1))
+    with pytest.raises(ValueError, match=r"5 cycles in a row, up to cycle 4.* look at the reward"):
+        method.improve(MOST_IN_A_ROW - 1)
+
+
+def test_too_many_in_a_row_after_some_steps_end_the_run_with_its_result(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    groups = Groups()
+    method, _ = method_of(set(range(2, 20)), groups)
     method.prepare(lambda: None)
     train(method, range(2 + MOST_IN_A_ROW - 1))
-    with pytest.raises(ValueError, match=r"5 cycles in a row, up to cycle 6.* look at the reward"):
-        method.improve(2 + MOST_IN_A_ROW - 1)
+    assert method.cycles == SETTINGS.cycles
+    asked = len(groups.collected)
+    train(method, range(6, 7))
+    assert method.cycles == 7
+    assert "5 cycles in a row, up to cycle 6" in caplog.text
+    # Nothing more is asked for, now or after a resume.
+    assert len(groups.collected) == asked
+    resumed, _ = method_of(set(range(2, 20)))
+    resumed.load(tmp_path, method.state())
+    assert resumed.cycles == 7
 
 
 def test_a_good_cycle_makes_the_ones_before_forgotten() -> None:
