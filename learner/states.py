@@ -69,10 +69,17 @@ def strata_of(settings: Sqdf, num_steps: int) -> Strata:
 
 
 def starting_parts(settings: Draft, num_steps: int) -> Strata:
-    """The states that a gradient starts from, of which a trajectory keeps one; before them those
+    """The states that a gradient starts from, of which a trajectory has one; before them those
     whose step's KL is told beside, likewise."""
     starts, beside = settings.starts(num_steps), settings.steps_beside(num_steps)
     return Strata(num_steps, (*([beside.start] if beside else []), starts.start, starts.stop))
+
+
+def kept_parts(settings: Draft, num_steps: int) -> Strata | None:
+    """Those that a sampler has to keep for it, as the clean latent is kept in any case."""
+    parts = starting_parts(settings, num_steps)
+    edges = tuple(edge for edge in parts.edges if edge <= num_steps)
+    return Strata(num_steps, edges) if len(edges) > 1 else None
 
 
 class StateReplay:

@@ -31,7 +31,7 @@ def kept_strata(config: RunConfig) -> Strata | None:
     None: it keeps none. The clean latent is kept in any case, and a model of few steps keeps all
     of its own.
     """
-    from learner.states import starting_parts, strata_of
+    from learner.states import kept_parts, strata_of
     from learner.transitions import trained_strata
 
     method, num_steps = config.method, config.model.num_steps
@@ -41,9 +41,7 @@ def kept_strata(config: RunConfig) -> Strata | None:
         return strata_of(method, num_steps)
     if isinstance(method, OnPolicy):
         return trained_strata(method, num_steps)
-    if isinstance(method, Draft) and method.starts(num_steps).start < num_steps:
-        return starting_parts(method, num_steps)
-    return None
+    return kept_parts(method, num_steps) if isinstance(method, Draft) else None
 
 
 def policy_of(

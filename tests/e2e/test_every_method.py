@@ -41,7 +41,7 @@ PRESETS = {
     "rlcm": ["method.last_call=true"],
     "pso": [],
     "draft": ["method.pretrain.groups=8", "method.last_steps=2"],
-    "draft-lv": ["method.pretrain.groups=8"],
+    "draft-lv": ["method.pretrain.groups=8", "method.alpha=0.1", "method.kl_over=chain"],
     "refl": ["method.pretrain.groups=8"],
     "seiko": LEARNS_SURROGATE,
     "gors": [],

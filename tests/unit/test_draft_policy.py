@@ -1,5 +1,6 @@
 """DRaFT's policy step: whose gradient flows, what is drawn, and what cutting a batch changes."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from learner.policy.denoiser import Denoiser, guided_call
 from learner.policy.views import shared_view
 from learner.seat import Seat
 from learner.settings.draft import Draft
-from learner.states import StateBatch, starting_parts
+from learner.states import StateBatch, kept_parts, starting_parts
 from tests.unit.learner_fakes import HandEngine, adapted, base, encode, gradients
 
 CHAIN = Chain(
@@ -107,6 +108,18 @@ def test_the_kl_of_a_chain_counts_each_of_its_steps_once(
         _, nats_B = step_kl(*asked, step.latents_BCHW, step.step_B, CHAIN, KlForm())
     told = stepped(f"{path}, KL of the chain")[0]["kl_nats"]
     assert told == pytest.approx(counts * of_path + beside * float(nats_B.mean()), rel=1e-4)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("uniform", [0.0, 0.999])
+def test_a_sampler_keeps_the_states_that_the_learner_counts_on(path: str, uniform: float) -> None:
+    settings = Draft.model_validate({"alpha": 0.1, **PATHS[path]})
+    parts, kept = starting_parts(settings, 50), kept_parts(settings, 50)
+    states = [] if kept is None else list(kept.pick([uniform] * (len(kept.edges) - 1)))
+    record = [*states, 50]
+    assert len(parts.edges) - 1 <= len(record)
+    for state, (first, stop) in zip(record, pairwise(parts.edges), strict=False):
+        assert first <= state < stop
 
 
 @pytest.mark.slow
