@@ -1,1 +1,1 @@
-"""Everything a user starts: a command a file, and in packages what the commands are made of."""
+"""What a user starts, a file each, and in packages what these commands are made of."""

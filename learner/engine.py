@@ -186,7 +186,8 @@ class Engine:
                 "what a reward's or a model's gradient divides by, or takes the root or logarithm "
                 "of; half precision may be too small for it, then model.precision=fp32 helps"
             )
-        log.warning("%s: this update is left out and no weight changed", what)
+        if dist.get_rank() == 0:
+            log.warning("%s: this update is left out and no weight changed", what)
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
         """Writes trained weights, optimizer and `state`; every rank must call it."""

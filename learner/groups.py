@@ -263,11 +263,15 @@ class ScoredGroups:
         return len(self.index.rows_of(0, self._unasked))
 
     def standardise(self, tickets: Sequence[int]) -> None:
-        """Takes the moments of rewards from complete groups of the untouched policy."""
+        """Takes the moments of rewards from complete groups of the untouched policy.
+
+        Values that are all alike have no deviation to divide by, and stay in their own unit.
+        """
         rows_GN = self._rows(tickets)
         for name in sorted(self.source.standardised):
             values = self.index.rewards_of(name, rows_GN)[:, :, list(self.steps)].astype(np.float64)
-            self.moments[name] = float(values.mean()), max(float(values.std()), 1e-6)
+            std = float(values.std())
+            self.moments[name] = float(values.mean()), std if std > 1e-6 else 1.0
 
     def weighed(self, name: str, values: _Values) -> _Values:
         """What values of a reward add to the sum that is trained on."""

@@ -3,8 +3,8 @@
 Compares what a run was begun with and what is given now, and looks at nothing of the run itself.
 The former is plain JSON, so that a file of another version can be compared; a setting that it lacks
 is not. What stands in no rule here may change: where processes run and how many, how they compute,
-what a step learns from what is there. A rule stands here because the code would go on with a
-mixture, and say nothing or fail late.
+what a step learns from what is there, and the arguments of rewards, as services move. A rule stands
+here because the code would go on with a mixture, and say nothing or fail late.
 """
 
 import json
@@ -46,6 +46,7 @@ def changed_settings(begun: _Json, config: RunConfig) -> Iterator[Problem]:
     now = config.model_dump(mode="json")
     for rule in _rules(begun, now):
         was, given = _at(begun, *rule.path), _at(now, *rule.path)
+        was = rule.before if was is _ABSENT else was
         if was is _ABSENT or given is _ABSENT or rule.alike(was, given):
             continue
         told = f"was {_shown(was)}, given {_shown(given)}: {rule.because}. {rule.remedy}"
@@ -61,12 +62,14 @@ class _Rule:
         path: its keys; a name that a user gave may hold a dot.
         because: what depends on it.
         alike: whether two values are as good as equal.
+        before: what a run did before there was such a setting.
     """
 
     path: tuple[str, ...]
     because: str
     remedy: str = _RENAMED
     alike: Callable[[Any, Any], bool] = eq
+    before: Any = _ABSENT
 
 
 def _rules(begun: _Json, now: _Json) -> Iterator[_Rule]:
@@ -82,6 +85,7 @@ def _rules(begun: _Json, now: _Json) -> Iterator[_Rule]:
         because = "by what a reward is scaled is settled once, by the first samples"
         yield _Rule(("rewards", name, "scale"), because)
         yield _Rule(("rewards", name, "weight"), "what was measured before is a sum by it")
+        yield _Rule(("rewards", name, "noise"), "its samples' labels have so much")
     yield from _learner_rules(begun, now)
     yield from _method_rules(begun, now)
     yield from _evaluation_rules(begun, now)
@@ -110,6 +114,8 @@ def _learner_rules(begun: _Json, now: _Json) -> Iterator[_Rule]:
     if _at(begun, *path) in (1, 2) and now["learner"]["zero_stage"] > 0:
         because = "its checkpoint holds the old one, which would stay in force"
         yield _Rule(("learner", "grad_clip"), because, _BACK)
+        because = "with ZeRO each rank's checkpoint holds the share of so many"
+        yield _Rule(("learner", "ranks"), because, _BACK)
 
 
 def _method_rules(begun: _Json, now: _Json) -> Iterator[_Rule]:
@@ -156,6 +162,9 @@ def _sqdf_rules(begun: _Json, now: _Json) -> Iterator[_Rule]:
     path = ("method", "states")
     for key in ("kept", "keep", "score_clean"):
         yield _Rule((*path, key), _KEPT)
+    if _both(begun, now, True, *path, "score_clean"):
+        for key in ("by", "lora"):
+            yield _Rule(("method", "clean", key), "its samples have scores of what that told")
     if _at(begun, *path, "store_reference") is False:
         yield _Rule((*path, "store_reference"), _KEPT, _BACK)
     if _both(begun, now, "spread", *path, "keep"):
@@ -172,7 +181,7 @@ def _draft_rules(begun: _Json, now: _Json) -> Iterator[_Rule]:
         yield _Rule(("method", "stopped_in"), _KEPT)
     if _keeps_beside(begun) != _keeps_beside(now):
         alike = _at(begun, "method", "kl_over") == _at(now, "method", "kl_over")
-        yield _Rule(("method", "alpha" if alike else "kl_over"), _KEPT)
+        yield _Rule(("method", "alpha" if alike else "kl_over"), _KEPT, before="path")
 
 
 def _keeps_beside(config: _Json) -> bool:
@@ -190,8 +199,8 @@ def _evaluation_rules(begun: _Json, now: _Json) -> Iterator[_Rule]:
     for key in ("prompts", "per_prompt"):
         yield _Rule((*path, "diversity", key), _MEASURED)
     yield from _named_rules(now, (*path, "diversity", "distances"), _MEASURED)
-    kept_some = _at(begun, *path, "every_cycles") not in (None, _ABSENT)
-    if kept_some and now["evaluation"]["best_by"] is not None:
+    kept_by = _at(begun, *path, "best_by")
+    if kept_by not in (None, _ABSENT) and now["evaluation"]["best_by"] is not None:
         because = "of the versions that were measured beside training it kept the best by that"
         yield _Rule((*path, "best_by"), because, _BACK)
 

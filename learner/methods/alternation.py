@@ -22,7 +22,7 @@ from learner.engine import Engine
 from learner.groups import ScoredGroups
 from learner.journal import Journal
 from learner.methods.surrogate_steps import SurrogateSteps
-from learner.methods.uninformed import NothingToLearnError, must_end
+from learner.methods.uninformed import NothingToLearnError, most_in_a_row
 from learner.policy.average import WeightAverage
 from learner.policy.board import Weights
 from learner.policy.trainable import trainable_arrays, trained_parameters
@@ -217,21 +217,21 @@ class Alternating:
             self._surrogate.load(folder, state["surrogate"])
         self.journal.seconds, self.journal.flops = state["seconds"], state["flops"]
         self._begun, self.prepared = state.get("begun", True), state["prepared"]
-        self._learned, self._uninformed = state.get("learned", True), state.get("uninformed", 0)
+        self._learned = state.get("learned", True)
+        # Settings may have changed since: a run that had come to rest has one cycle to show it.
+        self._uninformed = min(state.get("uninformed", 0), most_in_a_row(self._settings.cycles) - 1)
         if self._averages and (folder / _AVERAGE_FILE).exists():
             self._average = self._new_average()
             self._average.load(folder / _AVERAGE_FILE)
         self._groups.moments = {name: tuple(it) for name, it in state["reward_moments"].items()}
         self._next_ticket = state["next_ticket"]
         self._groups.resume(state["log_position"], self._next_ticket)
-        # A run that its budget of queries had ended has ended, unless the budget was raised; and
-        # one that had come to rest.
+        # A run that its budget of queries had ended has ended, unless the budget was raised.
         ends = self._settings.round_ends
         rounds = bisect_right(ends, self._next_ticket)
         if 0 < rounds < len(ends):
             following = range(ends[rounds - 1], ends[rounds])
-            goes_on = self._groups.affords(following) and not self._has_come_to_rest
-            self.cycles = self.cycles if goes_on else rounds
+            self.cycles = self.cycles if self._groups.affords(following) else rounds
 
     def state(self) -> dict[str, Any]:
         """What of it fits JSON."""
@@ -295,7 +295,7 @@ class Alternating:
             f"the samples of {self._uninformed} cycles in a row, up to cycle {cycle}, told the "
             f"policy nothing, so the run ends; of the last one: {lack}"
         )
-        if must_end(in_a_row=self._uninformed, cycles=self._settings.cycles):
+        if self._has_come_to_rest:
             if not self._learned:
                 raise ValueError(told)
             self.cycles = cycle + 1
@@ -307,7 +307,7 @@ class Alternating:
 
     @property
     def _has_come_to_rest(self) -> bool:
-        return must_end(in_a_row=self._uninformed, cycles=self._settings.cycles)
+        return self._uninformed >= most_in_a_row(self._settings.cycles)
 
     def _record_rewards(self, phase: str, step: int, rewards_GNK: torch.Tensor) -> None:
         means_K = rewards_GNK.mean(dim=(0, 1)).tolist()

@@ -8,6 +8,7 @@ Shape suffixes: B rows of this rank, C H W latent, L tokens, E embedding.
 
 import dataclasses
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,10 +50,14 @@ class AnchorData:
 
 @dataclass(frozen=True)
 class PolicyState:
-    """What a policy step carries to the next, beside weights and optimizer."""
+    """What a policy step carries to the next, beside weights and optimizer.
+
+    Args:
+        anchor_weight: as it was measured last; None before.
+    """
 
     step: int = 0
-    anchor_weight: float = 0.0
+    anchor_weight: float | None = None
     scales: tuple[RewardScale, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -101,7 +106,8 @@ class LasroPolicy:
     @property
     def measures_anchor(self) -> bool:
         """Whether the next step measures the anchor's weight anew."""
-        return self._settings.anchor.ratio is not None and self.state.step % _MEASURE_EVERY == 0
+        is_due = self.state.anchor_weight is None or self.state.step % _MEASURE_EVERY == 0
+        return self._settings.anchor.ratio is not None and is_due
 
     def step(self, prompts: Sequence[str], anchor: AnchorData | None) -> dict[str, float]:
         """One update on fresh noise for prompts drawn from `prompts`; returns its metrics."""
@@ -117,7 +123,9 @@ class LasroPolicy:
             clips.append(clip)
         gain = reward_loss(squashed, step_weights(self._settings, self._model))
         norm = self._engine.update([gain + weight * anchor_loss])
-        self.state = PolicyState(self.state.step + 1, weight, tuple(scales))
+        self.state = dataclasses.replace(self.state, step=self.state.step + 1)
+        if math.isfinite(norm):  # what led to no update would not leave a running mean again
+            self.state = PolicyState(self.state.step, weight, tuple(scales))
         metrics = {
             "anchor_loss": float(anchor_loss.detach()),
             "anchor_weight": weight,
@@ -206,7 +214,7 @@ class LasroPolicy:
             return 0.0
         if settings.ratio is None:
             return settings.weight or 0.0
-        if not self.measures_anchor:
+        if state.anchor_weight is not None and not self.measures_anchor:
             return state.anchor_weight
         # The bare module: an engine's outputs refuse any backward but its own.
         module = self._engine.module
@@ -221,7 +229,7 @@ class LasroPolicy:
             _norm_over_ranks(gradient(loss, parameters)) for loss in (anchor_loss, gain)
         )
         now = anchor_weight(anchor_norm, reward_norm, settings.ratio)
-        return now if state.step == 0 else 0.5 * state.anchor_weight + 0.5 * now
+        return now if state.anchor_weight is None else 0.5 * state.anchor_weight + 0.5 * now
 
     def _guidance(self, rows: int) -> Tensor | None:
         denoiser = self._engine.module

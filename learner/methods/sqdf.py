@@ -143,7 +143,7 @@ def adapted_alpha(alpha: float, kl: float, target: float, *, rate: float = 0.1) 
     """α after a step whose mean KL was `kl`: up where it was above the target, down below.
 
     The proportional controller of Ziegler et al. 2019 (arXiv:1909.08593), its error cut at ±0.2.
-    A KL that is no number tells nothing.
+    A KL that is infinite or no number tells nothing.
     """
     if not math.isfinite(kl):
         return alpha

@@ -12,14 +12,13 @@ class NothingToLearnError(LookupError):
     """
 
 
-def must_end(*, in_a_row: int, cycles: int) -> bool:
-    """True once so many cycles have told nothing that the next ones would not either.
+def most_in_a_row(cycles: int) -> int:
+    """Cycles that tell nothing of which the last one ends a run.
 
     A run of fewer cycles ends by this when all of them told nothing: its result would be the
     untouched policy.
 
     Args:
-        in_a_row: cycles that told nothing, up to this one.
         cycles: of the whole run.
     """
-    return in_a_row >= min(MOST_IN_A_ROW, cycles)
+    return min(MOST_IN_A_ROW, cycles)

@@ -29,7 +29,7 @@ class Draft(MicroBatched, Climbing):
     kl_over: Literal["path", "chain"] = "path"
     """Which steps' KL is summed: those of the reward's gradient; or all of the chain, by one more
     state of each sample that stands for the steps which the path leaves out: one call more of the
-    policy and one of the untouched network."""
+    policy and one of the untouched network. Without alpha there is none."""
     fresh: Share = 1.0
     """Share of a batch that starts from samples of the newest policy versions."""
 

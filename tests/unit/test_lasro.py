@@ -4,6 +4,9 @@ The engine is made by hand; surrogates, teacher and, where it matters, the polic
 tiny.
 """
 
+import dataclasses
+import math
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -205,6 +208,26 @@ def test_in_a_step_the_gradient_norms_have_the_asked_ratio() -> None:
     _, metrics = adapter_gradient({"anchor": {"ratio": 0.4, "batch": 2}})
     of_anchor = metrics["anchor_weight"] * (both - reward_only).norm()
     assert float(of_anchor / reward_only.norm()) == pytest.approx(0.4, rel=1e-3)
+
+
+def test_a_step_that_led_to_no_update_leaves_nothing_behind() -> None:
+    class Broken(HandEngine):
+        def update(self, losses: Iterable[Tensor]) -> float:
+            super().update(losses)
+            return math.nan
+
+    settings = {"anchor": {"ratio": 0.4, "batch": 2}}
+    module = adapted_unet()
+    policy = policy_of(Broken(module), settings)
+    policy.step(PROMPTS, anchor_data())
+    assert policy.state == PolicyState(1, None, (RewardScale(), RewardScale()))
+    whole = policy_of(HandEngine(module), settings)
+    whole.state = policy.state
+    assert whole.step(PROMPTS, anchor_data())["anchor_weight"] > 0
+    known = whole.state
+    policy.state = known
+    policy.step(PROMPTS, anchor_data())
+    assert policy.state == dataclasses.replace(known, step=3)
 
 
 def test_the_anchor_shares_the_first_call_of_the_network() -> None:

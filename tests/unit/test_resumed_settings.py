@@ -73,9 +73,11 @@ def test_a_run_goes_on_with_the_settings_that_it_began_with(preset: str) -> None
         (LASRO, "rewards.binding.kind=shapes-exact", "rewards.binding.kind"),
         (LASRO, "rewards.binding.scale=standard", "rewards.binding.scale"),
         (LASRO, "rewards.binding.weight=2", "rewards.binding.weight"),
+        (LASRO, "rewards.binding.noise=0.1", "rewards.binding.noise"),
         (LASRO, "learner.zero_stage=1", "learner.zero_stage"),
         (SHARDED, "learner.zero_stage=0", "learner.zero_stage"),
         (SHARDED, "learner.grad_clip=2", "learner.grad_clip"),
+        (SHARDED, "learner.ranks=2", "learner.ranks"),
         (LASRO, "method.reward_steps=last", "method.reward_steps"),
         (LASRO, "method.surrogate.backbone=unet_encoder", "method.surrogate.backbone"),
         (LASRO, "method.surrogate.heads=3", "method.surrogate.heads"),
@@ -145,13 +147,13 @@ def test_of_another_method_no_setting_is_compared() -> None:
             LASRO,
             (
                 "rewards.binding.args={url: other}",
-                "rewards.binding.noise=0.1",
                 "rewards.binding.fleet={servers: 2}",
             ),
         ),
         (LASRO, ("evaluation.rewards.exact.args={url: other}", "evaluation.timeout_s=9")),
         (LASRO, ("evaluation.every_cycles=1", "evaluation.best_by=exact_2step")),
         (BEST, ("evaluation.best_by=null",)),
+        (("smoke", "evaluation.every_cycles=1"), ("evaluation.best_by=exact_2step",)),
         (BEST, ("evaluation.stop={kind: kl_above, nats: 1}",)),
         (LASRO, ("method.policy_steps=3", "method.policy_batch=8", "method.surrogate_steps=3")),
         (LASRO, ("method.pretrain.max_steps=9", "method.accuracy_brake=0.5")),
@@ -224,6 +226,13 @@ def test_the_first_cycle_of_another_size_is_told() -> None:
     (problem,) = changed_settings(begun(LASRO, *sizes(4, 6, 8)), config(LASRO, *sizes(4, 5, 9)))
     assert problem.text.startswith("was 6 in cycle number 2, given 5: ")
     assert "as many more as you like" in problem.text
+
+
+def test_a_file_from_before_a_kl_could_be_of_a_chain_had_one_of_the_path() -> None:
+    old = begun(DECODED)
+    del old["method"]["kl_over"]
+    (problem,) = changed_settings(old, config(CHAIN))
+    assert str(problem).startswith('method.kl_over: was "path", given "chain": ')
 
 
 def test_what_an_older_file_lacks_is_not_compared() -> None:

@@ -285,7 +285,7 @@ def test_regression_brings_the_scores_to_the_standardised_rewards() -> None:
 
 
 def test_groups_whose_rewards_all_tie_move_no_weight_of_a_ranking() -> None:
-    trainer, engine, _ = fitted("conv", 2)
+    trainer, engine, _ = fitted("conv", 2, regression_weight=0.0)
     before = engine.module(*inputs())
     batch = groups()
     tied = GroupBatch(
