@@ -110,7 +110,7 @@ class Engine:
         # Without ZeRO, DeepSpeed clips by the gradient norm and does not tell it.
         self._measures_norm = zero_stage == 0
         # DeepSpeed's own AdamW for hosts is compiled at first use; torch's fused one is at hand.
-        self._options = {"lr": learning_rate, "weight_decay": weight_decay}
+        self._options: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay}
         self._optimizer = _AdamW(self._parameters, fused=True if offload else None, **self._options)
         self._lost = 0
         zero: dict[str, Any] = {"stage": zero_stage}
