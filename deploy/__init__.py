@@ -1,1 +1,1 @@
-"""What a user starts, a file each, and in packages what these commands are made of."""
+"""What a user starts, mostly a file each, and in packages what these commands are made of."""
