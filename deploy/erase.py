@@ -22,7 +22,7 @@ from buffer.errors import ReplayError
 from buffer.redis_replay import RedisReplay
 from buffer.replay_settings import ReplaySettings
 from buffer.urls import check_url, urls_in
-from deploy.run.outcome import RunFolder
+from deploy.run.folder import RunFolder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

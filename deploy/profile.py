@@ -20,6 +20,7 @@ from rich.table import Table
 
 from deploy.run.files import PROFILE_FILE
 from deploy.run.progress import STARTING
+from deploy.run.whole_files import write_whole
 
 _WRITE_EVERY_S = 5.0
 _USAGE_ERROR = 2
@@ -77,13 +78,11 @@ class Profile:
 
     def write(self) -> None:
         """Keeps it in the run's folder."""
-        partial = self._file.with_suffix(".partial")
         rounded = {
             role: {stage: round(seconds, 3) for stage, seconds in stages.items()}
             for role, stages in self._seconds.items()
         }
-        partial.write_text(json.dumps(rounded, indent=2), encoding="utf-8")
-        partial.replace(self._file)
+        write_whole(self._file, json.dumps(rounded, indent=2))
         self._written_at = time.monotonic()
 
     def _note_actor(

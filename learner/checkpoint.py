@@ -5,10 +5,12 @@
     checkpoints/00000012-midway/    after the policy steps of the next one, too
         policy/  surrogate/         DeepSpeed's own files: weights, optimizer
         state.json                  counters, scales, ticket limit, log position; midway what was
-                                    told of the cycle; size and checksum of every other file
+                                    told of the cycle; size and checksum of every other file,
+                                    and its own checksum
 
 The newest whole folder is the one to resume from; nobody needs to be told which. One that a full
-disk or a lost machine has damaged is passed over for the one before it.
+disk or a lost machine has damaged is passed over for the one before it. Where all are damaged
+nothing is resumed: to begin anew would be to lose the run in silence.
 """
 
 import json
@@ -22,18 +24,36 @@ from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
-FORMAT = 4
+FORMAT = 5
 _CHUNK = 2**22
+_STATE = "state.json"
+_SEAL = "checksum"
+"""Of the state's own, in it."""
+_REPLACED = ".replaced"
 _NAME = re.compile(r"(\d{8,})(-midway)?")
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest undamaged checkpoint in a run's folder."""
+    """The newest undamaged checkpoint in a run's folder; None: there is none at all.
+
+    Raises:
+        ValueError: there are some, and all are damaged.
+    """
+    _take_back_replaced(folder / "checkpoints")
+    damages: dict[str, str] = {}
     for path in reversed(_complete(folder / "checkpoints")):
         damage = _damage(path)
         if damage is None:
             return path
         log.warning("checkpoint %s is passed over: %s", path, damage)
+        damages[path.name] = damage
+    if damages:
+        told = "; ".join(f"{name}: {damage}" for name, damage in damages.items())
+        raise ValueError(
+            f"every checkpoint in {folder / 'checkpoints'} is damaged ({told}). Put one back from "
+            "a copy, or remove that folder: the run then trains from its beginning, with the "
+            "samples that are there"
+        )
     return None
 
 
@@ -67,7 +87,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         ValueError: unreadable, or of another format.
     """
     try:
-        state = json.loads((checkpoint / "state.json").read_text())
+        state = json.loads((checkpoint / _STATE).read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"checkpoint {checkpoint} cannot be read: {error}") from error
     found = state.get("format") if isinstance(state, dict) else None
@@ -108,7 +128,8 @@ def write(
     barrier()
     if rank == 0:
         state = {"format": FORMAT, **state, "files": _files(partial)}
-        (partial / "state.json").write_text(json.dumps(state, indent=1))
+        sealed = {**state, _SEAL: _seal(state)}
+        (partial / _STATE).write_text(json.dumps(sealed, indent=1))
         _flush(partial)
         _replace(partial, final)
         _forget_old(final.parent, keep)
@@ -124,23 +145,32 @@ def _complete(folder: Path) -> list[Path]:
 def _damage(path: Path) -> str | None:
     """What is wrong with a checkpoint's files; a state of another format is not damage."""
     try:
-        state = json.loads((path / "state.json").read_text())
+        state = json.loads((path / _STATE).read_text())
+        if not isinstance(state, dict):
+            raise ValueError("it holds no object")
     except (OSError, ValueError) as error:
-        return f"state.json cannot be read: {error}"
-    if state.get("format") != FORMAT:
+        return f"{_STATE} cannot be read: {error}"
+    if state.get("format", FORMAT) != FORMAT:
         return None
+    if state.pop(_SEAL, None) != _seal(state):
+        return f"{_STATE} is damaged"
     found = _files(path)
     odd = [name for name, told in state["files"].items() if found.get(name) != told]
     return f"missing or damaged: {', '.join(odd)}" if odd else None
 
 
+def _seal(state: dict[str, Any]) -> int:
+    """Checksum of a state, which is the same of what its file says of it."""
+    return zlib.crc32(json.dumps(state).encode())
+
+
 def _files(folder: Path) -> dict[str, list[int]]:
-    """Size and CRC-32 of every file but `state.json`, by its path in the folder."""
+    """Size and CRC-32 of every file but the state's, by its path in the folder."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         str(path.relative_to(folder)): [path.stat().st_size, _checksum(path)]
         for path in paths
-        if path.name != "state.json"
+        if path.name != _STATE
     }
 
 
@@ -163,13 +193,20 @@ def _flush(folder: Path) -> None:
 
 
 def _replace(partial: Path, final: Path) -> None:
-    """Two renames, so that a kill between them is as unlikely as can be."""
-    replaced = final.with_suffix(".replaced")
+    """Two renames; `_take_back_replaced` mends what a kill between them leaves."""
+    replaced = final.with_suffix(_REPLACED)
     shutil.rmtree(replaced, ignore_errors=True)
     if final.exists():
         final.rename(replaced)
     partial.rename(final)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _take_back_replaced(folder: Path) -> None:
+    """What was to be replaced, where nothing has come in its place."""
+    for replaced in folder.glob(f"*{_REPLACED}"):
+        if not (final := replaced.with_suffix("")).exists():
+            replaced.rename(final)
 
 
 def _forget_old(folder: Path, keep: int) -> None:

@@ -10,7 +10,7 @@ from ray.exceptions import RayError
 
 from deploy.evaluation.host import EvaluatorHost, WeightsSource
 from deploy.run.files import BEFORE, pictures_file
-from deploy.run.outcome import RunFolder
+from deploy.run.folder import RunFolder
 from deploy.run.ranks import RunFailedError, lacks, on_nodes, reason_of
 from deploy.run.shared_folder import SharedFolder
 from deploy.settings.run_config import RunConfig

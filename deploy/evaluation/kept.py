@@ -12,7 +12,6 @@ cycles that a resumed run makes once more.
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import numpy as np
 
 from deploy.evaluation.stopping import Measured
 from deploy.run.files import EVALUATIONS_FILE, kept_file, kept_files
+from deploy.run.whole_files import replacing, write_whole
 
 
 def save_weights(weights: Mapping[str, np.ndarray], target: Path) -> None:
@@ -27,9 +27,8 @@ def save_weights(weights: Mapping[str, np.ndarray], target: Path) -> None:
     from safetensors.numpy import save_file
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(".partial")
-    save_file(dict(weights), partial)
-    _replace(partial, target)
+    with replacing(target) as partial:
+        save_file(dict(weights), partial)
 
 
 def read_evaluations(folder: Path) -> list[Measured]:
@@ -48,17 +47,8 @@ def write_evaluations(folder: Path, measured: Sequence[Measured], best: int | No
         best: cycle of it; None: none is looked for.
     """
     told = {"best": best, "evaluations": [vars(each) for each in measured]}
-    partial = folder / f"{EVALUATIONS_FILE}.partial"
-    partial.write_text(json.dumps(told, indent=1), encoding="utf-8")
-    _replace(partial, folder / EVALUATIONS_FILE)
+    write_whole(folder / EVALUATIONS_FILE, json.dumps(told, indent=1))
     kept = None if best is None else kept_file(folder, best)
     for path in kept_files(folder):
         if path != kept:
             path.unlink()
-
-
-def _replace(partial: Path, target: Path) -> None:
-    """To the disk first: a rename must not become true before what it names."""
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(target)

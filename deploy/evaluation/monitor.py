@@ -26,7 +26,7 @@ from deploy.run.files import (
     kept_file,
     pictures_file,
 )
-from deploy.run.outcome import RunFolder
+from deploy.run.folder import RunFolder
 from deploy.run.ranks import RunFailedError
 from deploy.settings.run_config import RunConfig
 

@@ -18,6 +18,7 @@ from deploy.report.pictures import picture_grid
 from deploy.report.plots import curves
 from deploy.report.run import configuration, fleets, ledger, run_facts
 from deploy.run.files import EVALUATION_PHASE, REPORT_FILE
+from deploy.run.whole_files import write_whole
 
 _KINDS = {"finished": "good", "failed": "bad"}
 
@@ -25,10 +26,8 @@ _KINDS = {"finished": "good", "failed": "bad"}
 def write_report(folder: Path) -> Path:
     """Writes `report.html` into a run folder; raises ValueError if there is no such folder."""
     text = report_html(read_run(folder))
-    target = folder / REPORT_FILE
-    partial = target.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    return partial.replace(target)
+    write_whole(folder / REPORT_FILE, text)
+    return folder / REPORT_FILE
 
 
 def report_html(run: RunData) -> str:

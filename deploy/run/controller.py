@@ -44,9 +44,10 @@ from deploy.profile import Profile
 from deploy.run.build import reward_server, sampler
 from deploy.run.curves import Curves
 from deploy.run.files import EVALUATION_PHASE
+from deploy.run.folder import RunFolder
 from deploy.run.job_log import set_up
 from deploy.run.metrics import RunMetrics
-from deploy.run.outcome import Earlier, Outcome, RunFolder
+from deploy.run.outcome import Earlier, Outcome
 from deploy.run.parts import RunParts
 from deploy.run.ranks import Ranks, RunFailedError, on_nodes
 from deploy.run.replay_servers import (
@@ -331,7 +332,7 @@ class Controller:
         """
         if not self._resume:
             return Curves(self._folder.path)
-        step = self._folder.checkpointed_cycle()
+        step = self._folder.checkpointed_cycle
         done = (EVALUATION_PHASE,) if step is None else ("pretrain", EVALUATION_PHASE)
         return Curves(self._folder.path, resume_step=-1 if step is None else step, done_phases=done)
 

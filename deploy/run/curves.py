@@ -23,6 +23,7 @@ from tensorboard.compat.proto import summary_pb2 as _summary_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from deploy.run.files import EVENTS_FOLDER, METRICS_FILE
+from deploy.run.whole_files import write_whole
 
 # Their classes are made when the modules are imported, where no type checker sees them.
 event_pb2: Any = _event_pb2
@@ -118,9 +119,7 @@ class Curves:
         """Rewrites the file with the points that count, which also drops a torn last line."""
         path = self._folder / METRICS_FILE
         kept = [point for point in read_points(path) if counts(point)]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(_line(point) for point in kept), encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, "".join(_line(point) for point in kept))
         return kept
 
     def _counts(self, point: Point) -> bool:

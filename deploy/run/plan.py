@@ -45,7 +45,7 @@ def has_begun(config: RunConfig, environ: Mapping[str, str]) -> bool:
 def _unusable_folder(
     config: RunConfig, environ: Mapping[str, str], *, resume: bool
 ) -> Iterator[str]:
-    from deploy.run.outcome import RunFolder
+    from deploy.run.folder import RunFolder
 
     folder = RunFolder(config.run_folder(environ))
     if (problem := folder.problem(resume=resume)) is not None:

@@ -63,7 +63,7 @@ class SharedFolder:
             told = json.loads((self.path / CLUSTER_FILE).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return "no such file"
-        except (OSError, ValueError) as error:  # it may be half written
+        except (OSError, ValueError) as error:
             return f"an unreadable file ({type(error).__name__})"
         is_word = isinstance(told, dict) and told.get(START_KEY) == self.start
         return None if is_word else "that of another start"

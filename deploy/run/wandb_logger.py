@@ -18,6 +18,7 @@ import numpy as np
 from deploy.callbacks import RunInfo
 from deploy.run.curves import Point
 from deploy.run.files import WANDB_FILE
+from deploy.run.whole_files import write_whole
 from deploy.settings.sections import Wandb
 
 STEP = "step"
@@ -103,5 +104,5 @@ def _id_in(folder: Path) -> str:
         return str(json.loads(path.read_text(encoding="utf-8"))["id"])
     except FileNotFoundError:
         made = secrets.token_hex(6)
-        path.write_text(json.dumps({"id": made}), encoding="utf-8")
+        write_whole(path, json.dumps({"id": made}))
         return made

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from deploy.run.files import BEFORE_FILE, CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
+from deploy.run.whole_files import replacing
 from deploy.study.file import Cell
 
 ARCHIVE_FILE = "runs.tar.xz"
@@ -19,8 +20,7 @@ ARCHIVE_FILE = "runs.tar.xz"
 def write_archive(cells: Iterable[Cell], path: Path) -> None:
     """Settings, curves and summary of those that are finished, a folder each; the same runs are
     the same bytes. Weights and pictures stay where they are."""
-    partial = path.with_name(f"{path.name}.partial")
-    with tarfile.open(partial, "w:xz") as archive:
+    with replacing(path) as partial, tarfile.open(partial, "w:xz") as archive:
         for cell in cells:
             if (told := cell.summary) is None:
                 continue
@@ -31,7 +31,6 @@ def write_archive(cells: Iterable[Cell], path: Path) -> None:
                 file = cell.folder / name
                 if file.is_file():
                     _add(archive, f"{cell.config.name}/{name}", file.read_bytes())
-    partial.replace(path)
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -33,6 +33,7 @@ from typing import Any
 from deploy.diagnosis import diagnosis_rows, is_diagnosis_of, read_diagnosis
 from deploy.local_head import start_child
 from deploy.markdown import markdown
+from deploy.run.whole_files import write_whole
 from deploy.settings.run_config import load_config
 from deploy.study.archive import ARCHIVE_FILE, write_archive
 from deploy.study.before import take_before
@@ -337,11 +338,11 @@ def _write(
     }
     shown = [f"## {title}\n\n{markdown(rows)}" for title, rows in tables.items() if rows]
     notes = [f"{text}.\n" for text in notes_on(study, results)]
-    (folder / "study.md").write_text("\n".join([*shown, *notes]), encoding="utf-8")
-    (folder / "study.csv").write_text(csv_of(study, results), encoding="utf-8")
+    write_whole(folder / "study.md", "\n".join([*shown, *notes]))
+    write_whole(folder / "study.csv", csv_of(study, results))
     page = study_html(name, study, results, chosen, diagnosis_rows(folder), unfinished)
-    (folder / "study.html").write_text(page, encoding="utf-8")
+    write_whole(folder / "study.html", page)
     write_archive([*trials, *cells], folder / ARCHIVE_FILE)
     if chosen:
         told = {arm: vars(each) for arm, each in chosen.items()}
-        (folder / TUNING_FILE).write_text(json.dumps(told, indent=1), encoding="utf-8")
+        write_whole(folder / TUNING_FILE, json.dumps(told, indent=1))

@@ -9,7 +9,7 @@ from buffer.errors import ReplayUnavailable
 from buffer.redis_replay import RedisReplay
 from buffer.replay_settings import ReplaySettings
 from deploy.erase import erase, main
-from deploy.run.outcome import RunFolder
+from deploy.run.folder import RunFolder
 from deploy.settings.run_config import load_config
 
 pytestmark = pytest.mark.redis

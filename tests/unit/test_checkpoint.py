@@ -1,5 +1,6 @@
 """Checkpoints: complete or not there, the newest, how many stay, and what cannot be read."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,7 +110,7 @@ def test_another_rank_saves_its_part_and_nothing_more(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ('{"format": 99}', "has format 99; this version reads 4"),
+        ('{"format": 99}', "has format 99; this version reads 5"),
         ("{}", "has format None"),
         ("[]", "has format None"),
         ('{"format": 1', "cannot be read"),
@@ -133,25 +134,84 @@ def test_a_checkpoint_without_state_is_told_as_such(tmp_path: Path) -> None:
         checkpoint.read_state(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "state"])
+def truncate_weights(folder: Path) -> None:
+    (folder / "weights").write_text("who")
+
+
+def change_weights(folder: Path) -> None:
+    (folder / "weights").write_text("whale")
+
+
+def remove_weights(folder: Path) -> None:
+    (folder / "weights").unlink()
+
+
+def cut_state(folder: Path) -> None:
+    (folder / "state.json").write_text("{")
+
+
+def list_for_state(folder: Path) -> None:
+    (folder / "state.json").write_text("[]")
+
+
+def change_a_digit_of_state(folder: Path) -> None:
+    state = folder / "state.json"
+    state.write_text(state.read_text().replace('"next_cycle": 4', '"next_cycle": 9'))
+
+
+def forget_files(folder: Path) -> None:
+    (folder / "state.json").write_text(json.dumps({"format": checkpoint.FORMAT, "next_cycle": 4}))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncate_weights,
+        change_weights,
+        remove_weights,
+        cut_state,
+        list_for_state,
+        change_a_digit_of_state,
+        forget_files,
+    ],
+)
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
-    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    damage: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write(tmp_path, 3)
     write(tmp_path, 4)
-    weights = tmp_path / "checkpoints" / "00000004" / "weights"
-    if damage == "truncate":
-        weights.write_text("who")
-    elif damage == "flip":
-        weights.write_text("whale")
-    elif damage == "remove":
-        weights.unlink()
-    else:
-        weights.with_name("state.json").write_text("{")
+    damage(tmp_path / "checkpoints" / "00000004")
     found = checkpoint.newest(tmp_path)
     assert found is not None
     assert found.name == "00000003"
     assert "00000004 is passed over" in caplog.text
+
+
+def test_with_every_checkpoint_damaged_none_is_taken_and_each_is_told(tmp_path: Path) -> None:
+    for number in (3, 4):
+        write(tmp_path, number)
+        change_weights(tmp_path / "checkpoints" / f"{number:08d}")
+    with pytest.raises(ValueError, match=r"every .*00000004: missing.*00000003: missing"):
+        checkpoint.newest(tmp_path)
+
+
+def test_a_kill_between_two_renames_leaves_the_checkpoint_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, 2)
+    rename = Path.rename
+
+    def killed(path: Path, target: Path) -> Path:
+        if path.suffix == ".partial":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path, 2)
+    found = checkpoint.newest(tmp_path)
+    assert found == tmp_path / "checkpoints" / "00000002"
 
 
 def test_a_checkpoint_of_another_format_is_not_taken_for_damaged(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from huggingface_hub import ModelCard
 
 from deploy import export
 from deploy.report.card import card_text, method_of
-from deploy.run.outcome import Outcome, RunFolder
+from deploy.run.folder import RunFolder
+from deploy.run.outcome import Outcome
 from deploy.settings.run_config import RunConfig, load_config
 from learner.policy.components import PipelineFolder
 from learner.policy.trainable import save_for_diffusers, trainable_unet

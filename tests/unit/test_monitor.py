@@ -9,7 +9,7 @@ import pytest
 
 from deploy.evaluation.monitor import Monitor, is_due
 from deploy.run.files import EVALUATIONS_FILE, METRICS_FILE, kept_file
-from deploy.run.outcome import RunFolder
+from deploy.run.folder import RunFolder
 from deploy.run.ranks import RunFailedError
 from deploy.settings.run_config import load_config
 

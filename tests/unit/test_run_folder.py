@@ -19,14 +19,15 @@ import psutil
 import pytest
 
 from buffer.records import Counters
-from deploy.run.outcome import Earlier, Outcome, RunFolder
+from deploy.run.folder import RunFolder
+from deploy.run.outcome import Earlier, Outcome
 from deploy.settings.problems import ConfigError
 from deploy.settings.run_config import load_config
 
 HOLDER = """
 import sys
 from pathlib import Path
-from deploy.run.outcome import RunFolder
+from deploy.run.folder import RunFolder
 from deploy.settings.run_config import load_config
 folder = RunFolder(Path(sys.argv[1]))
 folder.open(load_config("deploy/configs/smoke.yaml", ["name=mine", "seed=1"]), resume=False)
@@ -148,6 +149,17 @@ def test_what_is_changed_in_the_folder_too_agrees(tmp_path: Path) -> None:
     told["model"]["path"] = "elsewhere"
     (path / "config.json").write_text(json.dumps(told))
     assert folder.changed(moved) == []
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(tmp_path: Path) -> None:
+    path = tmp_path / "mine"
+    written = begun(path)
+    (path / "checkpoints" / "00000003").mkdir(parents=True)
+    more = load_config("deploy/configs/smoke.yaml", ["name=mine", "method.cycles=9"])
+    with pytest.raises(ValueError, match=r"every checkpoint .* is damaged \(00000003: state.json"):
+        RunFolder(path).open(more, resume=True)
+    assert (path / "config.json").read_text() == written
+    assert not RunFolder(path).is_held()
 
 
 @pytest.mark.parametrize("content", [b"", b'{"seed": ', b"[]", b"\xff\xfe"])

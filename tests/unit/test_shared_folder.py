@@ -7,7 +7,7 @@ import pytest
 
 from deploy.evaluation.host import EvaluatorHost
 from deploy.run.build import LearnerRank
-from deploy.run.outcome import RunFolder
+from deploy.run.folder import RunFolder
 from deploy.run.parts import RunParts
 from deploy.run.shared_folder import NotSharedError, SharedFolder
 from deploy.settings.run_config import load_config

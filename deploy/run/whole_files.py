@@ -1,0 +1,30 @@
+"""Files of which there is the old one or the new one, whenever a process or a machine dies."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to in the block, after which what was written takes the place of `path`.
+
+    A block that raises leaves `path` as it was and nothing beside it. On the disk first: a rename
+    must not become true before what it names.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes text in UTF-8."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
