@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from deploy.compare import changes, load_summaries, table
+from deploy.compare import changes, load_summaries, main, table
 
 
 def summary(seed: int, before: float, after: float, **other: Any) -> dict[str, Any]:
@@ -38,9 +38,16 @@ def test_one_run_has_no_interval() -> None:
 
 def test_the_table_leaves_out_what_was_not_measured_on_both_sides() -> None:
     text = table([summary(0, 0.5, 0.6), summary(1, 0.4, 0.6)])
-    assert "| exact | 0.450 | 0.600 | +0.150 |" in text
+    assert "| exact | 0.450 |" in text
     assert "new" not in text
     assert "Seeds 0, 1; a run took 400 to 401 s" in text
+
+
+def test_a_row_tells_the_means_the_change_and_where_its_interval_ends() -> None:
+    text = table([summary(0, 0.5, 0.6), summary(1, 0.4, 0.6)])
+    half = 12.706 * math.sqrt(0.005) / math.sqrt(2)
+    interval = f"{0.15 - half:+.3f} to {0.15 + half:+.3f}"
+    assert f"\n| exact | 0.450 | 0.600 | +0.150 | {interval} |\n" in text
 
 
 @pytest.mark.parametrize("status", ["failed", "stopped"])
@@ -52,3 +59,14 @@ def test_a_run_that_did_not_finish_is_refused(tmp_path: Path, status: str) -> No
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no readable summary\.json in .*nowhere"):
         load_summaries([tmp_path / "nowhere"])
+
+
+def test_the_command_ends_with_two_where_a_folder_holds_no_finished_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder_of(tmp_path / "a", summary(0, 0.5, 0.6))
+    ended = []
+    for folders in (["a"], ["a", "nowhere"]):
+        monkeypatch.setattr("sys.argv", ["compare", *(str(tmp_path / name) for name in folders)])
+        ended.append(main())
+    assert ended == [0, 2]

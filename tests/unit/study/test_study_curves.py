@@ -1,6 +1,7 @@
 """Curves of a study's runs, and what they spend to reach a score."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,6 +50,23 @@ def test_fresh_samples_stand_where_the_version_that_made_them_does(config: RunCo
     ((fresh, *_),) = band([(config, points)], "fresh", "reward")
     ((held_out, *_),) = band([(config, points)], "evaluation", "exact")
     assert fresh == held_out == queries_before(config, 1) > 0
+
+
+def fresh(rewards: Sequence[float]) -> list[Point]:
+    return [Point(cycle, 1.0, "fresh", {"reward": reward}) for cycle, reward in enumerate(rewards)]
+
+
+def test_a_band_is_the_mean_of_the_runs_and_half_its_interval(config: RunConfig) -> None:
+    runs = [(config, fresh([reward])) for reward in (0.2, 0.3, 0.7)]
+    ((_, mean, half),) = band(runs, "fresh", "reward")
+    # t(0.975, 2) = 4.3027; the deviations are -0.2, -0.1 and 0.3.
+    assert (mean, half) == pytest.approx((0.4, 4.3027 * math.sqrt(0.07 / 3)), abs=1e-4)
+
+
+def test_a_band_goes_as_far_as_all_runs_have_points(config: RunConfig) -> None:
+    runs = [(config, fresh([0.1, 0.2, 0.3])), (config, fresh([0.3, 0.2]))]
+    places = [place for place, *_ in band(runs, "fresh", "reward")]
+    assert places == [queries_before(config, cycle) for cycle in (1, 2)]
 
 
 def test_a_score_is_reached_by_the_mean_of_so_many_rounds(config: RunConfig) -> None:
@@ -109,6 +127,20 @@ def test_the_table_compares_seed_by_seed_those_that_reach_the_score(
         ["fast", "1/2", "2.0", queries, "20", "3.00 (3.00–3.00)"],
         ["never", "0/1", "–", "–", "–", "–"],
     ]
+
+
+def test_of_several_ratios_the_median_and_the_range_are_told(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLEETUNE_RUNS", str(tmp_path))
+    results = {
+        arm: [
+            run_of(tmp_path, arm, seed, points_of([0.6], cycle_s=cycle_s))
+            for seed, cycle_s in enumerate(all_s)
+        ]
+        for arm, all_s in (("slow", (20.0, 30.0, 80.0)), ("fast", (10.0, 30.0, 10.0)))
+    }
+    assert reach_rows(study, results)[2][-1] == "2.00 (1.00–8.00)"
 
 
 def test_a_study_without_a_score_to_reach_has_no_such_table(study: Study) -> None:

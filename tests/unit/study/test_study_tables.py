@@ -47,17 +47,29 @@ def test_the_csv_has_a_line_for_every_score_of_a_finished_run(
     ]
 
 
-def test_differences_are_taken_seed_by_seed(tuned: Study, tmp_path: Path) -> None:
-    cells = cells_of(tuned, "trial")
-    ends = {("plain", 0): 0.6, ("plain", 1): 0.8, ("last", 0): 0.5, ("last", 1): 0.9}
+def differences_of(study: Study, tmp_path: Path, ends: dict[tuple[str, int], float]) -> list[str]:
+    """The row of `last`, where the runs of an arm and a seed end so."""
+    cells = cells_of(study, "trial")
     for cell in cells:
         if (end := ends.get((cell.arm, cell.config.seed))) is not None:
             finish(cell, tmp_path, 0.5, end)
+    head, row = difference_rows(study, finished(study, cells))
+    assert head == ["less plain", "seeds", "exact_2step"]
+    return row
+
+
+def test_differences_are_taken_seed_by_seed(tuned: Study, tmp_path: Path) -> None:
+    ends = {("plain", 0): 0.6, ("plain", 1): 0.8, ("last", 0): 0.5, ("last", 1): 0.9}
     half = 12.706 * math.sqrt(0.02) / math.sqrt(2)
-    assert difference_rows(tuned, finished(tuned, cells)) == [
-        ["less plain", "seeds", "exact_2step"],
-        ["last", "2", f"+0.000 ± {half:.3f}"],
-    ]
+    assert differences_of(tuned, tmp_path, ends) == ["last", "2", f"+0.000 ± {half:.3f}"]
+
+
+def test_an_arm_that_ends_higher_than_the_other_has_a_positive_difference(
+    tuned: Study, tmp_path: Path
+) -> None:
+    ends = {("plain", 0): 0.6, ("plain", 1): 0.8, ("last", 0): 0.7, ("last", 1): 1.0}
+    half = 12.706 * math.sqrt(0.005) / math.sqrt(2)
+    assert differences_of(tuned, tmp_path, ends) == ["last", "2", f"+0.150 ± {half:.3f}"]
 
 
 def test_a_score_that_an_arm_does_not_measure_is_a_dash(tuned: Study, tmp_path: Path) -> None:
@@ -90,11 +102,12 @@ def test_a_family_s_hypervolume_is_taken_seed_by_seed(tuned: Study, tmp_path: Pa
     assert rows[2][1:] == ["no-anchor", "0", ""]
 
 
-def test_an_arm_that_computes_more_than_the_budget_is_told(
+def test_an_arm_that_computes_more_or_less_than_the_budget_is_told(
     cells: list[Cell], file: Path, tmp_path: Path
 ) -> None:
     finish(cells[0], tmp_path, 0.5, 0.6)  # 5 TFLOPs
-    for tflops, told in ((5, []), (4, ["plain spent 5.0 TFLOPs, the budget is 4.0"])):
+    less, more = ([f"plain spent 5.0 TFLOPs, the budget is {budget}"] for budget in ("6.0", "4.0"))
+    for tflops, told in ((6, less), (5, []), (4, more)):
         file.write_text(f"{TEXT}budget: {{reward_queries: 1000000, tflops: {tflops}}}\n")
         study = load_study(file)
         assert beyond_budget(study.budget, finished(study, cells)) == told
