@@ -112,12 +112,16 @@ def _fit_server(info: Mapping[str, object], where: str) -> str:
     return f"{name} {version}"
 
 
-_PASSING = "MISCONF", "NOREPLICAS", "UNBLOCKED"
+_PASSING = "MISCONF", "NOREPLICAS", "UNBLOCKED", "READONLY", "MASTERDOWN"
 """Of a server that takes no writes for now: its disk is full, or its role changes."""
+# Up to 6.2 an error inside a script stands behind where it arose: "ERR Error running script
+# (call to f_…): @user_script:2: @user_script: 2: -MISCONF …".
+_PLACE = re.compile(r"@user_script: ?\d+: -?")
 
 
 def _translate(error: RedisError, where: str) -> ReplayError:
     text = str(error)
+    code = _PLACE.split(text)[-1].partition(" ")[0]
     denied = isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError)
     if denied or any(word in text for word in _DENIED):
         return ReplayAccessDenied(f"{where} refused the user, its password or a command: {text}")
@@ -128,9 +132,9 @@ def _translate(error: RedisError, where: str) -> ReplayError:
         )
     if isinstance(error, ConnectionError | TimeoutError):
         return ReplayUnavailable(f"{where} does not answer: {text}")
-    if isinstance(error, ResponseError) and text.startswith("NOGROUP"):
+    if isinstance(error, ResponseError) and code == "NOGROUP":
         return ReplayUnavailable(f"{where} has lost this run's keys (was it flushed?): {text}")
-    if isinstance(error, ReadOnlyError | MasterDownError) or text.startswith(_PASSING):
+    if isinstance(error, ReadOnlyError | MasterDownError) or code in _PASSING:
         return ReplayUnavailable(f"{where} takes no writes now: {text}")
     return ReplayError(f"{where}: {text}")
 
