@@ -72,6 +72,21 @@ def test_a_failure_sent_twice_counts_one_attempt(
 
 
 @one_server
+def test_of_more_than_a_thousand_failed_records_the_oldest_are_forgotten_with_their_latents(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    put(replay, [make_group(ticket, size=59) for ticket in range(17)])
+    names = [record.record_id for record in claim(replay, max_records=1003)]
+    for name in names:
+        replay.fail(name, "boom", retry=False)
+    link = replay._link
+    kept = sorted(link.client.scan_iter(link.record_key("*"), count=2000))
+    assert kept == [link.record_key(name).encode() for name in names[3:]]
+    told = [link.client.hlen(link.key(name)) for name in ("reasons", "sizes")]
+    assert [len(replay.quarantined(2000)), *told] == [1000] * 3
+
+
+@one_server
 @pytest.mark.parametrize("damage", [{"h": b"junk"}, {"1": b""}, {"extra": b"x"}])
 def test_a_damaged_record_is_quarantined_and_its_neighbour_served(
     damage: dict[str, bytes], replay: RedisReplay, make_group: MakeGroup
