@@ -1,5 +1,6 @@
 """Short ways to call a replay, for the tests of what `buffer.replay.Replay` promises."""
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -53,3 +54,11 @@ def assert_balanced(replay: Replay) -> None:
     assert now.issued_records == now.committed + now.failed + now.pending
     assert now.issued == now.leased + now.open_tickets + now.progress
     assert now.committed == now.live + now.evicted
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    """Until it is so; a test that waits in vain fails."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)

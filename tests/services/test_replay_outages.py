@@ -4,14 +4,15 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from buffer.connection import check_connection, connect
+from buffer.connection import Client, check_connection, connect
 from buffer.embedded import EmbeddedServer
 from buffer.errors import ReplayAccessDenied, ReplayFull, ReplayUnavailable
-from buffer.records import START
+from buffer.records import START, Record
 from buffer.redis_replay import RedisReplay, ReplaySettings
 from tests.services.replay_calls import (
     LEASE_S,
@@ -21,6 +22,7 @@ from tests.services.replay_calls import (
     claim,
     issue,
     put,
+    wait_for,
 )
 
 pytestmark = pytest.mark.redis
@@ -45,16 +47,102 @@ def test_an_outage_is_ridden_out(tmp_path: Path, make_group: MakeGroup, scores: 
         replay.close()
 
 
-def test_a_server_that_takes_no_writes_for_a_while_is_waited_for(tmp_path: Path) -> None:
+def fill_disk(client: Client, folder: Path) -> None:
+    """A server that cannot write its snapshot says what it says when its disk is full."""
+    (folder / "dump.rdb").mkdir()
+    client.config_set("save", "3600 1")
+    save(client, "err")
+
+
+def empty_disk(client: Client, folder: Path) -> None:
+    (folder / "dump.rdb").rmdir()
+    save(client, "ok")
+
+
+def save(client: Client, status: str) -> None:
+    deadline = time.monotonic() + 60
+    client.bgsave()
+    while client.info("persistence")["rdb_last_bgsave_status"] != status:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def become_replica(client: Client, folder: Path) -> None:
+    client.execute_command("REPLICAOF", "127.0.0.1", "1")
+
+
+def become_primary(client: Client, folder: Path) -> None:
+    client.execute_command("REPLICAOF", "NO", "ONE")
+
+
+def lack_replicas(client: Client, folder: Path) -> None:
+    client.config_set("min-replicas-to-write", 1)
+
+
+def need_no_replicas(client: Client, folder: Path) -> None:
+    client.config_set("min-replicas-to-write", 0)
+
+
+@pytest.mark.parametrize(
+    ("refuse", "accept"),
+    [
+        pytest.param(fill_disk, empty_disk, id="disk full"),
+        pytest.param(become_replica, become_primary, id="a replica"),
+        pytest.param(lack_replicas, need_no_replicas, id="replicas lost"),
+    ],
+)
+def test_a_server_that_takes_no_writes_for_a_while_is_waited_for(
+    refuse: Callable[[Client, Path], None],
+    accept: Callable[[Client, Path], None],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with EmbeddedServer(tmp_path) as server:
-        settings = ReplaySettings(url=server.url, run="out", capacity_records=9, outage_s=20)
+        settings = ReplaySettings(url=server.url, run="out", capacity_records=9, outage_s=60)
         replay, client = RedisReplay.connect(settings), connect(server.url, timeout_s=5)
-        client.execute_command("REPLICAOF", "127.0.0.1", "1")
-        back = threading.Timer(0.5, client.execute_command, ["REPLICAOF", "NO", "ONE"])
-        back.start()
-        replay.admit(limit=1, policy_version=0)
-        back.join()
+        refuse(client, tmp_path)
+        admitting = threading.Thread(target=lambda: replay.admit(limit=1, policy_version=0))
+        admitting.start()
+        wait_for(lambda: "takes no writes now" in caplog.text)
+        accept(client, tmp_path)
+        admitting.join()
         assert replay.counters().admitted == 1
+        client.close()
+        replay.close()
+
+
+def test_a_wait_for_records_goes_on_when_the_server_was_a_replica_meanwhile(
+    tmp_path: Path, make_group: MakeGroup, caplog: pytest.LogCaptureFixture
+) -> None:
+    with EmbeddedServer(tmp_path) as server:
+        settings = ReplaySettings(url=server.url, run="out", capacity_records=9, outage_s=60)
+        replay, client = RedisReplay.connect(settings), connect(server.url, timeout_s=5)
+        found: list[Record] = []
+        waiting = threading.Thread(
+            target=lambda: found.extend(
+                replay.claim("server", max_records=9, block_s=60, lease_s=LEASE_S)
+            )
+        )
+        waiting.start()
+        wait_for(lambda: client.info("clients")["blocked_clients"] == 1)
+        become_replica(client, tmp_path)
+        wait_for(lambda: "UNBLOCKED" in caplog.text)
+        become_primary(client, tmp_path)
+        other = RedisReplay.connect(settings)
+        put(other, [make_group(0)])
+        waiting.join()
+        assert [record.ticket for record in found] == [0, 0]
+        for each in (client, other, replay):
+            each.close()
+
+
+def test_a_server_that_was_flushed_under_a_run_is_told_for_what_it_is(tmp_path: Path) -> None:
+    with EmbeddedServer(tmp_path) as server:
+        settings = ReplaySettings(url=server.url, run="out", capacity_records=9, outage_s=0.1)
+        replay, client = RedisReplay.connect(settings), connect(server.url, timeout_s=5)
+        client.flushall()
+        with pytest.raises(ReplayUnavailable, match="has lost this run's keys"):
+            claim(replay)
         client.close()
         replay.close()
 
