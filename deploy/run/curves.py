@@ -9,6 +9,7 @@ written past it is dropped. What a learner that was placed anew tells once more 
 what it had told, so that every step stands once.
 """
 
+import contextlib
 import json
 import math
 import shutil
@@ -23,7 +24,7 @@ from tensorboard.compat.proto import summary_pb2 as _summary_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from deploy.run.files import EVENTS_FOLDER, METRICS_FILE
-from deploy.run.whole_files import write_whole
+from deploy.run.whole_files import naming, write_whole
 
 # Their classes are made when the modules are imported, where no type checker sees them.
 event_pb2: Any = _event_pb2
@@ -73,19 +74,24 @@ class Curves:
         self._open()
         if self._resume_step is None:
             shutil.rmtree(self._folder / EVENTS_FOLDER, ignore_errors=True)
-        self._events = EventFileWriter(str(self._folder / EVENTS_FOLDER))
+        with naming(self._folder / EVENTS_FOLDER):
+            self._events = EventFileWriter(str(self._folder / EVENTS_FOLDER))
         if self._resume_step is not None:
             self._purge_events(self._resume_step + 1, kept)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._file.close()
-        self._events.close()
+        # What a full disk has refused is tried once more, and must not hide what `write` has told.
+        with contextlib.suppress(OSError):
+            self._file.close()
+        with contextlib.suppress(OSError):
+            self._events.close()
 
     def write(self, step: int, phase: str, values: Mapping[str, float]) -> Point:
         """Appends one point, and returns it.
 
-        Values that are no finite number are left out: JSON has no NaN.
+        Values that are no finite number are left out: JSON has no NaN. An OSError names the file;
+        a line of which a full disk has taken a part is dropped when the run is resumed.
         """
         wall_s = self._clock() - self._started_s
         numbers = {name: float(value) for name, value in values.items() if _is_number(value)}
@@ -94,8 +100,9 @@ class Curves:
         if step < last or (step == last and names & numbers.keys()):
             self._rewind(phase, step)
         self._note(point)
-        self._file.write(_line(point))
-        self._file.flush()
+        with naming(self._folder / METRICS_FILE):
+            self._file.write(_line(point))
+            self._file.flush()
         self._add_events(point)
         return point
 
@@ -139,8 +146,9 @@ class Curves:
             value(tag=f"{point.phase}/{name}", simple_value=number)
             for name, number in point.values.items()
         ]
-        self._add(point.step, summary=summary_pb2.Summary(value=items))
-        self._events.flush()
+        with naming(self._folder / EVENTS_FOLDER):
+            self._add(point.step, summary=summary_pb2.Summary(value=items))
+            self._events.flush()
 
     def _add(self, step: int, **content: Any) -> None:
         self._events.add_event(event_pb2.Event(wall_time=time.time(), step=step, **content))

@@ -140,18 +140,29 @@ class RunFolder:
         write_whole(self.path / CLUSTER_FILE, json.dumps(told))
 
     def close(self, outcome: Outcome) -> dict[str, Any]:
-        """Writes the summary, the result's card, and the report; returns the summary."""
-        from deploy.report.card import Form, write_card
-        from deploy.report.write import write_report
+        """Writes the summary, the result's card, and the report; returns the summary.
 
+        An outcome whose files find no room has failed; the log tells which one it was.
+        """
         summary = outcome.summary()
-        write_whole(self.path / SUMMARY_FILE, json.dumps(summary, indent=2))
-        if outcome.exported is not None:
-            form: Form = "adapter" if outcome.config.model.trainable == "lora" else "unet"
-            write_card(self.path, outcome.config, summary, form, Path(outcome.exported))
-        report = write_report(self.path)
+        try:
+            report = self._write_end(outcome, summary)
+        except OSError as error:
+            log.error("the run's end cannot be written: %s", error)
+            outcome.status, outcome.reason = "failed", outcome.reason or str(error)
+            return outcome.summary()
         log.info("%s after %.0f s; report: %s", outcome.status, summary["wall_s"], report)
         if outcome.after:
             for name, value in outcome.after.items():
                 log.info("%-14s %.3f -> %.3f", name, outcome.before.get(name, float("nan")), value)
         return summary
+
+    def _write_end(self, outcome: Outcome, summary: dict[str, Any]) -> Path:
+        from deploy.report.card import Form, write_card
+        from deploy.report.write import write_report
+
+        write_whole(self.path / SUMMARY_FILE, json.dumps(summary, indent=2))
+        if outcome.exported is not None:
+            form: Form = "adapter" if outcome.config.model.trainable == "lora" else "unet"
+            write_card(self.path, outcome.config, summary, form, Path(outcome.exported))
+        return write_report(self.path)

@@ -1,0 +1,76 @@
+"""A disk that is full in the middle of a run: what is told, and what can be read afterwards.
+
+Files above a size stand for a full disk: the system cuts the write that would pass it and refuses
+the next one, as it does there.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deploy.run.curves import Curves, read_points
+from deploy.run.files import METRICS_FILE, SUMMARY_FILE
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def told(folder: Path, what: str, most_bytes: int) -> str:
+    """What a process says that writes with so much room a file."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.unit.full_disk_program", str(folder), what, str(most_bytes)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    begun, *said = done.stdout.splitlines()
+    assert begun == "begun", done.stderr
+    return "\n".join(said)
+
+
+@pytest.fixture
+def curves(tmp_path: Path) -> Path:
+    """A run's curves with two points, the file of its metrics."""
+    with Curves(tmp_path) as written:
+        for step in range(2):
+            written.write(step, "policy", {"loss": 1.0})
+    return tmp_path / METRICS_FILE
+
+
+def test_curves_that_find_no_room_say_which_file_it_was(curves: Path) -> None:
+    most = curves.stat().st_size + 10
+    assert told(curves.parent, "curves", most) == f"[Errno 27] File too large: '{curves}'"
+
+
+def test_what_a_full_disk_took_of_a_point_is_dropped_when_the_run_goes_on(curves: Path) -> None:
+    most = curves.stat().st_size + 10
+    told(curves.parent, "curves", most)
+    assert curves.stat().st_size == most  # a part of a line
+    with Curves(curves.parent, resume_step=1) as written:
+        written.write(2, "policy", {"loss": 2.0})
+    steps = [json.loads(line)["step"] for line in curves.read_text().splitlines()]
+    assert steps == [point.step for point in read_points(curves)] == [0, 1, 2]
+
+
+def test_events_that_find_no_room_are_told_of_too(curves: Path) -> None:
+    for events in (curves.parent / "tensorboard").iterdir():
+        events.unlink()
+    curves.write_text("")  # so that the events reach the limit first
+    assert told(curves.parent, "curves", 130).endswith(f": '{curves.parent}/tensorboard'")
+
+
+def test_a_summary_that_finds_no_room_leaves_the_one_that_was_there(tmp_path: Path) -> None:
+    (tmp_path / SUMMARY_FILE).write_text('{"status": "stopped"}')
+    told(tmp_path, "summary", 100)
+    assert [path.name for path in tmp_path.iterdir()] == [SUMMARY_FILE]
+    assert json.loads((tmp_path / SUMMARY_FILE).read_text()) == {"status": "stopped"}
+
+
+def test_a_run_whose_summary_finds_no_room_says_so_and_has_failed(tmp_path: Path) -> None:
+    assert told(tmp_path, "summary", 100).splitlines() == [
+        f"the run's end cannot be written: [Errno 27] File too large: '{tmp_path / SUMMARY_FILE}'",
+        "failed 1",
+    ]
