@@ -12,7 +12,8 @@ ends leaves a checkpoint too. The run that resumes from the middle of a cycle re
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -244,7 +245,7 @@ class Trainer:
         method = self._method
         # `midway` is there in the middle of a cycle alone, with what was told of its policy steps.
         midway = {"midway": method.journal.cycle_rows} if self._is_midway else {}
-        with method.journal.timed("checkpoint"):
+        with method.journal.timed("checkpoint"), self._writing():
             checkpoint.write(
                 self._folder,
                 self._next_cycle,
@@ -257,6 +258,19 @@ class Trainer:
             )
         self._saved = self._here
         self._saved_at = time.monotonic()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Has an error in the block say what was being written: of a full disk the system names no
+        file, and torch the place in its own code."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise OSError(
+                f"a checkpoint cannot be written to {self._folder / 'checkpoints'}: "
+                f"{type(error).__name__}: {reason}; {self._in_words()}"
+            ) from error
 
     def _publish_version(self, version: int) -> None:
         if self._rank == 0:

@@ -20,7 +20,9 @@ class Counting:
     """A method that counts its steps.
 
     Args:
-        at: called with the part of a cycle that begins, `improve` or its `wait`, and its number.
+        at: called with the part of a cycle that begins, `improve` or its `wait`, and its number;
+            after a `breath` in the preparation; and with `save` and the cycles behind a checkpoint
+            while it is written.
     """
 
     cycles = CYCLES
@@ -34,6 +36,8 @@ class Counting:
 
     def prepare(self, breathe: Callable[[], None]) -> None:
         self._at("wait", -1)
+        breathe()
+        self._at("breath", -1)
         self.prepared = True
 
     def improve(self, cycle: int) -> None:
@@ -54,6 +58,7 @@ class Counting:
 
     def save(self, folder: Path) -> None:
         """All fits JSON."""
+        self._at("save", self.steps["surrogate"])
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
         self.prepared, self.steps = True, state
@@ -163,6 +168,67 @@ def test_what_is_saved_already_is_not_saved_again(
     second.stopping.set()
     assert not second.run()
     assert written == []
+
+
+@pytest.mark.parametrize(("every_s", "names"), [(0.0, ["00000000"]), (1e9, [])])
+def test_a_long_preparation_leaves_a_checkpoint_now_and_then(
+    every_s: float, names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("learner.trainer._PREPARE_EVERY_S", every_s)
+    found: list[str] = []
+    life = Life(tmp_path)
+    life.then["breath", -1] = lambda: found.extend(
+        path.name for path in (tmp_path / "checkpoints").glob("*")
+    )
+    life.run()
+    assert found == names
+
+
+def refuse(error: Exception) -> Callable[[], None]:
+    def act() -> None:
+        raise error
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device"), "OSError: [Errno 28] No space left on device"),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64\nframe #0"),
+            "RuntimeError: [enforce fail at inline_container.cc:672] . unexpected pos 64",
+        ),
+    ],
+)
+def test_a_checkpoint_that_finds_no_room_says_so_and_where_resuming_goes_on(
+    error: Exception, said: str, tmp_path: Path
+) -> None:
+    first = Life(tmp_path)
+    first.then["save", CYCLES] = refuse(error)
+    with pytest.raises(OSError, match="cannot be written") as caught:
+        first.run()
+    assert str(caught.value) == (
+        f"a checkpoint cannot be written to {tmp_path / 'checkpoints'}: {said}; "
+        "resume continues after 0 whole cycles"
+    )
+
+
+def test_a_run_goes_on_from_before_a_checkpoint_that_found_no_room(tmp_path: Path) -> None:
+    first = Life(tmp_path)
+    first.then["wait", 2] = stop
+    first.run()
+    second = Life(tmp_path, resume=True)
+    second.then["save", CYCLES] = refuse(OSError(28, "No space left on device"))
+    with pytest.raises(OSError, match="cycles, and after the policy steps of cycle 2"):
+        second.run()
+    third = Life(tmp_path, resume=True)
+    assert third.run()
+    assert third.method.improved == [3, 4]
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {
+        "00000002-midway",
+        "00000005",
+    }
 
 
 @pytest.mark.parametrize(
