@@ -24,7 +24,7 @@ pytestmark = pytest.mark.redis
 def test_a_claim_is_empty_after_its_wait(replay: RedisReplay) -> None:
     started = time.monotonic()
     assert replay.claim("a", max_records=1, block_s=0.2, lease_s=LEASE_S) == []
-    assert 0.15 < time.monotonic() - started < 2
+    assert 0.15 < time.monotonic() - started < LEASE_S
 
 
 def test_a_wait_may_be_longer_than_the_timeout_of_the_socket(new_replay: NewReplay) -> None:
@@ -39,7 +39,7 @@ def test_a_waiting_claim_wakes_when_a_group_is_put(
     issue(replay, 1)
     timer = threading.Timer(0.1, lambda: other.put_group(0, make_group(0)))
     timer.start()
-    found = replay.claim("a", max_records=2, block_s=5, lease_s=LEASE_S)
+    found = replay.claim("a", max_records=2, block_s=60, lease_s=LEASE_S)
     timer.join()
     assert [record.member for record in found] == [0, 1]
 

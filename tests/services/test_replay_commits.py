@@ -20,6 +20,7 @@ from tests.services.replay_calls import (
     claim,
     one_server,
     put,
+    wait_for,
 )
 
 pytestmark = pytest.mark.redis
@@ -70,19 +71,30 @@ def test_a_commit_sent_twice_counts_once(
 
 @one_server
 def test_a_commit_during_a_stall_of_the_server_counts_once(
-    server: EmbeddedServer, new_replay: NewReplay, make_group: MakeGroup, scores: MakeScores
+    server: EmbeddedServer,
+    new_replay: NewReplay,
+    make_group: MakeGroup,
+    scores: MakeScores,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    # The client gives up waiting and sends the same command again: the server applies both.
-    replay = new_replay(timeout_s=0.2)
+    """The client gives up waiting and sends the same command again: the server applies all."""
+
+    def go_on_when_asked_again() -> None:
+        try:
+            wait_for(lambda: "the replay does not answer" in caplog.text)
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+
+    replay = new_replay(timeout_s=0.2, outage_s=120)
     put(replay, [make_group(0)])
     scored = [(record.record_id, scores()) for record in claim(replay)]
     with connect(server.url, timeout_s=5) as admin:
         before = admin.info("commandstats")["cmdstat_evalsha"]["calls"]
         os.kill(server.pid, signal.SIGSTOP)
-        timer = threading.Timer(0.5, lambda: os.kill(server.pid, signal.SIGCONT))
-        timer.start()
+        waiting = threading.Thread(target=go_on_when_asked_again)
+        waiting.start()
         replay.commit(scored)
-        timer.join()
+        waiting.join()
         assert admin.info("commandstats")["cmdstat_evalsha"]["calls"] >= before + 2
     assert replay.counters().committed == 2
     assert len(replay.tail(START, max_entries=10)) == 2

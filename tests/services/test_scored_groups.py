@@ -11,7 +11,14 @@ import pytest
 from buffer.records import Counters, Record, Scores
 from buffer.redis_replay import RedisReplay
 from buffer.sharded_replay import ShardedReplay
-from learner.groups import GroupSource, ScoredGroups, StallError, StoppedError, held_up_by
+from learner.groups import (
+    _POLL_S,
+    GroupSource,
+    ScoredGroups,
+    StallError,
+    StoppedError,
+    held_up_by,
+)
 from tests.services.replay_calls import one_server, several_servers
 
 MEMBERS = 2
@@ -119,13 +126,22 @@ def test_a_wait_is_told_with_its_cause_while_it_goes_on(
     replay: RedisReplay, make_group: MakeGroup, is_put: bool, cause: str
 ) -> None:
     waits: list[tuple[str, float]] = []
+    stopping = threading.Event()
+
+    def told(name: str, seconds: float) -> None:
+        waits.append((name, seconds))
+        if len(waits) == 3:
+            stopping.set()
+
     if is_put:
         put(replay, make_group(0))
-    with pytest.raises(StallError):
-        view(replay).collect(range(1), 0, lambda *wait: waits.append(wait))
-    assert {name for name, _ in waits} == {cause}
-    assert len(waits) > 2
-    assert sum(seconds for _, seconds in waits) == pytest.approx(0.3, abs=0.15)
+    groups = view(replay, stall_s=60, stopping=stopping)
+    begun = time.monotonic()
+    with pytest.raises(StoppedError):
+        groups.collect(range(1), 0, told)
+    took_s = time.monotonic() - begun
+    assert [name for name, _ in waits] == [cause] * 3
+    assert 3 * _POLL_S <= sum(seconds for _, seconds in waits) <= took_s
 
 
 def test_only_the_rank_that_admits_tells_of_waits(replay: RedisReplay) -> None:

@@ -27,12 +27,15 @@ class FakeReplay:
         self.committed: dict[str, Scores] = {}
         self.failed: dict[str, str] = {}
         self.renewed: list[str] = []
+        self.renewals = threading.Semaphore(0)
+        self.waits: list[float] = []
         self.returned: list[str] = []
         self.settled = threading.Event()
 
     def claim(
         self, owner: str, *, max_records: int, block_s: float, lease_s: float
     ) -> list[Record]:
+        self.waits.append(block_s)
         if not self.waiting:
             time.sleep(block_s)
         taken, self.waiting = self.waiting[:max_records], self.waiting[max_records:]
@@ -55,6 +58,7 @@ class FakeReplay:
 
     def renew_claims(self, owner: str, record_ids: Sequence[str]) -> int:
         self.renewed += record_ids
+        self.renewals.release()
         return len(record_ids)
 
     def unclaim(self, record_ids: Sequence[str]) -> int:
@@ -125,7 +129,7 @@ def running(server: RewardServer) -> Iterator[None]:
         yield
     finally:
         server.stop()
-        thread.join(10)
+        thread.join(60)
     assert not thread.is_alive(), "the server did not stop"
 
 
@@ -144,5 +148,5 @@ def serve(
         **options,
     )
     with running(server):
-        assert replay.settled.wait(10), "some records never ended"
+        assert replay.settled.wait(60), "some records never ended"
     return server

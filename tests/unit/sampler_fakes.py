@@ -1,5 +1,6 @@
 """Hand-made tickets, weights and policy, and a sampler's loop over them."""
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -22,6 +23,7 @@ class FakeTickets:
         self.leased: dict[int, Ticket] = {}
         self.groups: dict[int, list[Record]] = {}
         self.renewals = 0
+        self.renewed = threading.Semaphore(0)
         self.failing_puts = 0
         self.full_puts = 0
         self.on_empty: Callable[[], None] = lambda: None
@@ -36,6 +38,7 @@ class FakeTickets:
 
     def renew_ticket(self, ticket: Ticket, *, lease_s: float) -> bool:
         self.renewals += 1
+        self.renewed.release()
         return ticket.number in self.leased
 
     def return_ticket(self, ticket: Ticket) -> None:
@@ -77,7 +80,7 @@ class FakePolicy:
     def __init__(self) -> None:
         self.weight = -1.0
         self.batches: list[list[int]] = []
-        self.before_sampling: Callable[[], None] = lambda: None
+        self.before_sampling: Callable[[], object] = lambda: None
 
     def load(self, weights: Mapping[str, np.ndarray], /) -> None:
         self.weight = float(weights["w"][0])

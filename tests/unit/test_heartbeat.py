@@ -9,13 +9,12 @@ from buffer.heartbeat import Heartbeat
 
 
 def test_it_beats_while_the_work_lasts_and_no_longer() -> None:
-    beats: list[float] = []
-    with Heartbeat(lambda: beats.append(time.monotonic()), every_s=0.02, longest_s=60):
-        time.sleep(0.3)
-    count = len(beats)
-    assert count >= 5
-    time.sleep(0.1)
-    assert len(beats) == count
+    beats = threading.Semaphore(0)
+    with Heartbeat(beats.release, every_s=0.01, longest_s=600):
+        assert all(beats.acquire(timeout=60) for _ in range(5))
+    while beats.acquire(blocking=False):
+        """Until none is left of those that came while the work lasted."""
+    assert not beats.acquire(timeout=0.1)
 
 
 def test_short_work_needs_no_beat() -> None:
@@ -39,15 +38,18 @@ def test_an_error_does_not_stop_it(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_work_that_hangs_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
     beats: list[str] = []
+    hung = threading.Event()
+
+    def hang() -> None:
+        beats.append("hang")
+        hung.set()
+
     with Heartbeat(
-        lambda: beats.append("beat"),
-        every_s=0.02,
-        longest_s=0.1,
-        on_hang=lambda: beats.append("hang"),
-        name="sampler-3",
+        lambda: beats.append("beat"), every_s=0.02, longest_s=0.1, on_hang=hang, name="sampler-3"
     ):
-        time.sleep(0.5)
-    assert 1 <= beats.count("beat") <= 5
+        assert hung.wait(60)
+        time.sleep(0.1)
+    assert beats.count("beat") <= 5
     assert (beats.count("hang"), beats[-1]) == (1, "hang")
     assert "sampler-3: at work for more than" in caplog.text
 

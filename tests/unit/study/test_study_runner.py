@@ -1,6 +1,7 @@
 """A study's runs as processes: how many at a time, what is handed on to them, who comes after."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -31,7 +32,7 @@ for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, asked)
 (folder / "begun").write_text(str(time.time()))
 end = time.monotonic() + seconds
-while time.monotonic() < end and not got:
+while time.monotonic() < end and not got and not (folder / "end").exists():
     time.sleep(0.02)
 if got:
     time.sleep(0.6)  # a checkpoint
@@ -82,23 +83,55 @@ def signals_of(cell: Cell) -> list[int]:
     return json.loads(path.read_text()) if path.exists() else []
 
 
-def signal_when(is_time: Callable[[], bool], number: int) -> None:
+def signal_when(
+    is_time: Callable[[], bool], number: int, then: Callable[[], object] = lambda: None
+) -> None:
     """Sends this process a signal, as a terminal does."""
 
     def wait() -> None:
         while not is_time():
             time.sleep(0.01)
         os.kill(os.getpid(), number)
+        then()
 
     threading.Thread(target=wait, daemon=True).start()
 
 
-def test_as_many_run_at_a_time_as_asked(tmp_path: Path, new_cell: Callable[..., Sleeping]) -> None:
-    cells = [new_cell(f"run-{n}", 1.0) for n in range(3)]
-    runner = runner_in(tmp_path, jobs=2)
-    runner.run(cells, [])
-    begun = [float((cell.folder / "begun").read_text()) for cell in cells]
-    assert begun[2] - max(begun[:2]) > 0.5
+def wait_for_begin(*cells: Cell) -> None:
+    deadline = time.monotonic() + 60
+    while not all((cell.folder / "begun").exists() for cell in cells):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+def end(*cells: Cell) -> None:
+    for cell in cells:
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        (cell.folder / "end").touch()
+
+
+def test_as_many_run_at_a_time_as_asked(
+    tmp_path: Path, new_cell: Callable[..., Sleeping], caplog: pytest.LogCaptureFixture
+) -> None:
+    cells = [new_cell(f"run-{n}", 600) for n in range(3)]
+    seen: list[bool] = []
+
+    def watch() -> None:
+        try:
+            wait_for_begin(*cells[:2])
+            seen.append("run 3 of 3" in caplog.text)
+            end(cells[0])
+            wait_for_begin(cells[2])
+            seen.append(cells[1].summary is not None)
+        finally:
+            end(*cells)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    with caplog.at_level(logging.INFO):
+        runner_in(tmp_path, jobs=2).run(cells, [])
+    watching.join()
+    assert seen == [False, False]
     assert all(cell.summary for cell in cells)
     assert (tmp_path / "logs" / "run-0.log").exists()
 
@@ -173,10 +206,10 @@ def test_a_run_that_somebody_stopped_ends_the_study(
 
 
 def test_nohup_stays(tmp_path: Path, new_cell: Callable[..., Sleeping]) -> None:
-    cell = new_cell("alone", 1.0)
+    cell = new_cell("alone", 600)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        signal_when((cell.folder / "begun").exists, signal.SIGHUP)
+        signal_when((cell.folder / "begun").exists, signal.SIGHUP, then=lambda: end(cell))
         runner = runner_in(tmp_path)
         runner.run([cell], [])
     finally:
