@@ -10,6 +10,7 @@ ends leaves a checkpoint too. The run that resumes from the middle of a cycle re
 """
 
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -261,11 +262,15 @@ class Trainer:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Has an error in the block say what was being written: of a full disk the system names no
-        file, and torch the place in its own code."""
+        """Has an error in the block say what was being written, and what was written of it go: of a
+        full disk the system names no file, and torch the place in its own code; the run's summary
+        needs the room."""
         try:
             yield
         except (OSError, RuntimeError) as error:
+            if self._rank == 0:
+                for left in (self._folder / "checkpoints").glob("*.partial"):
+                    shutil.rmtree(left, ignore_errors=True)
             reason = str(error).partition("\n")[0]
             raise OSError(
                 f"a checkpoint cannot be written to {self._folder / 'checkpoints'}: "

@@ -214,6 +214,14 @@ def test_a_checkpoint_that_finds_no_room_says_so_and_where_resuming_goes_on(
     )
 
 
+def test_a_checkpoint_that_finds_no_room_gives_back_what_it_took(tmp_path: Path) -> None:
+    life = Life(tmp_path)
+    life.then["save", CYCLES] = refuse(OSError(28, "No space left on device"))
+    with pytest.raises(OSError, match="cannot be written"):
+        life.run()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["00000000"]
+
+
 def test_a_run_goes_on_from_before_a_checkpoint_that_found_no_room(tmp_path: Path) -> None:
     first = Life(tmp_path)
     first.then["wait", 2] = stop
