@@ -67,6 +67,12 @@ def test_the_curves_are_of_the_rewards_that_exist(flaky: Ended) -> None:
     assert all(abs(mean - means[0]) < 0.15 * means[0] for mean in means)
 
 
+def test_an_evaluation_is_of_the_rewards_that_exist(flaky: Ended) -> None:
+    # Of its eight pictures those of red shapes have none; the policy draws what it drew before.
+    pretrain = next(p["values"]["reward_2step"] for p in flaky.points if p["phase"] == "pretrain")
+    assert flaky.summary["before"]["reward_2step"] == pytest.approx(pretrain, rel=0.15)
+
+
 def test_a_reward_that_always_fails_ends_the_run(hopeless: Ended) -> None:
     assert (hopeless.status, hopeless.summary["status"]) == (1, "failed"), hopeless.output
 
