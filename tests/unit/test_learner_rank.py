@@ -27,10 +27,10 @@ class SilentRank(LearnerRank):
 class OutOfMemory:
     """A method whose second cycle asks for more than the GPU has."""
 
-    cycles = 3
     prepared = True
 
-    def __init__(self) -> None:
+    def __init__(self, cycles: int = 3) -> None:
+        self.cycles = cycles
         self.journal = Journal()
 
     def improve(self, cycle: int) -> None:
@@ -44,6 +44,8 @@ class OutOfMemory:
 
     def weights(self) -> dict[str, np.ndarray]:
         return {}
+
+    final_weights = weights
 
     def save(self, folder: Path) -> None:
         """All fits JSON."""
@@ -82,6 +84,14 @@ def test_a_rank_that_raises_tells_it_before_it_leaves_the_others(
     with pytest.raises(RuntimeError, match="out of memory"):
         rank.run("127.0.0.1", 1, resume=False)
     assert left == []
+
+
+def test_a_rank_that_has_trained_to_its_end_leaves_the_others(
+    left: list[bool], rank: LearnerRank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deploy.run.build_method.build_method", lambda *_: OutOfMemory(cycles=1))
+    assert rank.run("127.0.0.1", 1, resume=False)
+    assert left == [True]
 
 
 @pytest.fixture
