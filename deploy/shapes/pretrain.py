@@ -194,9 +194,8 @@ def distil(
         cond, uncond = both.chunk(2)
         w = w_B[:, None, None, None]
         x_end = teacher_step(x_start, cond, uncond, w, start_B, end_B, schedule)
-        losses_B = distillation_loss(
-            eps_of(student), eps_of(target), x_start, x_end, start_B, end_B, schedule
-        )
+        eps = eps_of(student)(x_start, start_B)
+        losses_B = distillation_loss(eps, eps_of(target), x_start, x_end, start_B, end_B, schedule)
         with torch.no_grad():
             for averaged, current in zip(target.parameters(), student.parameters(), strict=True):
                 averaged.lerp_(current, 0.05)

@@ -81,7 +81,7 @@ def pseudo_huber(difference: Tensor, c: float = 0.001) -> Tensor:
 
 
 def distillation_loss(
-    student: NoiseModel,
+    eps: Tensor,
     target: NoiseModel,
     x_start: Tensor,
     x_end: Tensor,
@@ -91,9 +91,12 @@ def distillation_loss(
 ) -> Tensor:
     """Latent consistency distillation: f(x_start) pulled to the target's f(x_end), float [B].
 
-    `x_end` is the teacher's step from `x_start`; the target network gets no gradient.
+    Args:
+        eps: the student's, at `x_start`.
+        target: gets no gradient here.
+        x_end: the teacher's step from `x_start`.
     """
-    prediction = consistency_prediction(x_start, student(x_start, start_B), start_B, schedule)
+    prediction = consistency_prediction(x_start, eps, start_B, schedule)
     with torch.no_grad():
         goal = consistency_prediction(x_end, target(x_end, end_B), end_B, schedule)
     return pseudo_huber(prediction - goal)

@@ -8,12 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learner.diffusion.consistency import (
-    consistency_prediction,
-    distillation_times,
-    pseudo_huber,
-    teacher_step,
-)
+from learner.diffusion.consistency import distillation_loss, distillation_times, teacher_step
 from learner.diffusion.schedule import NoiseSchedule, add_noise
 from learner.policy.denoiser import Network
 from learner.policy.text import Text
@@ -76,8 +71,9 @@ def distillation_error(
         eps: the policy's, at the start.
         target: the policy itself, which gets no gradient here.
     """
-    prediction = consistency_prediction(batch.x_start, eps, batch.start_B, schedule)
-    with torch.no_grad():
-        goal_eps = target(batch.x_end, batch.end_B, batch.text, guidance)
-        goal = consistency_prediction(batch.x_end, goal_eps, batch.end_B, schedule)
-    return pseudo_huber(prediction - goal)
+
+    def goal(x: Tensor, t_B: Tensor) -> Tensor:
+        return target(x, t_B, batch.text, guidance)
+
+    ends = (batch.x_start, batch.x_end, batch.start_B, batch.end_B)
+    return distillation_loss(eps, goal, *ends, schedule)

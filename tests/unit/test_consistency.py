@@ -142,9 +142,7 @@ def test_distillation_loss_is_zero_where_student_and_target_see_the_true_noise()
     x0, noise = seeded(2, 2, 4, 2, 2, dtype=torch.float64)
     start, end = distillation_times(torch.tensor([24, 49]))
     x_start, x_end = (add_noise(x0, noise, t, SCHEDULE) for t in (start, end))
-    loss = distillation_loss(
-        lambda x, t: noise, lambda x, t: noise, x_start, x_end, start, end, SCHEDULE
-    )
+    loss = distillation_loss(noise, lambda x, t: noise, x_start, x_end, start, end, SCHEDULE)
     # Not exactly zero: c_skip differs a little between the two times.
     assert loss.max().item() < 1e-6
 
@@ -153,9 +151,7 @@ def test_distillation_gives_the_target_network_no_gradient() -> None:
     x0, noise = seeded(2, 2, 4, 2, 2)
     start, end = distillation_times(torch.tensor([24, 49]))
     student, target = (torch.ones((), requires_grad=True) for _ in range(2))
-    loss = distillation_loss(
-        lambda x, t: student * x, lambda x, t: target * x, x0, noise, start, end, SCHEDULE
-    )
+    loss = distillation_loss(student * x0, lambda x, t: target * x, x0, noise, start, end, SCHEDULE)
     loss.sum().backward()
     assert student.grad is not None
     assert target.grad is None
