@@ -4,10 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from learner.clean_latents import CleanBatch, PairBatch
-from learner.diffusion.schedule import NoiseSchedule
+from learner.diffusion.schedule import NoiseSchedule, add_noise
 from learner.methods.likelihood_policy import DpoPolicy, GorsPolicy
+from learner.methods.updates import step_generator
 from learner.policy.denoiser import Denoiser
 from learner.policy.views import shared_view
 from learner.seat import Seat
@@ -91,3 +93,44 @@ def test_dpo_noises_both_of_a_pair_alike() -> None:
     metrics, engine = stepped("dpo", batch=clean(9))
     assert metrics["dpo_loss"] == pytest.approx(float(torch.log(torch.tensor(2.0))), abs=1e-6)
     assert all(float(g.abs().max()) < 1e-6 for g in gradients(engine))
+
+
+def drawn() -> tuple[Tensor, Tensor]:
+    """Noise and times of the first step, as a run of this seed draws them."""
+    generator = step_generator(7, 0)
+    noise = torch.randn(4, 4, 8, 8, generator=generator)
+    return noise, torch.randint(1000, (4,), generator=generator)
+
+
+def error_of(network: Denoiser, latents: Tensor) -> Tensor:
+    """How far it is from the noise that it was shown, [B]."""
+    noise, t_B = drawn()
+    told = network(add_noise(latents, noise, t_B, SCHEDULE), t_B, encode(PROMPTS))
+    return ((told - noise) ** 2).mean(dim=(1, 2, 3))
+
+
+def assert_down(loss: Tensor, network: Denoiser, engine: HandEngine) -> None:
+    """That what an engine was told is the gradient of a loss on a network by itself."""
+    trained = [p for p in network.parameters() if p.requires_grad]
+    for mine, other in zip(gradients(engine), torch.autograd.grad(loss, trained), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-6)
+
+
+def test_gors_goes_down_the_error_of_the_noise_weighted_by_the_reward() -> None:
+    unet = base()
+    _, engine = stepped("gors", unet=unet)
+    network, batch = adapted(unet), clean(8)
+    loss = (batch.reward_B * error_of(network, batch.latents_BCHW)).mean()
+    assert_down(loss, network, engine)
+
+
+def test_dpo_goes_down_the_winners_error_against_the_losers() -> None:
+    unet = base()
+    _, engine = stepped("dpo", unet=unet)
+    network, untouched = adapted(unet), Denoiser(unet)
+    winner_B, loser_B = (
+        error_of(network, pictures) - error_of(untouched, pictures).detach()
+        for pictures in (clean(8).latents_BCHW, clean(9).latents_BCHW)
+    )
+    loss = torch.log1p(torch.exp(10.0 / 2 * (winner_B - loser_B))).mean()
+    assert_down(loss, network, engine)
