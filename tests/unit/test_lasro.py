@@ -19,9 +19,11 @@ from learner.diffusion.few_steps import ConsistencyChain
 from learner.diffusion.schedule import NoiseSchedule
 from learner.exploration import Climb
 from learner.group_batch import GroupBatch
+from learner.methods.distillation import distillation_error, distilled
 from learner.methods.lasro import RewardScale, anchor_weight, gradient, reward_loss, squash
 from learner.methods.lasro_policy import AnchorData, LasroPolicy, PolicyState
-from learner.policy.denoiser import Denoiser
+from learner.methods.updates import step_generator
+from learner.policy.denoiser import Denoiser, guidance_rows
 from learner.policy.trainable import make_trainable
 from learner.seat import Seat
 from learner.settings.lasro import Lasro
@@ -208,6 +210,54 @@ def test_in_a_step_the_gradient_norms_have_the_asked_ratio() -> None:
     _, metrics = adapter_gradient({"anchor": {"ratio": 0.4, "batch": 2}})
     of_anchor = metrics["anchor_weight"] * (both - reward_only).norm()
     assert float(of_anchor / reward_only.norm()) == pytest.approx(0.4, rel=1e-3)
+
+
+def gradient_of(network: Denoiser, loss: Tensor) -> Tensor:
+    trained = [p for p in network.parameters() if p.requires_grad]
+    return torch.cat([part.flatten() for part in gradient(loss, trained)])
+
+
+def first_draw() -> tuple[list[str], Tensor, torch.Generator]:
+    """Prompts and noise of a first step, and what its anchor is drawn from after them."""
+    generator = step_generator(7, 0)
+    prompts = [PROMPTS[i] for i in torch.randint(3, (4,), generator=generator)]
+    return prompts, torch.randn(2, 4, 4, 8, 8, generator=generator), generator
+
+
+def test_an_anchor_adds_the_gradient_that_leads_down_its_own_loss() -> None:
+    reward_only, _ = adapter_gradient({"anchor": {"ratio": None, "weight": 0.0, "batch": 2}})
+    both, _ = adapter_gradient({"anchor": {"ratio": None, "weight": 1.0, "batch": 2}})
+    network, data, (_, _, generator) = adapted_unet(), anchor_data(), first_draw()
+    rows = torch.randint(4, (2,), generator=generator)
+    text, empty = encode([data.prompts[i] for i in rows]), encode([""] * 2)
+    index_B = torch.randint(50, (2,), generator=generator)
+    noise = torch.randn(2, 4, 8, 8, generator=generator)
+    clean = data.latents_NCHW[rows]
+    ends = distilled(teacher(), clean, noise, index_B, text, empty, SCHEDULE, guidance_scale=3.0)
+    told = guidance_rows(3.0, 8, 2, "cpu")
+    eps = network(ends.x_start, ends.start_B, text, told)
+    loss = distillation_error(eps, network, ends, told, SCHEDULE).mean()
+    expected = gradient_of(network, loss)
+    assert float((both - reward_only) @ expected / expected.norm() ** 2) == pytest.approx(1, 1e-2)
+
+
+def test_a_step_leads_up_the_surrogates_score() -> None:
+    settings = {"reward_steps": "last", "anchor": {"ratio": None, "weight": 0.0, "batch": 2}}
+    reward_only, _ = adapter_gradient(settings)
+    network, chain, (prompts, noise, _) = (
+        adapted_unet(),
+        ConsistencyChain(SCHEDULE, 2),
+        first_draw(),
+    )
+    text, told, x = encode(prompts), guidance_rows(3.0, 8, 4, "cpu"), chain.initial(noise[0])
+    for k, t in enumerate(chain.timesteps):
+        t_B = torch.full((4,), t)
+        clean = chain.clean(x, network(x, t_B, text, told), t_B)
+        x = chain.noised(x, clean.detach(), 0, noise[1]) if k == 0 else x
+    score_B = Climb(fitted_surrogate(), Lasro().surrogate)(clean, text, torch.zeros(4).long())
+    expected = gradient_of(network, score_B.mean())
+    cosine = float(reward_only @ expected / (reward_only.norm() * expected.norm()))
+    assert cosine == pytest.approx(-1, abs=1e-2)
 
 
 def test_a_step_that_led_to_no_update_leaves_nothing_behind() -> None:
