@@ -19,9 +19,13 @@ pytestmark = [
 STAGES = [(0, False), (1, False), (2, False), (1, True)]
 
 
-def _engine(stage: int = 0, **changes: Any) -> Engine:
+def _module() -> nn.Module:
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+
+
+def _engine(stage: int = 0, **changes: Any) -> Engine:
+    module = _module()
     options: dict[str, Any] = {
         "learning_rate": 1e-2,
         "weight_decay": 0.01,
@@ -33,12 +37,17 @@ def _engine(stage: int = 0, **changes: Any) -> Engine:
     return Engine(module, module.parameters(), **options)
 
 
-def _loss(engine: Engine) -> Tensor:
-    return engine(torch.randn(4, 6, generator=torch.Generator().manual_seed(1))).square().mean()
+def _loss(engine: Engine | nn.Module, rows: slice = slice(None)) -> Tensor:
+    whole = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+    return engine(whole[rows]).square().mean()
 
 
 def _weights(engine: Engine) -> Tensor:
-    return torch.cat([p.detach().flatten().clone() for p in engine.module.parameters()])
+    return _flat(engine.module)
+
+
+def _flat(module: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten().clone() for p in module.parameters()])
 
 
 def _root_at_zero(engine: Engine) -> Tensor:
@@ -101,3 +110,33 @@ def test_a_checkpoint_does_not_bring_back_the_rates_that_it_was_written_with(
         moved = float((_weights(again) - before).abs().max())
         assert moved <= 1.1 * rates["learning_rate"]
         assert moved > 0.2 * rates["learning_rate"]
+
+
+@pytest.mark.parametrize(("stage", "offload"), STAGES)
+def test_halves_of_a_batch_have_the_step_of_the_whole(stage: int, offload: bool) -> None:
+    whole = _engine(stage, offload=offload)
+    halves = _engine(stage, offload=offload, micro_batches=2)
+    for _ in range(3):
+        norm = whole.update([_loss(whole)])
+        parts = (_loss(halves, rows) for rows in (slice(0, 2), slice(2, 4)))
+        assert halves.update(parts) == pytest.approx(norm, rel=1e-4)
+    torch.testing.assert_close(_weights(halves), _weights(whole), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("grad_clip", [0.5, 1e9])
+@pytest.mark.parametrize(("stage", "offload"), STAGES)
+def test_steps_are_those_of_torchs_own_clip_and_adamw(
+    stage: int, offload: bool, grad_clip: float
+) -> None:
+    """Among them one of a huge gradient, which without a clip stays in the moments."""
+    engine, module = _engine(stage, offload=offload, grad_clip=grad_clip), _module()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2, weight_decay=0.01)
+    for scale in (1.0, 1e6, 1.0):
+        norm = engine.update([scale * _loss(engine)])
+        optimizer.zero_grad()
+        (scale * _loss(module)).backward()
+        assert norm == pytest.approx(
+            float(nn.utils.clip_grad_norm_(module.parameters(), grad_clip)), rel=1e-3
+        )
+        optimizer.step()
+    torch.testing.assert_close(_weights(engine), _flat(module), rtol=1e-3, atol=1e-5)
