@@ -1,6 +1,7 @@
 """SQDF's policy step: whose gradient flows, what is drawn, and what cutting a batch changes."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,16 +10,17 @@ import torch
 from torch import Tensor
 
 from learner.diffusion.chain import Chain
-from learner.diffusion.ddim import guided
-from learner.diffusion.schedule import NoiseSchedule
+from learner.diffusion.ddim import ddim_moments, guided
+from learner.diffusion.schedule import NoiseSchedule, predict_x0
 from learner.methods.sqdf_policy import SqdfPolicy
+from learner.methods.updates import step_generator
 from learner.policy.denoiser import Denoiser
 from learner.policy.text import Text
 from learner.policy.trainable import make_trainable
 from learner.policy.views import shared_view
 from learner.seat import Seat
 from learner.settings.sqdf import Sqdf
-from learner.states import StateBatch
+from learner.states import StateBatch, strata_of
 from tests.unit.learner_fakes import HandEngine, adapted, base, encode, gradients
 
 CHAIN = Chain(
@@ -187,6 +189,32 @@ def test_the_references_stored_noise_saves_its_call_and_little_precision() -> No
         assert float((rounded - exact).norm()) <= 1e-2 * float(exact.norm())
 
 
+def test_the_gradient_is_that_of_the_discounted_reward_less_the_kl_by_the_forward_process() -> None:
+    """Beside the same maths on the bare networks."""
+    unet = base()
+    settings = {"clean": {"by": "tweedie"}, "alpha": 0.3, "discount": 0.5}
+    policy, engine = policy_of(
+        {**settings, "kl_std": "forward", "kl_reduce": "mean"}, unet=unet, guidance_scale=1.0
+    )
+    policy.step(batch())
+    network, untouched, text = adapted(unet), Denoiser(unet), encode(PROMPTS)
+    x, step_B, schedule = batch().latents_BCHW, batch().step_B, CHAIN.schedule
+    (t_B, next_t_B), ends_B = CHAIN.times(step_B), step_B == 49
+    noise = torch.randn(4, 4, 8, 8, generator=step_generator(7, 0))
+    mean, std = ddim_moments(x, network(x, t_B, text), t_B, next_t_B, schedule)
+    ref_mean, _ = ddim_moments(x, untouched(x, t_B, text).detach(), t_B, next_t_B, schedule)
+    x_next = mean + std * noise
+    told = predict_x0(x_next, untouched(x_next, next_t_B, text), next_t_B, schedule)
+    clean = torch.where(ends_B[:, None, None, None], x_next, told)
+    variance_B = 1 - schedule.alphas_cumprod_T[t_B] / schedule.alphas_cumprod_T[next_t_B]
+    kl_B = 0.5 * (mean - ref_mean).square().mean(dim=(1, 2, 3)) / variance_B
+    gain_B = 0.5 ** (49 - step_B) * brightness(clean, text, PROMPTS) - 0.3 * kl_B
+    trained = [p for p in network.parameters() if p.requires_grad]
+    theirs = torch.autograd.grad(-gain_B.mean().float(), trained)
+    for mine, other in zip(gradients(engine), theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-6)
+
+
 def test_guidance_of_one_makes_one_call_of_single_width() -> None:
     policy, engine = policy_of(guidance_scale=1.0)
     seen: list[int] = []
@@ -200,3 +228,27 @@ def test_alpha_is_steered_to_the_target_kl() -> None:
     policy.step(batch())
     assert policy.state.alpha == pytest.approx(1.02)
     assert policy.state.step == 1
+
+
+def test_a_weight_that_is_steered_survives_json() -> None:
+    policy, _ = policy_of({"target_kl": 1e-9})
+    policy.step(batch())
+    resumed, _ = policy_of({"target_kl": 1e-9})
+    resumed.from_json(json.loads(json.dumps(policy.to_json())))
+    assert resumed.state == policy.state
+
+
+def test_a_weight_that_nothing_steers_is_that_of_the_settings() -> None:
+    policy, _ = policy_of({"alpha": 0.2})
+    policy.from_json({"step": 3, "alpha": 5.0})
+    assert (policy.state.step, policy.state.alpha) == (3, 0.2)
+
+
+@pytest.mark.parametrize(("times", "expected"), [("discounted", 0.9), ("uniform", 1.0)])
+@pytest.mark.parametrize("keep", ["spread", "last"])
+def test_states_are_drawn_by_the_discount_where_it_is_not_in_the_loss(
+    times: str, keep: str, expected: float
+) -> None:
+    states = {"times": times, "keep": keep}
+    settings = Sqdf.model_validate({"clean": CONSISTENCY, "discount": 0.9, "states": states})
+    assert strata_of(settings, 50).discount == expected
