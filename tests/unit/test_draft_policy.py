@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from learner.diffusion.chain import Chain
+from learner.diffusion.ddim import ddim_moments
 from learner.diffusion.schedule import NoiseSchedule
 from learner.methods.draft import AskNoise, KlForm, step_kl
 from learner.methods.draft_policy import DraftBatch, DraftPolicy
+from learner.methods.updates import step_generator
 from learner.policy.denoiser import Denoiser, guided_call
 from learner.policy.views import shared_view
 from learner.seat import Seat
@@ -108,6 +110,30 @@ def test_the_kl_of_a_chain_counts_each_of_its_steps_once(
         _, nats_B = step_kl(*asked, step.latents_BCHW, step.step_B, CHAIN, KlForm())
     told = stepped(f"{path}, KL of the chain")[0]["kl_nats"]
     assert told == pytest.approx(counts * of_path + beside * float(nats_B.mean()), rel=1e-4)
+
+
+def test_the_gradient_is_that_of_the_reward_less_the_kl_by_the_forward_process() -> None:
+    """Of DRaFT-1, beside the same maths on the bare networks."""
+    unet = base()
+    form = {"alpha": 0.3, "kl_std": "forward", "kl_reduce": "mean"}
+    _, engine = stepped("last", unet=unet, last_steps=1, **form)
+    network, reference = adapted(unet), Denoiser(unet)
+    text, empty, x = encode(PROMPTS), encode([""] * 4), states(range(49, 50), 8).latents_BCHW
+    t_B, next_t_B = CHAIN.times(torch.full((4,), 49))
+    eps = guided_call(network, x, t_B, text, empty, 3.0)
+    mean, std = ddim_moments(x, eps, t_B, next_t_B, CHAIN.schedule)
+    with torch.no_grad():
+        ref_eps = guided_call(reference, x, t_B, text, empty, 3.0)
+    ref_mean, _ = ddim_moments(x, ref_eps, t_B, next_t_B, CHAIN.schedule)
+    noise = torch.randn(1, 4, 4, 8, 8, generator=step_generator(7, 0))[0]
+    reward_B = (mean + std * noise).mean(dim=(1, 2, 3))
+    kept_T = CHAIN.schedule.alphas_cumprod_T
+    variance_B = 1 - kept_T[t_B] / kept_T[next_t_B]
+    kl_B = 0.5 * (mean - ref_mean).square().mean(dim=(1, 2, 3)) / variance_B
+    trained = [p for p in network.parameters() if p.requires_grad]
+    theirs = torch.autograd.grad(-(reward_B - 0.3 * kl_B).mean().float(), trained)
+    for mine, other in zip(gradients(engine), theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("path", PATHS)
