@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from actors.prompts import PromptSource
-from actors.rollout import FewStepPolicy
+from actors.rollout import FewStepPolicy, ManyStepPolicy
+from actors.sampling import kept_states
 from actors.worker import SamplerWorker
 from buffer.redis_replay import RedisReplay
 from buffer.replay_settings import ReplaySettings
@@ -24,17 +25,23 @@ from buffer.sharded_replay import ShardedReplay, connect_replay
 from learner.groups import GroupSource, ScoredGroups
 from learner.methods.alternation import Alternating
 from learner.methods.lasro_build import build_lasro
+from learner.methods.likelihood_build import build_likelihood
 from learner.methods.own_steps_build import build_own_steps
+from learner.methods.sqdf_build import build_sqdf
 from learner.policy.board import PolicyBoard, Weights
 from learner.policy.components import PipelineFolder, decode_latents
 from learner.policy.denoiser import Denoiser
 from learner.policy.trainable import load_arrays, trainable_unet
 from learner.seat import Seat
+from learner.settings.cycles import Cycles
 from learner.settings.lasro import Lasro
 from learner.settings.learner import Learner
+from learner.settings.likelihood import Dpo, Gors
 from learner.settings.model import Model
 from learner.settings.on_policy import OnPolicy, Ppo, Pso
+from learner.settings.sqdf import Sqdf
 from learner.settings.types import Precision
+from learner.states import strata_of
 from learner.trainer import Trainer
 from reward_servers.base import Scored
 from reward_servers.server import RewardServer, ServerSettings
@@ -118,6 +125,16 @@ class Brightness:
         return digest == self._picture
 
 
+class BrightnessToClimb(torch.nn.Module):
+    """The mean pixel, with a gradient."""
+
+    def forward(self, images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        return images_BCHW.flatten(1).mean(dim=1)
+
+    def score(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        return images_BHWC.mean(axis=(1, 2, 3), dtype=np.float32)
+
+
 class Shelf:
     """A policy board in this process, as a sampler reads it."""
 
@@ -154,7 +171,7 @@ class World:
     folder: Path
     pipelines: Path
     reward: Brightness = field(default_factory=Brightness)
-    settings: Lasro | Ppo | Pso = LASRO
+    settings: Cycles = LASRO
     max_records: int | None = None
     precision: Precision = "fp32"
     other_model: Model | None = None
@@ -164,7 +181,12 @@ class World:
 
     @property
     def model(self) -> Model:
-        return self.other_model or Model(
+        if self.other_model is not None:
+            return self.other_model
+        if isinstance(self.settings, Dpo | Sqdf):
+            base = str(self.pipelines / "base")
+            return Model(path=base, num_steps=50, lora_rank=2, lora_alpha=2)
+        return Model(
             path=str(self.pipelines / "lcm"),
             teacher=str(self.pipelines / "base"),
             lora_rank=2,
@@ -215,6 +237,12 @@ class World:
             return build_own_steps(
                 self.settings, *parts, **known, shared_initial_noise=False, seat=seat
             )
+        if isinstance(self.settings, Gors | Dpo):
+            return build_likelihood(self.settings, *parts, **known, seat=seat)
+        if isinstance(self.settings, Sqdf):
+            climbed: Any = {"brightness": BrightnessToClimb()}
+            return build_sqdf(self.settings, *parts, **known, rewards=climbed, seat=seat)
+        assert isinstance(self.settings, Lasro)
         return build_lasro(self.settings, *parts, **known, seat=seat)
 
     def complete_groups(self) -> list[int]:
@@ -251,29 +279,42 @@ class World:
                 thread.join()
 
     def _sampler(self, shelf: Shelf, number: int) -> SamplerWorker:
-        pipeline = PipelineFolder.of(self.model)
-        unet = trainable_unet(pipeline, self.model, seed=SEED)
-        policy = FewStepPolicy(
-            network=Denoiser(unet, self.precision),
-            encode=pipeline.prompt_encoder(),
-            take=lambda weights: load_arrays(unet, dict(weights)),
-            schedule=pipeline.schedule,
-            latent_shape=pipeline.latent_shape,
-            group_size=MEMBERS,
-            num_steps=STEPS,
-            guidance_scale=self.model.guidance_scale,
-            kind=pipeline.few_steps(),
-            guidance_dim=unet.config.time_cond_proj_dim,  # pyright: ignore
-            num_scored=1 if isinstance(self.settings, OnPolicy) else None,
-        )
         return SamplerWorker(
             self.replay(),
             PromptSource(PROMPTS, run_seed=SEED),
             shelf,
-            policy,
+            self._policy(),
             owner=f"sampler-{number}",
             loaded_version=0,
         )
+
+    def _policy(self) -> FewStepPolicy | ManyStepPolicy:
+        pipeline = PipelineFolder.of(self.model)
+        unet: Any = trainable_unet(pipeline, self.model, seed=SEED)
+        parts: dict[str, Any] = {
+            "network": Denoiser(unet, self.precision),
+            "encode": pipeline.prompt_encoder(),
+            "take": lambda weights: load_arrays(unet, dict(weights)),
+            "schedule": pipeline.schedule,
+            "latent_shape": pipeline.latent_shape,
+            "group_size": MEMBERS,
+            "num_steps": self.model.num_steps,
+            "guidance_scale": self.model.guidance_scale,
+        }
+        if not self.model.is_few_step:
+            return ManyStepPolicy(**parts, keep=self._kept)
+        return FewStepPolicy(
+            **parts,
+            kind=pipeline.few_steps(),
+            guidance_dim=unet.config.time_cond_proj_dim,
+            num_scored=None if isinstance(self.settings, Lasro) else 1,
+        )
+
+    def _kept(self, seed: int) -> tuple[int, ...]:
+        """States of a long chain that a group keeps."""
+        if isinstance(self.settings, Sqdf):
+            return kept_states(seed, strata_of(self.settings, self.model.num_steps))
+        return ()
 
     def _reward_server(self, number: int) -> RewardServer:
         vae = PipelineFolder.of(self.model).vae()
