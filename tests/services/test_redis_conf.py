@@ -25,7 +25,7 @@ from tests.services.tls_files import write_tls_files
 
 pytestmark = pytest.mark.redis
 SHIPPED = Path(__file__).resolve().parents[2] / "deploy" / "redis"
-README = SHIPPED.parents[1] / "README.md"
+PAGE = SHIPPED.parent / "cluster.md"
 PASSWORD = "a-password"
 _STARTED_S = 30.0
 
@@ -178,8 +178,8 @@ def test_a_server_refuses_the_acl_file_while_its_placeholder_is_in_it(tmp_path: 
     assert "users.acl" in done.stdout + done.stderr
 
 
-def test_the_acl_file_gives_the_rights_that_the_readme_names() -> None:
-    (rule,) = (line for line in README.read_text().splitlines() if line.startswith("ACL SETUSER"))
+def test_the_acl_file_gives_the_rights_that_the_page_names() -> None:
+    (rule,) = (line for line in PAGE.read_text().splitlines() if line.startswith("ACL SETUSER"))
     shipped = (SHIPPED / "users.acl").read_text().splitlines()[2].split()
     assert set(rule.split()[5:]) <= set(shipped)
     assert {right for right in shipped if right.startswith("+")} <= set(rule.split())

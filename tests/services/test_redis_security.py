@@ -27,12 +27,12 @@ from buffer.redis_replay import RedisReplay, ReplaySettings
 
 pytestmark = pytest.mark.redis
 PASSWORD = "s3cret-pass"
-README = Path(__file__).resolve().parents[2] / "README.md"
+PAGE = Path(__file__).resolve().parents[2] / "deploy" / "cluster.md"
 
 
 def documented_rights() -> list[str]:
-    """The words of the README's ACL rule behind its password."""
-    [rule] = re.findall(r"^ACL SETUSER fleetune on >PASSWORD (.*)$", README.read_text(), re.M)
+    """The words of the page's ACL rule behind its password."""
+    [rule] = re.findall(r"^ACL SETUSER fleetune on >PASSWORD (.*)$", PAGE.read_text(), re.M)
     return rule.split()
 
 
