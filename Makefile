@@ -6,7 +6,7 @@
 # make check    ruff, its formatter, pyright
 # make bench    rates of the parts, beside plain ways of doing the same
 # make test-slow   tests that take minutes each
-# See the README for a cluster.
+# See deploy/cluster.md for a cluster.
 
 VENV   ?= .venv
 PYTHON ?= python3
