@@ -1,4 +1,4 @@
-"""What policy steps climb of a surrogate: its scores, and how its doubt counts.
+"""What policy steps maximise: the surrogate's scores, adjusted for its uncertainty.
 
 Samples of a policy that climbs a fitted score leave what the score was fitted to. A pessimist
 discounts what the score does not know, for a safe end; an optimist seeks it, so that the next

@@ -1,9 +1,10 @@
 """What a run that goes on must keep: settings that its samples, weights or scores are of.
 
 Compares what a run was begun with and what is given now, and looks at nothing of the run itself.
-The former is plain JSON, so that a file of another version can be compared; a setting that it lacks
-is not. What stands in no rule here may change: where processes run and how many, how they compute,
-what a step learns from what is there, and the arguments of rewards, as services move. A rule stands
+The former is plain JSON, so that a file of another version can be compared. Settings missing there
+are skipped, unless a rule has their value of before; any setting without a rule may change: where
+processes run and how many, how they compute, what a step learns from what is there, and the
+arguments of rewards, as services move. A rule stands
 here because the code would go on with a mixture, and say nothing or fail late.
 """
 

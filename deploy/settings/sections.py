@@ -99,7 +99,7 @@ class Actors(Section):
     """Sampler actors at the start of the run; `python -m deploy.fleet` scales them under way."""
     auto: tuple[Count, Count] | None = None
     """Least and most samplers between which their number follows what is measured; null: it stays
-    as it is told."""
+    as it is set."""
     group_size: Count = 6
     """Trajectories of one prompt that are compared with each other (N_s)."""
     groups_per_batch: Count = 1
@@ -126,7 +126,7 @@ class RewardFleet(Section):
     """Actors at the start of the run that compute this reward and nothing else."""
     auto: tuple[Count, Count] | None = None
     """Least and most of them, between which their number follows what is measured; null: it stays
-    as it is told."""
+    as it is set."""
     num_cpus: NonNegative = 1.0
     """Ray CPUs of one of them."""
     num_gpus: NonNegative = 0.0
@@ -144,11 +144,11 @@ class Reward(Section):
     """Factor of this reward in the sum that is trained on; 0 measures only."""
     scale: Literal["own", "standard"] = "own"
     """`standard`: before it is weighted, its mean is taken off and it is divided by its standard
-    deviation, both over the first samples of the untouched policy, so that weights compare rewards
+    deviation, both over the first samples of the original model, so that weights compare rewards
     of different sizes. Evaluation reports it as it is."""
     noise: NonNegative = 0.0
-    """Standard deviation of Gaussian noise on its labels, to study noisy queries; evaluation asks
-    the reward itself."""
+    """Standard deviation of Gaussian noise on its labels, to study noisy queries; evaluations add
+    none."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the reward's class."""
     fleet: RewardFleet | None = None
@@ -164,7 +164,7 @@ class Scoring(Section):
     """Server actors at the start of the run."""
     auto: tuple[Count, Count] | None = None
     """Least and most servers between which their number follows what is measured; null: it stays
-    as it is told."""
+    as it is set."""
     max_batch: Count = 96
     """Most images decoded and scored in one call."""
     timeout_s: Seconds = 60.0
@@ -202,13 +202,13 @@ class Replay(Section):
     """Size of their latents above which the oldest make room too; null: no such limit."""
     max_staleness: Whole | None = None
     """Cycles that samplers may be ahead of the learner: samples of a cycle are then made by a
-    policy that is at most so many versions old. 0: the learner waits while they are made; null: 1
-    with `pace: free`, so that they are made while it learns, and 0 with `lockstep`."""
+    policy that is at most so many versions old. 0: the learner waits while they are made; null: 1,
+    so that they are made while it learns, but 0 with `pace: lockstep` and for ppo and pso."""
     max_samples_per_insert: Annotated[float, Field(gt=0)] | None = None
     """Most often that a trajectory may be drawn on average; a method whose steps ask for more is
     refused at start. null: as often as they ask."""
     outage_s: Seconds = 120.0
-    """How long Redis may not answer before the run ends. Until then everybody waits and asks
+    """How long Redis may not answer before the run ends. Until then all processes wait and try
     again."""
     max_pending_records: Count = 512
     """Records that may wait for their reward before samplers pause."""
@@ -283,7 +283,7 @@ class HeldOutFalls(Section):
 
 
 class KlAbove(Section):
-    """Ends a run whose policy has moved too far from the untouched one."""
+    """Ends a run whose policy has moved too far from the original model."""
 
     kind: Literal["kl_above"]
     """Which rule this is."""
@@ -297,7 +297,7 @@ class DiversityBelow(Section):
     kind: Literal["diversity_below"]
     """Which rule this is."""
     share: Share = 0.7
-    """Least share of the untouched policy's diversity; a version below it is not kept either."""
+    """Least share of the original model's diversity; a version below it is not kept either."""
 
 
 StopRule = Annotated[HeldOutFalls | KlAbove | DiversityBelow, Field(discriminator="kind")]
@@ -320,17 +320,17 @@ class Evaluation(Section):
     rewards: dict[str, Metric] = Field(default_factory=dict)
     """Scores by name, such as `exact: {kind: shapes-exact}`."""
     diversity: Diversity = Diversity()
-    """Diversity at a fixed prompt; the KL to the untouched policy is measured on the same noise."""
+    """Diversity at a fixed prompt; the KL to the original model is measured on the same noise."""
     every_cycles: Count | None = None
-    """Cycles between two evaluations beside training; whoever trains waits for none, and one that
-    takes longer leaves the next out. null: only before and after."""
+    """Cycles between two evaluations beside training. Training never waits for them; one that
+    overruns makes the next be skipped. null: only before and after."""
     best_by: str | None = None
     """Score of an evaluation, such as `exact_2step`, whose highest value decides which evaluated
     version is the run's result; null: the last one is."""
     stop: StopRule | None = None
     """Rule that ends training early; null: none."""
     num_cpus: NonNegative = 0.0
-    """Ray CPUs of the evaluator; 0, as it mostly works when the others do not."""
+    """Ray CPUs of the evaluator; 0, since it mostly works while the others are idle."""
     num_gpus: NonNegative = 0.0
     """Ray GPUs of the evaluator."""
     node_labels: NodeLabels = Field(default_factory=dict)

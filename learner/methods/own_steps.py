@@ -161,7 +161,7 @@ class OwnSteps:
 
 
 def _tell_of_clip(cycle: int, *, is_all: bool) -> None:
-    """That the policy has stopped to learn, or does so again."""
+    """That the policy has stopped learning, or has resumed."""
     if is_all:
         log.warning(
             "cycle %d: every row of every update was beyond method.ratio_clip, where it has no "

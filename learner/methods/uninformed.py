@@ -6,7 +6,7 @@ rewards that fail now and then, hardly makes so many."""
 
 
 class NothingToLearnError(LookupError):
-    """What there is to learn from says of no picture how good it is beside others.
+    """The samples carry no learning signal: no picture ranks above another.
 
     Its text says why, and what to do.
     """

@@ -109,7 +109,7 @@ class Alternation(Cycles):
     surrogate_steps: Whole = 20
     """Surrogate steps of a cycle (n_s); 0: it stays as it was fitted before the first."""
     accuracy_brake: Share = 0.0
-    """Pair accuracy on fresh samples below which a cycle leaves its policy steps out; 0: never."""
+    """Skip policy steps while pair accuracy on fresh samples is below this; 0: never."""
 
     @property
     def learns_surrogate(self) -> bool:
@@ -126,7 +126,7 @@ class Climbing(Alternation):
     """What methods share that take a reward's own gradient, on models of many steps."""
 
     reward: Literal["surrogate", "decoded"] = "surrogate"
-    """What a policy step climbs: the latent surrogate's standard score, for any reward; or the
+    """What a policy step maximises: the latent surrogate's standard score, for any reward; or the
     rewards themselves on images decoded in the learner, which must be differentiable."""
     kl_reduce: Literal["sum", "mean", "sqdf"] = "sqdf"
     """Form of the KL: the true one, its mean over the latent, or twice that mean (the code of

@@ -15,7 +15,7 @@ class Draft(MicroBatched, Climbing):
     """Which method this is."""
     path: Literal["last", "renoised", "stopped"] = "last"
     """What the gradient goes through: the last steps (DRaFT-K); the last step, of a clean latent
-    that is noised again (DRaFT-LV); or one late call, whose clean latent is told at once (ReFL)."""
+    that is noised again (DRaFT-LV); or one late call that predicts the clean latent (ReFL)."""
     last_steps: Count = 1
     """K of `last`."""
     renoisings: Count = 2
@@ -25,11 +25,11 @@ class Draft(MicroBatched, Climbing):
     ceiling: Number | None = None
     """Reward above which nothing more is gained, as in ReFL's max(0, 2 − r); null: none."""
     alpha: NonNegative = 0.0
-    """Weight of the KL to the untouched policy; 0: none."""
+    """Weight of the KL to the original model; 0: none."""
     kl_over: Literal["path", "chain"] = "path"
     """Which steps' KL is summed: those of the reward's gradient; or all of the chain, by one more
-    state of each sample that stands for the steps which the path leaves out: one call more of the
-    policy and one of the untouched network. Without alpha there is none."""
+    state of each sample that stands for the steps outside the path, for one more call of the
+    policy and one of the original model. Without alpha there is none."""
     fresh: Share = 1.0
     """Share of a batch that starts from samples of the newest policy versions."""
 
@@ -50,13 +50,13 @@ class Draft(MicroBatched, Climbing):
         return range(num_steps - max(1, round(self.stopped_in * num_steps)), num_steps)
 
     def steps_beside(self, num_steps: int) -> range:
-        """Steps of the chain, its first, whose KL is told by a state of their own."""
+        """Steps of the chain, its first, whose KL is measured at a state of their own."""
         told = self.alpha > 0 and self.kl_over == "chain"
         return range(self.starts(num_steps).start if told else 0)
 
     def path_counts(self, num_steps: int) -> int:
-        """How often the KL of a path is added: a single call's for every step where it might have
-        been, and none of a latent that is noised again, where the chain's own steps are told."""
+        """Weight of the path's KL: 1 for the path itself; for `stopped`, the number of steps it
+        stands for; 0 for `renoised` when the chain's KL is added separately."""
         if self.kl_over == "path" or self.path == "last":
             return 1
         return len(self.starts(num_steps)) if self.path == "stopped" else 0

@@ -12,8 +12,8 @@ class Anchor(Section):
     """The distillation loss that keeps the policy a good image model."""
 
     data: Literal["generated", "none"] = "generated"
-    """What it distils on: of the untouched model's own images the best of each group by the reward,
-    or nothing (no anchor)."""
+    """What it distils on. `generated`: the best image of each group from the original model;
+    `none`: no anchor."""
     ratio: Positive | None = 0.3
     """Gradient norm of the anchor relative to the reward's; null: use `weight`."""
     weight: NonNegative | None = None

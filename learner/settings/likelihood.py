@@ -36,7 +36,7 @@ class Gors(Likelihood):
 
 
 class Dpo(Likelihood):
-    """Diffusion-DPO: a group's better picture against its worse, beside the untouched model."""
+    """Diffusion-DPO: a group's better picture against its worse, beside the original model."""
 
     kind: Literal["dpo"] = "dpo"
     """Which method this is."""

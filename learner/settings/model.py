@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from learner.settings.types import Count, NonNegative, Positive, Precision, Section
 
 FEW_STEPS = 8
-"""Most steps of a distilled model; what has more is a chain of small steps."""
+"""Largest step count of a distilled model; above it, the model is a many-step chain."""
 
 
 class Model(Section):
@@ -28,8 +28,8 @@ class Model(Section):
     width: Count | None = None
     """Their width."""
     teacher: str | None = None
-    """Multi-step pipeline that a model of few steps is held to: lasro needs it for its anchor, gors
-    for its loss."""
+    """Multi-step pipeline that a model of few steps was distilled from: lasro needs it for its
+    anchor, gors for its loss."""
     num_steps: Literal[1, 2, 3, 4, 8, 50] = 2
     """Sampling steps of the policy."""
     sampler: Literal["auto", "consistency", "ancestral"] = "auto"
@@ -38,8 +38,8 @@ class Model(Section):
     such a one and no LCM-LoRA is fused in."""
     guidance_scale: NonNegative = 1.0
     """Guidance w. Of many steps: classifier-free. Of few steps: embedded where the UNet has an
-    embedding for it, else of no effect on samples, and that of the teacher which the anchor or a
-    distillation loss asks."""
+    embedding for it, else of no effect on samples; and that of the teacher in the anchor or a
+    distillation loss."""
     trainable: Literal["lora", "full"] = "lora"
     """Train low-rank adapters of the UNet, or all its weights."""
     lora_rank: Count = 16
@@ -60,8 +60,8 @@ class Model(Section):
     of times: each shape is compiled when it first comes, which takes minutes for a large UNet, in
     every process. Needs a C++ compiler there."""
     text_cache_mb: Positive = 512.0
-    """Size of text states that a process keeps, of the prompts that it was asked for last; one of
-    Stable Diffusion takes 0.23 MB, one of SDXL 0.61."""
+    """Size of text states that a process keeps, those of the latest prompts; one of Stable
+    Diffusion takes 0.23 MB, one of SDXL 0.61."""
     text_encoders: Literal["stay", "retire"] = "stay"
     """`retire`: samplers, learner and evaluator encode all their prompts when they start and then
     free the memory that the text encoders take on their device."""

@@ -43,10 +43,10 @@ class Ppo(OnPolicy):
     advantage_clip: Positive = 5.0
     """Largest advantage, in deviations."""
     ratio_clip: Annotated[float, Field(gt=0, lt=1)] = 1e-4
-    """How far a step's ratio of probabilities may move before it counts no more; small, as its
+    """How far a step's ratio of probabilities may move before it no longer counts; small, as its
     logarithm is a mean over the latent."""
     alpha: NonNegative = 0.0
-    """Weight of the KL to the untouched policy (PPO with a KL); 0: none (DDPO)."""
+    """Weight of the KL to the original model (PPO with a KL); 0: none (DDPO)."""
     kl_reduce: Literal["sum", "mean", "sqdf"] = "mean"
     """Form of that KL; a mean over the latent is of the size of the ratio's logarithm."""
     last_call: bool = False
@@ -67,4 +67,4 @@ class Pso(OnPolicy):
     beta: Positive = 50.0
     """Sharpness of the preference."""
     ratio_clip: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """How far a step's ratio to the untouched policy may move before it counts no more."""
+    """How far a step's ratio to the original model may move before it no longer counts."""

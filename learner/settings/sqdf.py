@@ -17,11 +17,11 @@ class StateDraw(Section):
     """Which those are: one of each of as many parts of the chain, of equal weight by `times`; or
     those before the last steps, as DRaFT has it."""
     score_clean: bool = False
-    """Let samplers tell the clean latent of every kept state as well, and score it: more of what
-    the surrogate is asked about, for one call of the network each."""
+    """Also predict and score the clean latent of every kept state: more data like what the
+    surrogate is asked, for one network call each."""
     store_reference: bool = False
-    """Let samplers keep the untouched model's noise at every kept state, so that the learner calls
-    that model no more; each state then takes twice the bytes."""
+    """Let samplers keep the original model's noise at every kept state, so that the learner need
+    not call that model; each state then takes twice the bytes."""
     trajectories: Literal["uniform", "prioritised"] = "uniform"
     """How trajectories are drawn: all alike, or by the rank of their reward."""
     rank_exponent: NonNegative = 0.7
@@ -46,7 +46,7 @@ class StateDraw(Section):
 
 
 class Clean(Section):
-    """What the reward is asked about: a clean latent told from the state after a step."""
+    """How the rewarded clean latent is predicted from the state after a step."""
 
     by: Literal["consistency", "tweedie", "ddim"] = "consistency"
     """A consistency model in one call; or the reference model, by its expectation or by a few
@@ -74,11 +74,11 @@ class Sqdf(MicroBatched, Climbing):
     kind: Literal["sqdf"] = "sqdf"
     """Which method this is."""
     clean: Clean
-    """How a clean latent is told from a noisy one."""
+    """How a clean latent is predicted from a noisy one."""
     states: StateDraw = StateDraw()
     """Which replayed states the policy steps from."""
     alpha: NonNegative = 1.0
-    """Weight of the KL to the untouched policy."""
+    """Weight of the KL to the original model."""
     target_kl: Positive | None = None
     """True KL of a step, in nats, that alpha is steered towards; null: alpha stays."""
     discount: Annotated[float, Field(gt=0, le=1)] = 0.9

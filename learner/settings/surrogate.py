@@ -26,9 +26,9 @@ class Surrogate(Section):
     pessimism: NonNegative = 0.0
     """λ in mean − λ·std over the heads, which the policy maximises."""
     confidence: Literal["pessimistic", "bootstrap", "ucb"] = "pessimistic"
-    """What the policy climbs: `pessimistic`, the mean over the heads less their spread; for online
-    black-box optimisation `bootstrap`, the largest head, or `ucb`, the mean and a bonus for what
-    the labels tell little about."""
+    """What the policy maximises: `pessimistic`, the mean over the heads less their spread; for
+    online black-box optimisation `bootstrap`, the largest head, or `ucb`, the mean and a bonus for
+    what the labels say little about."""
     ucb_bonus: NonNegative = 1.0
     """Weight of that bonus, sqrt(φᵀ(Σφφᵀ + λI)⁻¹φ) of the last layer's features φ."""
     ucb_ridge: Positive = 1.0
@@ -43,7 +43,7 @@ class Surrogate(Section):
     batch_groups: Count = 32
     """Groups in one surrogate step."""
     timestep: Annotated[int, Field(ge=0, le=999)] = 0
-    """Diffusion time that the encoder is told; near 0 as its latents are clean."""
+    """Diffusion time that its network is given; near 0 as its latents are clean."""
     precision: Precision = "fp32"
     """What it computes in: bf16 is quicker where the device has it and far slower elsewhere; auto
     takes it where the device has it. Weights stay fp32."""
@@ -82,7 +82,7 @@ class Surrogate(Section):
 
 
 class Pretrain(Section):
-    """Fitting the surrogate to samples of the untouched policy."""
+    """Fitting the surrogate to samples of the original model."""
 
     groups: Count = 256
     """Groups that are sampled for it."""
