@@ -1,4 +1,4 @@
-"""The worked examples do what the README says of them."""
+"""The worked examples do what the pages say of them."""
 
 import threading
 import time
