@@ -35,6 +35,9 @@ import re
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 
+GROUP = "scorers"
+"""The one consumer group of `pending`."""
+
 NAMES = (
     "tickets",
     "versions",

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 from buffer.connection import connect, translated
 from buffer.errors import ReplayError, ReplayUnavailable
-from buffer.keys import NAMES, key
+from buffer.keys import GROUP, NAMES, key
+from buffer.replay_settings import MOST_QUARANTINED, PUT_SHARE
 from buffer.urls import masked
 
 log = logging.getLogger(__name__)
@@ -144,7 +145,14 @@ def stream_entries(answer: Any) -> Sequence[tuple[bytes, dict[bytes, bytes]]]:
 
 @functools.cache
 def _script_texts() -> dict[str, str]:
-    """Name -> script with the prelude before it."""
-    prelude = (_LUA / "prelude.lua").read_text("utf-8")
+    """Name -> script with the constants and the prelude before it."""
+    prelude = _constants() + (_LUA / "prelude.lua").read_text("utf-8")
     names = sorted(path.stem for path in _LUA.glob("*.lua") if path.stem != "prelude")
     return {name: prelude + (_LUA / f"{name}.lua").read_text("utf-8") for name in names}
+
+
+def _constants() -> str:
+    """What scripts share with this program, in Lua."""
+    return (
+        f"local GROUP, MOST_QUARANTINED, PUT_SHARE = '{GROUP}', {MOST_QUARANTINED}, {PUT_SHARE}\n"
+    )

@@ -12,6 +12,13 @@ from buffer.urls import urls_in
 
 Remover = Literal["oldest", "lowest_priority"]
 
+PUT_SHARE = 0.9
+"""Of a server's maxmemory; beyond it no groups are put. What is left is for scores, which make
+room."""
+MOST_QUARANTINED = 1000
+"""Failed records on one server beyond this number are forgotten, oldest first: their latents cost
+memory."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReplaySettings:

@@ -2,6 +2,7 @@
 --
 -- KEYS     as `NAMES` in buffer/keys.py
 -- ARGV[1]  prefix of the payload keys; a script's own arguments start at ARGV[2]
+-- Before it stand GROUP, MOST_QUARANTINED and PUT_SHARE, as `_constants` in buffer/redis_link.py
 --
 -- Rule for all scripts: the first write is one that a full server refuses (XADD, HSET, ZADD,
 -- HINCRBY). Redis refuses only before the first write, so a refused script has changed nothing.
@@ -9,9 +10,6 @@ local TICKETS, VERSIONS, LEASES, HOLDERS, OPEN = KEYS[1], KEYS[2], KEYS[3], KEYS
 local PENDING, ENTRIES, ATTEMPTS, LOG = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local LIVE, PLACES, PRIORITIES, GENERATIONS = KEYS[10], KEYS[11], KEYS[12], KEYS[13]
 local SIZES, COUNTS, QUARANTINE, REASONS = KEYS[14], KEYS[15], KEYS[16], KEYS[17]
-local GROUP = 'scorers'
--- Failed records beyond this number are forgotten, oldest first; their latents cost memory.
-local MOST_QUARANTINED = 1000
 
 local function now_ms()
   local time = redis.call('TIME')

@@ -1,13 +1,13 @@
 -- Store a ticket's group, whose payloads lie in keys that expire, and queue its records.
 -- ARGV     2 ticket; then for each record: id, key that holds its payload, bytes of it
 -- Returns  1, or 0 if the ticket is not leased (put already, or never issued); with nothing applied
---          an error OOM when 9/10 of the server's maxmemory are used, or LOST if a payload is gone
--- Invariant: a group is stored whole and once; whoever puts first wins. The last tenth is left to
---            commits, which make room.
+--          an error OOM when PUT_SHARE of the server's maxmemory is used, or LOST if a payload is gone
+-- Invariant: a group is stored whole and once; whoever puts first wins. The rest is left to commits,
+--            which make room.
 local memory = redis.call('INFO', 'memory')
 local most = tonumber(string.match(memory, '\nmaxmemory:(%d+)') or '0')
-if most > 0 and tonumber(string.match(memory, '\nused_memory:(%d+)')) > 0.9 * most then
-  return redis.error_reply('OOM command not allowed: 9/10 of maxmemory are used')
+if most > 0 and tonumber(string.match(memory, '\nused_memory:(%d+)')) > PUT_SHARE * most then
+  return redis.error_reply('OOM command not allowed: ' .. PUT_SHARE .. ' of maxmemory is used')
 end
 if not redis.call('ZSCORE', LEASES, ARGV[2]) then
   return 0
