@@ -33,7 +33,7 @@ class ReplayFull(ReplayError):  # noqa: N818
 
 
 class ReplayUnfit(ReplayError):  # noqa: N818
-    """The server is too old, a cluster, or set up to delete records by itself."""
+    """The server is too old, a cluster, deletes records by itself, or holds another run."""
 
 
 class EmbeddedServerError(ReplayError):

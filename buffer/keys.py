@@ -7,7 +7,7 @@ those of one run together.
 |----------------|------------|-------------------------------------------------------------------|
 | tickets        | hash       | `next`: first of this server's never issued; `limit`: first not   |
 |                |            | admitted; `shard`: `1/3` for the second of three servers;         |
-|                |            | `format` of the records                                           |
+|                |            | `format` of the records; `owner`: token of the run's last start   |
 | versions       | sorted set | `limit:version` by limit: tickets below have that policy version  |
 | leases         | sorted set | ticket by the server's time in ms at which its lease expires      |
 | holders        | hash       | ticket -> lease id, and lease id -> ticket                        |

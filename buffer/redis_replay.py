@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from buffer.codec import FORMAT_VERSION, NUM_SCORED_FIELD, encode_record, encode_scores
-from buffer.connection import check_connection, translated
-from buffer.errors import CodecError, ReplayError, ReplayUnfit
+from buffer.codec import NUM_SCORED_FIELD, encode_record, encode_scores
+from buffer.connection import check_connection
+from buffer.errors import CodecError, ReplayError
+from buffer.keys import GROUP
 from buffer.latent_reader import LatentReader
 from buffer.records import (
     MAX_REASON_BYTES,
@@ -34,12 +35,12 @@ from buffer.records import (
 )
 from buffer.redis_link import RedisLink, milliseconds, stream_entries
 from buffer.replay_settings import ReplaySettings
+from buffer.run_owner import Start, started, take_run, taken_over
 from buffer.salvage import entry_or_failed, record_name, record_named
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_GROUP = "scorers"
 _CHUNK = 1000
 """Records in one command: a longer one would keep others waiting."""
 _STAGED_S = 600
@@ -67,17 +68,21 @@ class RedisReplay:
         self._claims: dict[str, tuple[bytes, str]] = {}
 
     @classmethod
-    def connect(cls, settings: ReplaySettings) -> "RedisReplay":
-        """A replay on a server that was checked, with the run's queue made if it is not there.
+    def connect(cls, settings: ReplaySettings, start: Start | None = None) -> "RedisReplay":
+        """A replay on a server that was checked, and that is the start's from now on.
 
         Raises:
-            ReplayUnfit: the server may not be used, or holds another part of this run.
+            ReplayUnfit: the server may not be used, holds another part of this run, or the run is
+                another start's.
         """
         check_connection(settings.url, settings.timeout_s)
-        replay = cls(settings)
-        replay._take_place()
-        replay._make_queue()
+        replay = cls(started(settings, start))
+        replay.take(start)
         return replay
+
+    def take(self, start: Start | None, *, writes: bool = True) -> None:
+        """As `take_run` on this server."""
+        take_run(self._link, self.settings, start, writes=writes)
 
     def __reduce__(self) -> tuple[type["RedisReplay"], tuple[ReplaySettings]]:
         return RedisReplay, (self.settings,)
@@ -91,7 +96,12 @@ class RedisReplay:
         """As `Replay.admit`."""
         if not 0 <= limit <= MAX_TICKET or not 0 <= policy_version <= MAX_VERSION:
             raise ValueError(f"limit {limit} or policy_version {policy_version} is out of range")
-        self._link.run("admit", limit, policy_version)
+        try:
+            self._link.run("admit", limit, policy_version, self.settings.start)
+        except ReplayError as error:
+            if "TAKEN" not in str(error):
+                raise
+            raise taken_over(self._link, self.settings.run) from error
 
     def skip_to(self, ticket: int) -> None:
         """As `Replay.skip_to`."""
@@ -317,40 +327,6 @@ class RedisReplay:
     def _stride(self) -> tuple[int, int]:
         return self.settings.first_ticket(), self.settings.shards
 
-    def _take_place(self) -> None:
-        """Makes the server the shard that it is said to be, once and for all.
-
-        Raises:
-            ReplayUnfit: it is another one already, or a run's whose records have another format.
-        """
-        link, place = self._link, f"{self.settings.shard}/{self.settings.shards}"
-        if link.ask(lambda: link.client.hget(link.key("tickets"), "shard")) is None:
-            link.ask(lambda: link.client.hsetnx(link.key("tickets"), "format", FORMAT_VERSION))
-        written: Any = link.ask(lambda: link.client.hget(link.key("tickets"), "format"))
-        if written != str(FORMAT_VERSION).encode():
-            raise ReplayUnfit(
-                f"{link!r} holds a run whose records have format {(written or b'1').decode()}, and "
-                f"this program reads {FORMAT_VERSION}: go on with the program that began it, or "
-                "begin a run of another name"
-            )
-        link.ask(lambda: link.client.hsetnx(link.key("tickets"), "shard", place))
-        known: Any = link.ask(lambda: link.client.hget(link.key("tickets"), "shard"))
-        if known != place.encode():
-            raise ReplayUnfit(
-                f"{link!r} is server {_in_words(known)} and cannot be {_in_words(place.encode())}: "
-                "a run keeps the number and the order of its servers, and each of them needs a "
-                "server or a database of its own; go on as it began, or give it another name"
-            )
-
-    def _make_queue(self) -> None:
-        link = self._link
-        try:
-            with translated(self.settings.url):
-                link.client.xgroup_create(link.key("pending"), _GROUP, id="0", mkstream=True)
-        except ReplayError as error:
-            if "BUSYGROUP" not in str(error):
-                raise
-
     def _take_over(self, owner: str, max_records: int, lease_s: float) -> list[tuple[bytes, bytes]]:
         lease_ms, attempts = milliseconds(lease_s), self.settings.max_attempts
         found = self._link.run("takeover", owner, lease_ms, max_records, attempts)
@@ -365,7 +341,7 @@ class RedisReplay:
         link, block_ms = self._link, self._link.block_ms(block_s)
         where: Any = {link.key("pending"): ">"}
         answer = link.ask(
-            lambda: link.client.xreadgroup(_GROUP, owner, where, count=max_records, block=block_ms)
+            lambda: link.client.xreadgroup(GROUP, owner, where, count=max_records, block=block_ms)
         )
         return [(entry, fields.get(b"id", b"")) for entry, fields in stream_entries(answer)]
 
@@ -395,19 +371,13 @@ class RedisReplay:
         if entries:
             log.warning("%d entries of the queue name no record and are dropped", len(entries))
             link = self._link
-            link.ask(lambda: link.client.xack(link.key("pending"), _GROUP, *entries))
+            link.ask(lambda: link.client.xack(link.key("pending"), GROUP, *entries))
             link.ask(lambda: link.client.xdel(link.key("pending"), *entries))
 
     def _fail(self, record_id: str, reason: str, *, retry: bool, claim: tuple[bytes, str]) -> bool:
         short = reason.encode("utf-8", "replace")[:MAX_REASON_BYTES].decode("utf-8", "ignore")
         attempts = self.settings.max_attempts
         return int(self._link.run("fail", record_id, short, int(retry), attempts, *claim)) == 1
-
-
-def _in_words(place: bytes) -> str:
-    """'2 of 3', as a person counts, of '1/3'."""
-    number, _, count = place.decode("ascii", "replace").partition("/")
-    return f"{int(number) + 1} of {count}" if number.isdigit() else repr(place)
 
 
 def _chunks(items: Sequence[T]) -> Iterable[Sequence[T]]:

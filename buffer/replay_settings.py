@@ -34,6 +34,7 @@ class ReplaySettings:
         outage_s: a server that does not answer is asked again for so long.
         shard: the number of the server at `url` among all of the run, from 0.
         shards: how many these are.
+        start: token of the run's start that the process is of, `buffer.run_owner`; '' for a tool.
     """
 
     url: str = field(repr=False)
@@ -46,6 +47,7 @@ class ReplaySettings:
     outage_s: float = 0.0
     shard: int = 0
     shards: int = 1
+    start: str = ""
 
     def __post_init__(self) -> None:
         lowest = {"capacity_records": 1, "max_attempts": 1, "capacity_bytes": 0, "outage_s": 0}

@@ -23,6 +23,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from buffer.connection import check_connection
 from buffer.errors import ReplayUnavailable
 from buffer.records import (
     Counters,
@@ -38,16 +39,23 @@ from buffer.records import (
 )
 from buffer.redis_replay import RedisReplay
 from buffer.replay_settings import ReplaySettings
+from buffer.run_owner import Start, started
 from buffer.shards import Shards
 from buffer.urls import urls_in
 
 T = TypeVar("T")
 
 
-def connect_replay(settings: ReplaySettings) -> "RedisReplay | ShardedReplay":
-    """The replay on the one server that the settings name, or over all that they name."""
+def connect_replay(
+    settings: ReplaySettings, start: Start | None = None
+) -> "RedisReplay | ShardedReplay":
+    """The replay on the one server that the settings name, or over all that they name.
+
+    Args:
+        start: takes the run, so that nobody else goes on with it; None for a tool beside it.
+    """
     several = len(urls_in(settings.url)) > 1
-    return ShardedReplay.connect(settings) if several else RedisReplay.connect(settings)
+    return (ShardedReplay if several else RedisReplay).connect(settings, start)
 
 
 class ShardedReplay:
@@ -66,15 +74,22 @@ class ShardedReplay:
         self._counters: dict[int, Counters] = {}
 
     @classmethod
-    def connect(cls, settings: ReplaySettings) -> "ShardedReplay":
+    def connect(cls, settings: ReplaySettings, start: Start | None = None) -> "ShardedReplay":
         """A replay on servers that were checked: each can be used, and holds its part of the run.
+
+        None is taken before all were looked at: whoever is refused at one leaves no trace on the
+        others. Of two that begin at one time, the first at the first server goes on.
 
         Raises:
             ReplayUnfit: among others, where two URLs lead to one server.
         """
-        for each in settings.of_shards():
-            RedisReplay.connect(each).close()
-        return cls(settings)
+        replay = cls(started(settings, start))
+        for shard in replay._shards:
+            check_connection(shard.settings.url, settings.timeout_s)
+            shard.take(start, writes=False)
+        for shard in replay._shards:
+            shard.take(start)
+        return replay
 
     def __reduce__(self) -> tuple[type["ShardedReplay"], tuple[ReplaySettings]]:
         return ShardedReplay, (self.settings,)

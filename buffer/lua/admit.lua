@@ -1,7 +1,12 @@
 -- Allow tickets below a limit and fix the policy version of those that are new.
--- ARGV     2 limit, 3 policy version
--- Returns  1 if the limit rose, else 0
+-- ARGV     2 limit, 3 policy version, 4 token of the start that admits, '' for a tool
+-- Returns  1 if the limit rose, else 0; an error TAKEN, with nothing applied, if the run is owned by
+--          another start
 -- Invariant: limits and versions of earlier tickets never change.
+local owner = redis.call('HGET', TICKETS, 'owner')
+if ARGV[4] ~= '' and owner and owner ~= ARGV[4] then
+  return redis.error_reply('TAKEN by ' .. owner)
+end
 local limit = tonumber(ARGV[2])
 local old = tonumber(redis.call('HGET', TICKETS, 'limit') or '0')
 if limit <= old then

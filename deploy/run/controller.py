@@ -52,7 +52,6 @@ from deploy.run.parts import RunParts
 from deploy.run.ranks import Ranks, RunFailedError, on_nodes
 from deploy.run.replay_servers import (
     ReplayServerHost,
-    instead_of_old_run,
     out_of_reach,
     replay_settings,
     server_folders,
@@ -290,13 +289,8 @@ class Controller:
         """The run's replay, on the servers that are given or on its own."""
         config = self._config
         urls = config.redis_url(self._environ) or self._start_servers(stack)
-        replay = connect_replay(replay_settings(config, urls))
+        replay = connect_replay(replay_settings(config, urls), self._folder.replay_start)
         stack.callback(replay.close)
-        if not self._resume and replay.counters().issued:
-            raise RunFailedError(
-                f"Redis already holds records of a run named {config.name!r}: "
-                + instead_of_old_run(config.name)
-            )
         if gone := replay.shrink():
             log.warning("%d records above the capacity are evicted", gone)
         return replay

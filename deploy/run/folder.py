@@ -5,9 +5,11 @@ import json
 import logging
 import os
 import secrets
+import socket
 from pathlib import Path
 from typing import Any
 
+from buffer.run_owner import Start
 from deploy.run.curves import read_points
 from deploy.run.files import (
     BEFORE_FILE,
@@ -15,6 +17,7 @@ from deploy.run.files import (
     CONFIG_FILE,
     LOCK_FILE,
     METRICS_FILE,
+    REPLAY_FILE,
     SUMMARY_FILE,
 )
 from deploy.run.folder_lock import hold, is_held
@@ -35,6 +38,7 @@ class RunFolder:
     Attributes:
         checkpointed_cycle: of a run that is taken up again, cycles behind its newest checkpoint,
             less one: the last step whose curves count; None: there is no checkpoint.
+        replay_start: by which the replay knows whose it is, once the folder is open.
     """
 
     checkpointed_cycle: int | None = None
@@ -42,6 +46,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
         self.shared = SharedFolder(self.path, secrets.token_hex(8))
+        self.replay_start: Start | None = None
 
     def problem(self, *, resume: bool) -> str | None:
         """Why a run cannot begin or go on here; None: it can. Changes nothing."""
@@ -101,6 +106,7 @@ class RunFolder:
                 # Not before: whoever had the lock until now may have changed what lies there.
                 if resume:
                     self._take_up(config)
+                self.replay_start = self._next_start(is_new=not resume)
                 write_whole(self.path / CONFIG_FILE, config.to_json())
                 on_error.pop_all()
         except OSError as error:
@@ -111,6 +117,26 @@ class RunFolder:
             raise ConfigError(changed, f"the run in {self.path}")
         if newest := checkpoint.newest(self.path):
             self.checkpointed_cycle = checkpoint.place_of(newest)[0] - 1
+
+    def _next_start(self, *, is_new: bool) -> Start:
+        """One more start, written down before the replay hears of it.
+
+        Raises:
+            ValueError: the list of earlier ones is damaged.
+        """
+        path, former = self.path / REPLAY_FILE, []
+        if not is_new and path.exists():
+            try:
+                former = [str(token) for token in json.loads(path.read_text())["starts"]]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{path}, the starts of the run, cannot be read: {error!r}. Put it back; "
+                    f"without it the run goes on only where Redis holds nothing of {self.path.name}"
+                ) from error
+        where = f"{socket.gethostname()}:{self.path}".encode("ascii", "backslashreplace").decode()
+        token = f"{where} ({self.shared.start})"
+        write_whole(path, json.dumps({"starts": [*former, token]}, indent=2))
+        return Start(token=token, former=former, is_new=is_new)
 
     def is_held(self) -> bool:
         """Whether a driver is at work here; not noticed on a file system without locks."""

@@ -87,26 +87,32 @@ def replay_settings(config: RunConfig, urls: str) -> ReplaySettings:
 
 
 def refuse_old_run(config: RunConfig, urls: str) -> None:
-    """Makes sure that servers hold no records of a run of this name; changes nothing there.
+    """Makes sure that servers hold no run of this name, or records of one; changes nothing there.
 
     Raises:
         ValueError: they do.
         ReplayError: they do not answer.
     """
-    held = 0
+    held, owner = 0, None
     for url in urls_in(urls):
         with contextlib.closing(connect(url, timeout_s=5.0)) as client, translated(url):
             found: Any = client.hget(key(config.name, "counts"), "issued")
             held += int(found or 0)
+            owner = owner or client.hget(key(config.name, "tickets"), "owner")
     if held:
         raise ValueError(
             f"there are {held:,} records of a run named {config.name!r} already: "
-            + instead_of_old_run(config.name)
+            + _instead_of_old_run(config.name)
+        )
+    if isinstance(owner, bytes):
+        raise ValueError(
+            f"a run named {config.name!r} has begun there already, last started by "
+            f"{owner.decode('utf-8', 'replace')}: {_instead_of_old_run(config.name)}"
         )
 
 
-def instead_of_old_run(name: str) -> str:
-    """What to do where servers hold records of a run of this name."""
+def _instead_of_old_run(name: str) -> str:
+    """What to do where servers hold a run of this name."""
     return (
         "continue that one with --resume, give this one another name, or remove them by python -m "
         f"deploy.erase {name}"
