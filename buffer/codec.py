@@ -104,6 +104,11 @@ def decode_latent(data: bytes, place: tuple[str, int] = ("", 0)) -> np.ndarray:
     return latent
 
 
+def latent_frame_bytes(values: int) -> int:
+    """Size of the frame of a latent of so many numbers, C·H·W."""
+    return _PREFIX.size + _SHAPE.size + values * _FP16_DTYPE.itemsize
+
+
 def encode_record(record: Record) -> dict[bytes, bytes]:
     """The fields of a record's hash: header, number of scored latents, one field per latent."""
     latents = {

@@ -252,14 +252,12 @@ class RedisReplay:
             admitted, issued, leased, open_tickets, issued - leased - open_tickets, *records
         )
 
-    def quarantined(self, max_records: int) -> list[Quarantined]:
+    def quarantined(self, max_records: int | None = None) -> list[Quarantined]:
         """As `Replay.quarantined`."""
-        link = self._link
+        link, last = self._link, -1 if max_records is None else max_records - 1
 
         def question() -> list[Any]:
-            found: Any = link.client.zrevrange(
-                link.key("quarantine"), 0, max_records - 1, withscores=True
-            )
+            found: Any = link.client.zrevrange(link.key("quarantine"), 0, last, withscores=True)
             names = [name for name, _ in found]
             reasons = link.client.hmget(link.key("reasons"), names) if names else []
             sizes = link.client.hmget(link.key("sizes"), names) if names else []

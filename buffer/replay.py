@@ -158,8 +158,11 @@ class Replay(Protocol):
         """All counts at one instant."""
         ...
 
-    def quarantined(self, max_records: int) -> list[Quarantined]:
-        """Failed records, newest first. The newest 1,000 are kept, with their latents."""
+    def quarantined(self, max_records: int | None = None) -> list[Quarantined]:
+        """Failed records, newest first; None for all that are kept, with their latents.
+
+        Each server keeps its newest `replay_settings.MOST_QUARANTINED`.
+        """
         ...
 
     def release(self, record_ids: Sequence[str]) -> int:

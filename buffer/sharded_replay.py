@@ -241,7 +241,7 @@ class ShardedReplay:
         admitted = min(counts.admitted for counts in self._counters.values())
         return dataclasses.replace(sums, admitted=admitted)
 
-    def quarantined(self, max_records: int) -> list[Quarantined]:
+    def quarantined(self, max_records: int | None = None) -> list[Quarantined]:
         """As `Replay.quarantined`."""
         found = itertools.chain(
             *self._shards.settle_all(lambda shard: shard.quarantined(max_records))

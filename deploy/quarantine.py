@@ -5,8 +5,8 @@
     python -m deploy.quarantine runs/mine --release all                # and all
 
 Works beside a run, and on a run that is over, whose records the next start with --resume scores.
-The replay keeps the newest 1,000 with their latents. Exit status: 0, or 2 if something given is
-wrong.
+Each of its servers keeps the newest 1,000 with their latents (`MOST_QUARANTINED` in
+buffer/replay_settings.py). Exit status: 0, or 2 if something given is wrong.
 """
 
 import argparse
@@ -27,8 +27,6 @@ from buffer.sharded_replay import connect_replay
 from deploy.run.files import CONFIG_FILE
 from deploy.run.replay_servers import replay_settings, server_folders
 from deploy.settings.run_config import config_from_json
-
-_MOST = 10_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,7 +73,7 @@ def opened(folder: Path, environ: Mapping[str, str]) -> Iterator[Replay]:
 
 
 def _listed(replay: Replay) -> str:
-    records = replay.quarantined(_MOST)
+    records = replay.quarantined()
     if not records:
         return "no record is in quarantine"
     reasons = Counter(record.reason for record in records)
@@ -97,7 +95,7 @@ def _released(replay: Replay, names: Sequence[str]) -> str:
     """`all`, or every id that is given; one that is no id at all ends it before any is released."""
     wanted = list(names)
     if wanted == ["all"]:
-        wanted = [record.record_id for record in replay.quarantined(_MOST)]
+        wanted = [record.record_id for record in replay.quarantined()]
     for name in wanted:
         parse_record_id(name)
     count = replay.release(wanted)

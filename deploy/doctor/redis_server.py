@@ -2,21 +2,19 @@
 
 from collections.abc import Iterator, Mapping
 
+from buffer.codec import latent_frame_bytes
 from buffer.connection import ServerFacts
+from buffer.replay_settings import PUT_SHARE
 from buffer.urls import masked, urls_in
 from deploy.doctor.units import in_bytes
 from deploy.run.policy_build import kept_strata
 from deploy.settings.run_config import RunConfig
 from learner.settings.sqdf import Sqdf
 
-_LATENT_BYTES = 2
-"""Latents are stored as float16."""
-_FRAME_BYTES = 26
-"""Of a latent's frame beside its numbers, and of Redis' string that holds it."""
+_STRING_BYTES = 10
+"""Of Redis' string beside the latent's frame that it holds."""
 _RECORD_BYTES = 3000
 """Of a record beside its latents: header, log and index entries, and Redis' own of all these."""
-_FOR_PUTS = 0.9
-"""Of a server's memory; the rest is left to scores, as `buffer/lua/put.lua` has it."""
 
 
 def latents_kept(config: RunConfig) -> int:
@@ -36,8 +34,8 @@ def replay_bytes(config: RunConfig, latent_values: int) -> int:
     Args:
         latent_values: numbers of one latent, C·H·W.
     """
-    payload = latents_kept(config) * latent_values * _LATENT_BYTES
-    latent = _allocated(latent_values * _LATENT_BYTES + _FRAME_BYTES)
+    frame = latent_frame_bytes(latent_values)
+    payload, latent = latents_kept(config) * frame, _allocated(frame + _STRING_BYTES)
     kept = config.replay.capacity_groups * config.actors.group_size
     if config.capacity_bytes:
         kept = min(kept, -(-config.capacity_bytes // payload))
@@ -73,7 +71,8 @@ def redis_findings(facts: ServerFacts, needed_bytes: int, where: str) -> Iterato
     if facts.is_replica:
         yield f"{told} is a replica, which takes no writes: give the URL of its primary"
     if facts.maxmemory:
-        limit, by = int(_FOR_PUTS * facts.maxmemory), "maxmemory less a tenth for scores"
+        limit = int(PUT_SHARE * facts.maxmemory)
+        by = f"maxmemory less {1 - PUT_SHARE:.0%} for scores"
     else:  # a rewrite of the file holds what changes twice
         limit, by = facts.total_memory // 2, "half of its machine's memory"
     left = max(0, limit - facts.used_memory)

@@ -16,6 +16,7 @@ from actors.fleet import FleetGaveUpError
 from buffer.errors import ReplayError, ReplayUnavailable
 from buffer.records import Counters
 from buffer.replay import Replay
+from buffer.replay_settings import MOST_QUARANTINED
 from deploy.callbacks import Callbacks
 from deploy.evaluation.monitor import Monitor
 from deploy.fleet.fleets import Fleets
@@ -221,7 +222,7 @@ def check_failures(config: RunConfig, replay: Replay, before: Counters, now: Cou
 
 def failure_reasons(replay: Replay, *, at_most: int) -> dict[str, int]:
     """How often each reason stands among the newest quarantined records; most frequent first."""
-    reasons = Counter(record.reason for record in replay.quarantined(1000))
+    reasons = Counter(record.reason for record in replay.quarantined(MOST_QUARANTINED))
     return dict(reasons.most_common(at_most))
 
 

@@ -43,7 +43,7 @@ def test_a_server_too_small_for_the_replay_is_found(kept: EmbeddedServer) -> Non
     small = load_config(PRESET, ["name=n"])
     assert list(examine_servers(small, environ, 256)) == []
     (finding,) = examine_servers(small, environ, 4 * 128 * 128)
-    assert "of 230.4 MiB, maxmemory less a tenth for scores" in finding
+    assert "of 230.4 MiB, maxmemory less 10% for scores" in finding
 
 
 @pytest.fixture
