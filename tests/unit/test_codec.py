@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from buffer.codec import (
-    decode_entry,
     decode_header,
     decode_latent,
     decode_record,
@@ -23,17 +22,16 @@ from buffer.codec import (
     encode_latent,
     encode_record,
     encode_scores,
+    latent_frame_bytes,
 )
 from buffer.errors import CodecError
 from buffer.records import (
-    EvictedEntry,
-    FailedEntry,
-    IndexEntry,
     Record,
     Scores,
     check_latent,
     record_id,
 )
+from tests.unit.codec_examples import RECORD, SCORES
 
 finite_fp16 = st.floats(width=16, allow_nan=False, allow_infinity=False)
 latent_shapes = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))
@@ -79,34 +77,12 @@ def large_with(odd: float) -> np.ndarray:
     return latent
 
 
-RECORD = Record(
-    record_id="0000000007.001",
-    ticket=7,
-    member=1,
-    prompt="a red circle",
-    policy_version=3,
-    seed=5,
-    steps=(1, 2),
-    scored=(0, 1),
-    latents=tuple(np.arange(24, dtype=np.float16).reshape(2, 1, 3, 4)),
-    sampler="sampler-2.0",
-)
-SCORES = Scores({"jpeg": (0.5, 0.25), "shapes": (1.0, -2.0)})
 FRAMES: list[tuple[bytes, Callable[[bytes], Any]]] = [
     (encode_header(RECORD), decode_header),
     (encode_latent(RECORD.latents[0]), decode_latent),
     (encode_scores(SCORES), decode_scores),
 ]
 frames = pytest.mark.parametrize(("frame", "decode"), FRAMES, ids=["header", "latent", "scores"])
-COMMITTED = {
-    b"k": b"c",
-    b"id": RECORD.record_id.encode(),
-    b"h": encode_header(RECORD),
-    b"s": encode_scores(SCORES),
-    b"b": b"reward-0.1",
-    b"q": b"1700000000123",
-    b"a": b"1700000001456",
-}
 
 
 def sealed(magic: bytes, body: bytes) -> bytes:
@@ -323,61 +299,10 @@ def test_latents_of_different_shapes_are_refused() -> None:
         decode_record({**encode_record(RECORD), b"1": other})
 
 
-def test_a_committed_entry_joins_header_and_rewards() -> None:
-    entry = decode_entry(b"17-2", COMMITTED)
-    assert isinstance(entry, IndexEntry)
-    assert (entry.position, entry.record_id, entry.rewards) == (
-        "17-2",
-        RECORD.record_id,
-        SCORES.rewards,
-    )
-    assert (entry.sampler, entry.scorer) == ("sampler-2.0", "reward-0.1")
-    assert (entry.queued_ms, entry.committed_ms) == (1700000000123, 1700000001456)
-
-
-def test_a_failed_entry_has_its_reason() -> None:
-    fields = {b"k": b"f", b"id": b"0000000007.001", b"reason": "kaputt: ü".encode()}
-    entry = decode_entry(b"17-2", fields)
-    assert entry == FailedEntry(
-        position="17-2", record_id="0000000007.001", ticket=7, member=1, reason="kaputt: ü"
-    )
-
-
-def test_an_evicted_entry_names_its_records() -> None:
-    entry = decode_entry(b"17-2", {b"k": b"e", b"ids": b"0000000007.001 0000000008.000"})
-    names = ("0000000007.001", "0000000008.000")
-    assert entry == EvictedEntry(position="17-2", record_ids=names)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {b"k": b"x"},
-        {b"k": b"e"},
-        {b"k": b"e", b"ids": b""},
-        {b"k": b"e", b"ids": b"0000000007.001  0000000008.000"},
-        {b"k": b"e", b"ids": b"7.1"},
-        {b"k": b"e", b"ids": b"0000000007.001", b"more": b""},
-        {b"k": b"f", b"id": b"7.1", b"reason": b""},
-        {b"k": b"f", b"id": b"0000000007.001", b"reason": b"\xff"},
-        {**COMMITTED, b"s": encode_scores(Scores({"a": (1.0,)}))},
-        {**COMMITTED, b"id": b"0000000099.000"},
-        {**COMMITTED, b"q": b"-1"},
-        {**COMMITTED, b"a": b"1" * 16},
-        {**COMMITTED, b"b": b"x" * 201},
-        {**COMMITTED, b"b": b"\xff"},
-        {name: data for name, data in COMMITTED.items() if name != b"id"},
-    ],
-)
-def test_a_malformed_log_entry_is_refused(fields: dict[bytes, bytes]) -> None:
-    with pytest.raises(CodecError):
-        decode_entry(b"17-2", fields)
-
-
-def test_a_malformed_position_is_refused() -> None:
-    with pytest.raises(CodecError):
-        decode_entry(b"17", {b"k": b"e", b"ids": b"0000000007.001"})
+@given(latents)
+@settings(deadline=None)
+def test_the_size_of_a_latents_frame_is_known_before_it_is_made(latent: np.ndarray) -> None:
+    assert len(encode_latent(latent, ("0000000007.001", 1))) == latent_frame_bytes(latent.size)
 
 
 @pytest.mark.parametrize(
