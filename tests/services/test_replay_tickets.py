@@ -98,6 +98,20 @@ def test_skipped_tickets_are_never_issued(replay: RedisReplay) -> None:
     assert (ticket.number, ticket.policy_version) == (40, 5)
 
 
+def test_a_lease_of_a_skipped_ticket_ends_and_its_group_is_dropped(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    replay.admit(limit=2, policy_version=0)
+    tickets = [replay.lease_ticket("a", lease_s=LEASE_S) for _ in range(2)]
+    held = next(ticket for ticket in tickets if ticket and ticket.number == 0)
+    replay.skip_to(1)
+    assert not replay.renew_ticket(held, lease_s=LEASE_S)
+    assert not replay.put_group(0, make_group(0))
+    assert replay.put_group(1, make_group(1))
+    now = replay.counters()
+    assert (now.issued, now.leased, now.open_tickets, now.progress) == (2, 0, 1, 1)
+
+
 @one_server
 def test_a_lease_command_that_comes_after_the_lease_ran_out_takes_nothing_back(
     replay: RedisReplay,
