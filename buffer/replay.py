@@ -34,9 +34,10 @@ class Replay(Protocol):
         ...
 
     def skip_to(self, ticket: int) -> None:
-        """Never issue tickets below `ticket` (resuming on an empty store). Atomic, idempotent.
+        """Never issue tickets below `ticket`, again either. Atomic, idempotent.
 
-        They count as progress.
+        For a learner that resumes on a store that lost what came before: the tickets count as
+        progress, unless their group is there and waits for its scores.
         """
         ...
 
@@ -44,7 +45,9 @@ class Replay(Protocol):
         """The lowest expired ticket, else the next new one. Atomic.
 
         None: nothing is admitted now. The lease ends with `put_group`, or by itself after
-        `lease_s` of the server's clock, and then another owner gets the ticket.
+        `lease_s` of the server's clock, and then another owner gets the ticket. All callers of a
+        run ask for leases alike: one that ends much later is taken for older than a step of the
+        clock, and ends.
         """
         ...
 

@@ -2,13 +2,18 @@
 -- ARGV     2 lease id, 3 lease in ms, 4 first ticket of this server, 5 from one to its next
 -- Returns  {ticket, policy version}, or nil if none may be issued; an error DAMAGED, with nothing
 --          applied, if the version is not there
--- Invariant: a ticket has one holder; it leaves `leases` only by put.lua. The same lease id twice
---            (a command sent again) gives the same ticket.
+-- Invariant: a ticket has one holder; it leaves `leases` only by put.lua and skip.lua. The same
+--            lease id twice (a command sent again) gives the same ticket. Leases of a run are alike:
+--            one that ends later than two of them was given before the clock stepped back, and has
+--            expired. Whoever is at work on it still may be the first to put.
 local now = now_ms()
 local number = tonumber(redis.call('HGET', HOLDERS, ARGV[2]) or '')
 if not number then
-  for _, ticket in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', string.format('%d', now))) do
-    number = math.min(number or tonumber(ticket), tonumber(ticket))
+  local latest = string.format('(%d', now + 2 * tonumber(ARGV[3]))
+  for _, range in ipairs({{'-inf', string.format('%d', now)}, {latest, '+inf'}}) do
+    for _, ticket in ipairs(redis.call('ZRANGEBYSCORE', LEASES, range[1], range[2])) do
+      number = math.min(number or tonumber(ticket), tonumber(ticket))
+    end
   end
 end
 local fresh = false

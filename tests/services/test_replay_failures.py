@@ -7,6 +7,7 @@ import pytest
 from buffer.index import LogIndex
 from buffer.records import START, FailedEntry
 from buffer.redis_replay import RedisReplay
+from buffer.replay_settings import MOST_QUARANTINED
 from tests.services.replay_calls import (
     SHORT_S,
     MakeGroup,
@@ -141,3 +142,18 @@ def test_a_released_record_that_is_damaged_is_quarantined_again(
     assert claim(replay) == []
     assert replay.counters().failed == 1
     assert_balanced(replay)
+
+
+@one_server
+def test_the_oldest_of_too_many_quarantined_records_go_with_their_latents(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    put(replay, [make_group(ticket, size=100) for ticket in range(MOST_QUARANTINED // 100 + 1)])
+    records = claim(replay, max_records=MOST_QUARANTINED + 2)
+    for record in records:
+        replay.fail(record.record_id, "boom", retry=False)
+    names = [record.record_id for record in records]
+    assert {failed.record_id for failed in replay.quarantined()} == set(names[2:])
+    assert len(replay.quarantined(3)) == 3
+    assert replay.release(names[:3]) == 1
+    assert replay.read_latents([(name, 0) for name in names[:2]]) == [None, None]
