@@ -79,13 +79,13 @@ class RedisLink:
                 with translated(self._url):
                     return question()
             except ReplayUnavailable as error:
+                # The address may lead to another server by now; who gives up here asks again later.
+                self.client.connection_pool.disconnect(inuse_connections=False)
                 left_s = begun + self._outage_s - time.monotonic()
                 if left_s <= 0:
                     raise
                 attempt += 1
                 log.warning("the replay does not answer; %.0f s are left: %s", left_s, error)
-                # The address may lead to another server by now.
-                self.client.connection_pool.disconnect(inuse_connections=False)
                 time.sleep(min(left_s, 0.1 * 2 ** min(attempt, 5)))
 
     def ask_each(self, fill: Callable[[Any], object]) -> list[Any]:
