@@ -112,16 +112,17 @@ def _fit_server(info: Mapping[str, object], where: str) -> str:
     return f"{name} {version}"
 
 
-_PASSING = "MISCONF", "NOREPLICAS", "UNBLOCKED", "READONLY", "MASTERDOWN"
-"""Of a server that takes no writes for now: its disk is full, or its role changes."""
+_PASSING = "MISCONF", "NOREPLICAS", "UNBLOCKED", "READONLY", "MASTERDOWN", "BUSY"
+"""Of a server that takes no writes for now: its disk is full, its role changes, or a script of
+somebody else takes long."""
 # Up to 6.2 an error inside a script stands behind where it arose: "ERR Error running script
 # (call to f_…): @user_script:2: @user_script: 2: -MISCONF …".
 _PLACE = re.compile(r"@user_script: ?\d+: -?")
 
 
 def _translate(error: RedisError, where: str) -> ReplayError:
-    text = str(error)
-    code = _PLACE.split(text)[-1].partition(" ")[0]
+    text = _PLACE.split(str(error))[-1]
+    code = text.partition(" ")[0]
     denied = isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError)
     if denied or any(word in text for word in _DENIED):
         return ReplayAccessDenied(f"{where} refused the user, its password or a command: {text}")
