@@ -1,8 +1,10 @@
 -- Allow tickets below a limit and fix the policy version of those that are new.
 -- ARGV     2 limit, 3 policy version, 4 token of the start that admits, '' for a tool
--- Returns  1 if the limit rose, else 0; an error TAKEN, with nothing applied, if the run is owned by
---          another start
--- Invariant: limits and versions of earlier tickets never change.
+-- Returns  1 if the limit rose, else 0; with nothing applied an error TAKEN if the run is owned by
+--          another start, or NOGROUP if the server has lost it
+-- Invariant: limits and versions of earlier tickets never change. A server that lost the run does not
+--            issue its tickets from the first one again.
+redis.call('XPENDING', PENDING, GROUP)
 local owner = redis.call('HGET', TICKETS, 'owner')
 if ARGV[4] ~= '' and owner and owner ~= ARGV[4] then
   return redis.error_reply('TAKEN by ' .. owner)

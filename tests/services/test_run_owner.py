@@ -8,7 +8,7 @@ import pytest
 
 from buffer.connection import connect
 from buffer.embedded import EmbeddedServer
-from buffer.errors import ReplayUnfit
+from buffer.errors import ReplayUnavailable, ReplayUnfit
 from buffer.replay_settings import ReplaySettings
 from buffer.run_owner import Start
 from buffer.sharded_replay import connect_replay
@@ -133,6 +133,22 @@ def test_a_tool_beside_a_run_neither_takes_it_nor_is_refused(starting: Starting)
     first = starting(FIRST)
     starting(None).admit(limit=1, policy_version=0)
     first.admit(limit=2, policy_version=0)
+
+
+@several_servers
+def test_a_server_that_lost_its_part_admits_nothing_until_the_run_is_resumed(
+    starting: Starting, urls: list[str]
+) -> None:
+    first = starting(FIRST)
+    first.admit(limit=6, policy_version=0)
+    wiped(urls[1])
+    with pytest.raises(ReplayUnavailable, match="has lost this run's keys"):
+        first.admit(limit=9, policy_version=1)
+    assert sorted(leased(first, 20)) == [0, 2, 3, 5, 6, 8]
+    again = starting(AGAIN)
+    again.skip_to(9)
+    again.admit(limit=12, policy_version=1)
+    assert sorted(leased(again, 20)) == [9, 10, 11]
 
 
 @several_servers
