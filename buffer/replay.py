@@ -1,6 +1,6 @@
 """The replay as its users see it: tickets in, records through, entries and slices out.
 
-    ticket   admit ─► lease ─► put                       controller, samplers
+    ticket   admit ─► lease ─► put                       learner, samplers
     record            put ─► claim ─► commit | fail      samplers, reward servers
     log                       commit, fail, evict ─► tail ─► read_latents        learner
     failed                    quarantined ─► release ─► claim ...                a person
@@ -66,8 +66,8 @@ class Replay(Protocol):
         """Store a ticket's whole group and queue it for scoring. Atomic, idempotent by ticket.
 
         False: the group was there already and this one is dropped (a late duplicate, or this very
-        call sent twice), or the ticket was never issued. `ReplayFull` is raised when nine tenths
-        of the server's memory are used: commits, which make room, still go through.
+        call sent twice), or the ticket was never issued. `ReplayFull` is raised when `PUT_SHARE` of
+        the server's memory is used: commits, which make room, still go through.
         """
         ...
 
@@ -134,26 +134,28 @@ class Replay(Protocol):
         """New priorities of live records, by id; returns how many were changed. Atomic, idempotent.
 
         A record keeps the priority of the highest generation (the learner's step, say): a call
-        that comes late, or twice, changes nothing, and a record that is gone stays gone.
+        that comes late, or twice, changes nothing, and a record that is gone stays gone. For a
+        recipe that draws or removes by priority, as `deploy.bench` does; no method of ours does.
         """
         ...
 
     def priorities(self) -> dict[str, float]:
-        """Of all live records: 1 where none was set. For a learner that starts again."""
+        """Of all live records: 1 where none was set. For such a recipe when it starts again."""
         ...
 
     def consume(self, below_ticket: int) -> int:
         """Evict all live records of smaller tickets; returns how many. Idempotent.
 
-        On-policy methods call it once a checkpoint no longer needs them.
+        For a recipe that needs the room of what it never draws again. No method of ours does: those
+        that draw a round once find it by its tickets, and leave eviction to the capacity.
         """
         ...
 
     def shrink(self) -> int:
         """Evict what is above the capacity, as the next commit would; returns how many records.
 
-        A server that is full takes nothing that could be committed: so a smaller capacity makes
-        room there.
+        For a run that is resumed: a server that is full takes nothing that could be committed, so
+        a smaller capacity must make room at once.
         """
         ...
 

@@ -10,6 +10,7 @@ Capacity and throughput grow with the servers, and one may be away while the oth
 | leases and claims to be renewed, leases to be ended      | nothing: it gives them to nobody   |
 | all, again and again: limits to rise, the log, counts    | nothing, for `outage_s`            |
 | those that hold it: groups, scores, latents, priorities  | it is waited for, up to `outage_s` |
+| all, once: tickets to be skipped, eviction, quarantine   | it is waited for, up to `outage_s` |
 
 A call is atomic on each server and not over all of them. An error of one server is raised when the
 others have done their part; like any call it may be sent again.
