@@ -10,7 +10,7 @@ runs/<name>/
     samples/         where every sample came from, as `learner.sample_trace` has it
     evaluations.json, kept/   beside training, as `deploy.evaluation.kept` has it
     wandb.json, lock          id of its W&B run; held by the driver at work
-    replay.json               its starts, by which the replay knows whose it is
+    starts.json               its starts, by which the replay knows whose it is
     adapter/ or unet/         the result, as diffusers loads it, with its card
 
 Knows nothing of what is in them, and imports nothing of ours, so that everybody can ask it.
@@ -31,7 +31,7 @@ EVENTS_FOLDER = "tensorboard"
 EVALUATIONS_FILE = "evaluations.json"
 WANDB_FILE = "wandb.json"
 LOCK_FILE = "lock"
-REPLAY_FILE = "replay.json"
+STARTS_FILE = "starts.json"
 _PICTURES_FOLDER = "pictures"
 _KEPT_FOLDER = "kept"
 

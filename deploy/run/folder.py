@@ -17,7 +17,7 @@ from deploy.run.files import (
     CONFIG_FILE,
     LOCK_FILE,
     METRICS_FILE,
-    REPLAY_FILE,
+    STARTS_FILE,
     SUMMARY_FILE,
 )
 from deploy.run.folder_lock import hold, is_held
@@ -124,7 +124,7 @@ class RunFolder:
         Raises:
             ValueError: the list of earlier ones is damaged.
         """
-        path, former = self.path / REPLAY_FILE, []
+        path, former = self.path / STARTS_FILE, []
         if not is_new and path.exists():
             try:
                 former = [str(token) for token in json.loads(path.read_text())["starts"]]

@@ -119,7 +119,38 @@ def test_a_run_goes_on_with_what_may_change_and_its_folder_tells_so(tmp_path: Pa
     more = load_config("deploy/configs/smoke.yaml", ["name=mine", "method.cycles=9"])
     RunFolder(path).open(more, resume=True)
     assert (path / "config.json").read_text() == more.to_json()
-    assert {each.name for each in path.iterdir()} == {"config.json", "lock"}
+    assert {each.name for each in path.iterdir()} == {"config.json", "lock", "starts.json"}
+
+
+def test_every_start_has_a_token_and_knows_those_of_the_starts_before_it(tmp_path: Path) -> None:
+    config = load_config("deploy/configs/smoke.yaml", ["name=mine"])
+    begins, resumes = RunFolder(tmp_path / "new"), RunFolder(tmp_path / "mine")
+    begins.open(config, resume=False)
+    first = begins.replay_start
+    assert first is not None
+    assert (first.former, first.is_new) == ([], True)
+    assert f":{begins.path} (" in first.token
+    begun(resumes.path)
+    (resumes.path / "starts.json").write_bytes((begins.path / "starts.json").read_bytes())
+    resumes.open(config, resume=True)
+    second = resumes.replay_start
+    assert second is not None
+    assert (second.former, second.is_new) == ([first.token], False)
+    told = json.loads((resumes.path / "starts.json").read_text())
+    assert told == {"starts": [first.token, second.token]}
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b'{"starts": 3}'])
+def test_starts_that_cannot_be_read_are_told_and_left(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "mine"
+    written = begun(path)
+    (path / "starts.json").write_bytes(content)
+    more = load_config("deploy/configs/smoke.yaml", ["name=mine", "method.cycles=9"])
+    with pytest.raises(ValueError, match=rf"{path}/starts.json, the starts of the run, cannot be"):
+        RunFolder(path).open(more, resume=True)
+    assert (path / "config.json").read_text() == written
+    assert (path / "starts.json").read_bytes() == content
+    assert not RunFolder(path).is_held()
 
 
 def test_other_settings_are_refused_all_at_once_and_change_nothing(tmp_path: Path) -> None:
