@@ -99,7 +99,7 @@ class RedisReplay:
         try:
             self._link.run("admit", limit, policy_version, self.settings.start)
         except ReplayError as error:
-            if "TAKEN" not in str(error):
+            if "TAKEN by" not in str(error):
                 raise
             raise taken_over(self._link, self.settings.run) from error
 
