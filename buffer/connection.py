@@ -121,8 +121,8 @@ _PLACE = re.compile(r"@user_script: ?\d+: -?")
 
 
 def _translate(error: RedisError, where: str) -> ReplayError:
-    text = _PLACE.split(str(error))[-1]
-    code = text.partition(" ")[0]
+    text = str(error)
+    code = _PLACE.split(text)[-1].partition(" ")[0]
     denied = isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError)
     if denied or any(word in text for word in _DENIED):
         return ReplayAccessDenied(f"{where} refused the user, its password or a command: {text}")
