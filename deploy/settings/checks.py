@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from deploy.settings.problems import Problem
 from deploy.settings.sections import KlAbove, ShapesPrompts
-from learner.settings.cycles import Alternation
 from learner.settings.draft import Draft
 from learner.settings.lasro import Lasro
 from learner.settings.likelihood import Dpo, Gors, Likelihood
@@ -151,15 +150,6 @@ def _on_policy_problems(config: "RunConfig", method: Ppo | Pso) -> Iterator[Prob
             f"must be 0 with method.kind: {method.kind}, given {config.replay.max_staleness}: a "
             "ratio of probabilities is of one version to the next",
         )
-    rounds = config.learner.checkpoint_every_cycles + 1
-    needed = rounds * max(method.cycle_sizes)
-    if config.replay.capacity_groups < needed:
-        yield Problem(
-            "replay.capacity_groups",
-            f"must be at least method.groups_per_cycle × (learner.checkpoint_every_cycles + 1) = "
-            f"{needed}, given {config.replay.capacity_groups}: a run that goes on from its "
-            "checkpoint trains on the groups of that cycle",
-        )
     yield from _micro_batch_problems(config, method)
 
 
@@ -228,6 +218,7 @@ def _pace_problems(config: "RunConfig") -> Iterator[Problem]:
 
 def _buffer_problems(config: "RunConfig") -> Iterator[Problem]:
     replay, actors, method = config.replay, config.actors, config.method
+    learning = config.alternation
     at_once = actors.group_size * actors.groups_per_batch
     if replay.max_pending_records < at_once:
         yield Problem(
@@ -236,19 +227,7 @@ def _buffer_problems(config: "RunConfig") -> Iterator[Problem]:
             f"{replay.max_pending_records}: what one forward pass makes would never fit, and every "
             "sampler would wait for room without end",
         )
-    at_least = {"method.groups_per_cycle": max(method.cycle_sizes)}
-    if isinstance(method, Alternation):
-        at_least["method.pretrain.groups"] = method.pretrain.groups
-    if (learning := config.alternation) is not None:
-        at_least["method.surrogate.batch_groups"] = learning.surrogate.batch_groups
-    for name, needed in at_least.items():
-        if replay.capacity_groups < needed:
-            yield Problem(
-                "replay.capacity_groups",
-                f"must be at least {name} = {needed}, given {replay.capacity_groups}: the oldest "
-                "groups would make room before the last arrive, and the learner would wait for "
-                "them without end",
-            )
+    yield from _capacity_problems(config)
     most, ratio = replay.max_samples_per_insert, config.samples_per_insert
     if most is not None and ratio > most:
         yield Problem(
@@ -273,6 +252,21 @@ def _buffer_problems(config: "RunConfig") -> Iterator[Problem]:
             "method.pretrain.groups",
             f"{learning.pretrain.groups} groups less {held_out} held out leave {kept}, fewer than "
             f"one batch (method.surrogate.batch_groups {learning.surrogate.batch_groups})",
+        )
+
+
+def _capacity_problems(config: "RunConfig") -> Iterator[Problem]:
+    """A learner that dies goes on from its newest checkpoint. What may be sampled by then: the last
+    round before it, those of the cycles up to the next one, and those that samplers are ahead."""
+    every, ahead = config.learner.checkpoint_every_cycles, config.max_staleness
+    needed, given = config.method.most_groups(every + 1 + ahead), config.replay.capacity_groups
+    if given < needed:
+        yield Problem(
+            "replay.capacity_groups",
+            f"must be at least {needed}, given {given}: so many groups are in "
+            f"learner.checkpoint_every_cycles + 1 + replay.max_staleness = {every} + 1 + {ahead} "
+            "rounds in a row, and with room for fewer a learner that goes on from its checkpoint "
+            "would not find what it trains on there; or lower learner.checkpoint_every_cycles",
         )
 
 

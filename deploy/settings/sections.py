@@ -197,7 +197,8 @@ class Replay(Section):
     """Embedded servers that the replay spreads over by group. Where URLs are given, their number
     says it."""
     capacity_groups: Count = 512
-    """Scored groups that are kept; the oldest make room."""
+    """Scored groups that are kept; the oldest make room. At least all that may be sampled from one
+    checkpoint to the next."""
     capacity_mb: Annotated[float, Field(gt=0)] | None = None
     """Size of their latents above which the oldest make room too; null: no such limit."""
     max_staleness: Whole | None = None

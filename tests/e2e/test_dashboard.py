@@ -43,7 +43,7 @@ def job(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[str]:
     """A run that lasts until it is stopped, and has all its actors; the name of its job."""
-    small = ["method.cycles=5000", "actors.count=2", "learner.checkpoint_every_cycles=1000"]
+    small = ["method.cycles=5000", "actors.count=2", "learner.checkpoint_every_cycles=5"]
     command = head.submit_command(
         [
             *(sys.executable, "-m", "deploy.launch", str(SMOKE), f"name={RUN}"),

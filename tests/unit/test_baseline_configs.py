@@ -60,6 +60,39 @@ def test_what_would_be_set_in_vain_is_refused(preset: Path, override: str, named
     assert named in str(problem)
 
 
+@pytest.mark.parametrize(
+    ("preset", "settings", "needed"),
+    [
+        # Rounds of 16 groups, of which a cycle trains on the newest.
+        ("shapes-ddpo", ["learner.checkpoint_every_cycles=7"], 8 * 16),
+        ("shapes-gors", ["learner.checkpoint_every_cycles=7"], 8 * 16),
+        ("shapes-dpo", ["learner.checkpoint_every_cycles=7"], 8 * 16),
+        # Samplers that are ahead evict as well.
+        ("shapes-gors", ["learner.checkpoint_every_cycles=7", "replay.max_staleness=2"], 10 * 16),
+        # The first round is the one before the first cycle.
+        ("shapes-draft", ["method.pretrain.groups=100"], 100 + 10 * 24),
+        ("shapes-sqdf", ["learner.checkpoint_every_cycles=1", "method.pretrain.groups=300"], 312),
+        ("shapes-lasro", ["method.groups_per_cycle=20", "method.pretrain.groups=90"], 290),
+        # Never more than all.
+        ("shapes-refl", ["learner.checkpoint_every_cycles=99", "method.pretrain.groups=9"], 489),
+    ],
+)
+def test_a_replay_has_room_for_all_that_is_sampled_between_two_checkpoints(
+    preset: str, settings: list[str], needed: int
+) -> None:
+    path = SMOKE.with_name(f"{preset}.yaml")
+    load_config(path, [*settings, f"replay.capacity_groups={needed}"])
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, [*settings, f"replay.capacity_groups={needed - 1}"])
+    (problem,) = caught.value.problems
+    assert f"replay.capacity_groups: must be at least {needed}, given {needed - 1}" in str(problem)
+
+
+def test_the_most_groups_of_rounds_in_a_row_are_looked_for_among_all() -> None:
+    method = load_config(GORS, ["method.cycles=5", "method.groups_per_cycle=[4,1,6,3,2]"]).method
+    assert [method.most_groups(rounds) for rounds in (1, 2, 3, 9)] == [6, 9, 11, 16]
+
+
 def test_on_policy_rounds_are_those_of_the_cycles_alone() -> None:
     method = load_config(RLCM, ["method.cycles=3", "method.groups_per_cycle=48"]).method
     assert [method.tickets_before(cycle) for cycle in range(3)] == [
