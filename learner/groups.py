@@ -10,32 +10,24 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from buffer.admission import limit_by_window
+from buffer.errors import ReplayFull
 from buffer.index import LogIndex
 from buffer.records import Counters, IndexEntry, LogEntry, furthest, parse_position
 from buffer.replay import Replay
 from learner.collectives import any_rank
 from learner.group_batch import GroupBatch
+from learner.waits import Cause, StallError, StoppedError, held_up_by, on_all_ranks, standing
 
 log = logging.getLogger(__name__)
 _POLL_S = 0.05
 _Values = TypeVar("_Values", np.ndarray, Tensor)
-Cause = Literal["waiting_for_samplers", "waiting_for_rewards"]
-"""What a wait for scored groups is for, as a phase of the learner's seconds."""
-
-
-class StallError(RuntimeError):
-    """Nothing arrived within the deadline."""
-
-
-class StoppedError(RuntimeError):
-    """A wait was ended by `stop`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +102,8 @@ class ScoredGroups:
         # What `collect` was asked for last: the first ticket after it, and the policy version.
         self._asked = 0, 0
         self._admitted = 0
+        # Why a server refused to admit more, while it does.
+        self._full: ReplayFull | None = None
         # Mean and deviation of what is standardised; saved with the method.
         self.moments: dict[str, tuple[float, float]] = {}
 
@@ -168,24 +162,24 @@ class ScoredGroups:
                 admits tickets alone.
 
         Raises:
-            StallError: no news for `stall_s`; says what is missing.
+            StallError: no news for `stall_s`, or the replay has failed; says what is missing.
             StoppedError: the learner was told to stop, and something is missing.
         """
         self._asked = tickets.stop, policy_version
         self._unasked = max(self._unasked, tickets.stop)
+        wanted = f"tickets {tickets.start} to {tickets.stop - 1}"
         news_at = told_at = time.monotonic()
         while True:
-            if self.catch_up():
+            num_new, counters = on_all_ranks(self._look, wanted)
+            if num_new:
                 news_at = time.monotonic()
-            # Before a return too: what comes after these is sampled while they are learned from.
-            counters = self._admit()
             if not any_rank(self._missing(tickets)):
                 return
             if any_rank(time.monotonic() - news_at > self.source.stall_s):
                 raise StallError(
                     f"no record was scored for {self.source.stall_s:.0f} s while waiting for "
-                    f"tickets {tickets.start} to {tickets.stop - 1}; the replay counts "
-                    f"{self._replay.counters()}. Look at the logs of samplers and reward servers."
+                    f"{wanted}; {standing(self._replay, self._full)}. Look at the logs of samplers "
+                    "and reward servers."
                 )
             if any_rank(self.source.stopping.is_set()):
                 raise StoppedError("stopped while waiting for scored groups")
@@ -195,6 +189,13 @@ class ScoredGroups:
                 num_missing = self.index.num_unfinished(tickets.start, tickets.stop)
                 waited(held_up_by(num_missing, counters), now - told_at)
             told_at = now
+
+    def _look(self) -> tuple[int, Counters | None]:
+        """How many entries the log has got, and the counts that tickets were admitted by.
+
+        Before a wait may end, too: what comes after is sampled while the learner learns.
+        """
+        return self.catch_up(), self._admit()
 
     def _missing(self, tickets: range) -> bool:
         return not self.index.finished(tickets.start, tickets.stop)
@@ -208,14 +209,24 @@ class ScoredGroups:
             self._admit()
 
     def _admit(self) -> Counters | None:
-        """Lets tickets be issued; the counts it went by, on the rank that does."""
+        """Lets tickets be issued; the counts it went by, on the rank that does.
+
+        A server that is full refuses to; the next call asks it again.
+        """
         if not self._admits:
             return None
         limit, policy_version = self._asked
         counters = self._replay.counters()
         window = limit_by_window(num_finished=counters.progress, max_open=self.source.max_open)
-        self._admitted = min(self._horizon(limit), window)
-        self._replay.admit(limit=self._admitted, policy_version=policy_version)
+        admitted = min(self._horizon(limit), window)
+        try:
+            self._replay.admit(limit=admitted, policy_version=policy_version)
+        except ReplayFull as error:
+            if self._full is None:
+                log.warning("no more tickets are issued until there is room: %s", error)
+            self._full = error
+        else:
+            self._admitted, self._full = admitted, None
         return counters
 
     def _horizon(self, limit: int) -> int:
@@ -230,11 +241,15 @@ class ScoredGroups:
         """Whether the budget of queries pays for their records too; the same on every rank.
 
         A record that was queued again counts as often: its reward may have been asked before.
+
+        Raises:
+            StallError: the replay has failed.
         """
         budget = self.source.max_records
         if budget is None:
             return True
-        asked = tickets.stop * self.source.group_size + self._replay.counters().retried
+        counters = on_all_ranks(self._replay.counters, "what the budget of queries has paid for")
+        asked = tickets.stop * self.source.group_size + counters.retried
         return not any_rank(asked > budget)
 
     def complete(self, tickets: range) -> list[int]:
@@ -347,12 +362,3 @@ class ScoredGroups:
             for name in self.source.rewards
         )
         return torch.from_numpy(np.asarray(total, dtype=np.float32))
-
-
-def held_up_by(num_missing: int, counters: Counters) -> Cause:
-    """Who is waited for: reward servers where all that is missing may be with them already.
-
-    Groups are sampled and scored in the order of their tickets, so those that are put and open are
-    the missing ones first.
-    """
-    return "waiting_for_samplers" if num_missing > counters.open_tickets else "waiting_for_rewards"

@@ -20,9 +20,9 @@ from typing import Any, Protocol
 
 from learner import checkpoint
 from learner.collectives import any_rank, barrier, of_first
-from learner.groups import StallError, StoppedError
 from learner.journal import Journal
 from learner.policy.board import Weights
+from learner.waits import StallError, StoppedError
 
 log = logging.getLogger(__name__)
 _PREPARE_EVERY_S = 600.0
@@ -125,7 +125,8 @@ class Trainer:
         """Trains to the end; False: stopped before it, with all that it has done in a checkpoint.
 
         Raises:
-            StallError: nothing came in time; what was done until then is in a checkpoint.
+            StallError: nothing came in time, or the replay has failed; what was done until then is
+                in a checkpoint.
         """
         method, journal = self._method, self._method.journal
         self._restore()

@@ -78,13 +78,6 @@ class Cycles(Section):
             ends[min(first + rounds, len(ends) - 1)] - ends[first] for first in range(len(ends) - 1)
         )
 
-    def most_groups(self, rounds: int) -> int:
-        """Groups of so many rounds in a row, of those where they are the most."""
-        ends = (0, *self.round_ends)
-        return max(
-            ends[min(first + rounds, len(ends) - 1)] - ends[first] for first in range(len(ends) - 1)
-        )
-
     def tickets_before(self, cycle: int) -> range:
         """The newest tickets that a cycle finds, numbered from 0."""
         return range(*(0, *self.round_ends)[cycle : cycle + 2])

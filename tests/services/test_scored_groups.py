@@ -11,14 +11,8 @@ import pytest
 from buffer.records import Counters, Record, Scores
 from buffer.redis_replay import RedisReplay
 from buffer.sharded_replay import ShardedReplay
-from learner.groups import (
-    _POLL_S,
-    GroupSource,
-    ScoredGroups,
-    StallError,
-    StoppedError,
-    held_up_by,
-)
+from learner.groups import _POLL_S, GroupSource, ScoredGroups
+from learner.waits import StallError, StoppedError, held_up_by
 from tests.services.replay_calls import one_server, several_servers
 
 MEMBERS = 2

@@ -52,7 +52,11 @@ def test_replayed_states_count_as_draws() -> None:
 
 
 def test_more_samplers_than_a_round_has_batches_for_are_of_no_use() -> None:
-    values = ["method.groups_per_cycle=24", "actors.groups_per_batch=4"]
+    values = [
+        "method.groups_per_cycle=24",
+        "actors.groups_per_batch=4",
+        "replay.capacity_groups=56",
+    ]
     ahead = [*values, "replay.max_staleness=1"]
     turns = [*values, "replay.max_staleness=0"]
     assert load_config(SMOKE, turns).useful_samplers == 6

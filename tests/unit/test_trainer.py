@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from learner import checkpoint
-from learner.groups import StallError, StoppedError
 from learner.journal import Journal
 from learner.trainer import Trainer
+from learner.waits import StallError, StoppedError
 
 CYCLES = 5
 
