@@ -4,8 +4,8 @@
 
 For servers of your own, where the records of a run stay when it has ended, and its name with them;
 an embedded server's lie in the run's folder and go with that. The same URL as the run's, with its
-user and TLS. What is left of the run in `$FLEETUNE_RUNS` or `./runs` is not touched, but without
-its records it cannot be resumed.
+user and TLS. What is left of the run in `$FLEETUNE_RUNS` or `./runs` is not touched: resumed, it
+goes on from its checkpoint with new samples.
 
 A run whose folder a driver holds is refused; one of which this machine does not see the folder is
 not noticed. Exit status: 0, or 2 if something given is wrong or a server does not answer.

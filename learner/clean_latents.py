@@ -139,16 +139,14 @@ class CleanLatents:
         Raises:
             NothingToLearnError: none is known.
         """
-        if not self._groups.num_known:
-            raise NothingToLearnError(
-                "no scored picture is in the replay any more: it was lost, or another run evicts it"
-            )
+        self._groups.check_known()
         return self._groups.final_rewards()
 
     def _drawn(
         self, candidates: np.ndarray, version: np.ndarray, count: int, rng: Generator
     ) -> np.ndarray:
-        """So many of the candidates; too few come again."""
+        """So many of the candidates, of which there is at least one; too few come again."""
+        assert len(candidates)
         newest = fresh_first(version, min(round(self._fresh * count), len(version)), rng)
         wanted = min(count - len(newest), len(candidates))
         drawn = np.concatenate([newest, uniform(len(candidates), wanted, rng)])

@@ -23,6 +23,7 @@ from buffer.records import Counters, IndexEntry, LogEntry, furthest, parse_posit
 from buffer.replay import Replay
 from learner.collectives import any_rank
 from learner.group_batch import GroupBatch
+from learner.methods.uninformed import NothingToLearnError
 from learner.waits import Cause, StallError, StoppedError, held_up_by, on_all_ranks, standing
 
 log = logging.getLogger(__name__)
@@ -121,6 +122,10 @@ class ScoredGroups:
 
         A replay that has lost it has lost its groups too: those that were trained on are not
         sampled again, `next_ticket` is the first to be issued.
+
+        Raises:
+            ValueError: it has evicted what was trained on, for groups of later tickets: what
+                follows the checkpoint could not be repeated, and nothing be drawn in its place.
         """
         self.index.finish_below(next_ticket)
         self._unasked = next_ticket
@@ -145,6 +150,23 @@ class ScoredGroups:
                 next_ticket,
             )
             self._replay.skip_to(next_ticket)
+        self._refuse_evicted(counters.evicted, next_ticket)
+
+    def _refuse_evicted(self, num_evicted: int, next_ticket: int) -> None:
+        """The oldest are evicted first, so those before a later one are gone but for failed ones.
+
+        Ranks refuse together: one alone would leave the others waiting.
+        """
+        is_evicted = num_evicted > 0 and len(self.index) > 0 and self.num_known == 0
+        if next_ticket > 0 and any_rank(is_evicted):
+            raise ValueError(
+                f"the checkpoint is at ticket {next_ticket}, and the replay holds none before it "
+                "any more: too many later groups were scored before the learner was lost. Remove "
+                "this run's records (its folder's `redis`, or python -m deploy.erase NAME) and "
+                "resume: it then goes on from the checkpoint with new samples. That it does not "
+                "happen again, raise replay.capacity_groups, or replay.capacity_mb if it is set, "
+                "or lower learner.checkpoint_every_cycles"
+            )
 
     def collect(
         self,
@@ -276,6 +298,17 @@ class ScoredGroups:
         them this rank has seen by now is chance, so nothing is drawn from them.
         """
         return len(self.index.rows_of(0, self._unasked))
+
+    def check_known(self) -> None:
+        """To be called where something is to be drawn from what is known.
+
+        Raises:
+            NothingToLearnError: there is nothing.
+        """
+        if not self.num_known:
+            raise NothingToLearnError(
+                "no scored picture is in the replay any more: it was lost, or another run evicts it"
+            )
 
     def standardise(self, tickets: Sequence[int]) -> None:
         """Takes the moments of rewards from complete groups of the untouched policy.

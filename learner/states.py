@@ -49,7 +49,12 @@ def draw_trajectories(
     """Rows of the index, int64 [count]; too few trajectories come again.
 
     The share `fresh` comes from the newest policy versions, the rest from all by the rule.
+
+    Raises:
+        LookupError: there are none.
     """
+    if not len(version_N):
+        raise LookupError("no trajectory is in the replay any more that a state could be drawn of")
     num_fresh = min(round(settings.fresh * count), len(version_N))
     newest = fresh_first(version_N, num_fresh, rng)
     wanted = count - num_fresh
@@ -94,6 +99,14 @@ class StateReplay:
         self._groups = groups
         self._settings = settings
         self._strata = strata
+
+    def check(self) -> None:
+        """To be called before the first draw of a cycle.
+
+        Raises:
+            NothingToLearnError: there is nothing to draw from.
+        """
+        self._groups.check_known()
 
     def draw(self, count: int, rng: Generator, share: slice) -> StateBatch:
         """This rank's share of a batch of `count` states.

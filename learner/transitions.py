@@ -206,7 +206,13 @@ def read_transitions(
 
 
 def shuffled_batches(num_rows: int, batches: int, size: int, rng: Generator) -> np.ndarray:
-    """Row numbers, int64 [batches, size]: every row once before any comes again."""
+    """Row numbers, int64 [batches, size]: every row once before any comes again.
+
+    Raises:
+        LookupError: there are no rows.
+    """
+    if num_rows < 1:
+        raise LookupError("there is no step to train on")
     passes = -(-batches * size // num_rows)
     order = np.concatenate([rng.permutation(num_rows) for _ in range(passes)])
     return order[: batches * size].reshape(batches, size)

@@ -224,7 +224,9 @@ class Alternating:
             self._average = self._new_average()
             self._average.load(folder / _AVERAGE_FILE)
         self._groups.moments = {name: tuple(it) for name, it in state["reward_moments"].items()}
-        self._next_ticket = state["next_ticket"]
+        # A fit goes on with the groups that it began with: where the replay has lost them they are
+        # sampled again, and as the policy is still the untouched one they are the same.
+        self._next_ticket = state["next_ticket"] if self.prepared else 0
         self._groups.resume(state["log_position"], self._next_ticket)
         # A run that its budget of queries had ended has ended, unless the budget was raised.
         ends = self._settings.round_ends

@@ -60,4 +60,5 @@ def build_draft(
         *beside, start = states.draw_each(settings.policy_batch, rng, seat.share)
         return DraftBatch(start, beside[0] if beside else None)
 
-    return parts.alternating(settings, DrawnSteps(policy, drawn, seat), surrogate)
+    steps = DrawnSteps(policy, drawn, seat, check=states.check)
+    return parts.alternating(settings, steps, surrogate)

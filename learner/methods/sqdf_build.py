@@ -57,6 +57,9 @@ def build_sqdf(
     )
     states = StateReplay(parts.groups, settings.states, strata_of(settings, model.num_steps))
     steps = DrawnSteps(
-        policy, lambda rng: states.draw(settings.policy_batch, rng, seat.share), seat
+        policy,
+        lambda rng: states.draw(settings.policy_batch, rng, seat.share),
+        seat,
+        check=states.check,
     )
     return parts.alternating(settings, steps, surrogate)

@@ -257,6 +257,38 @@ def test_resuming_on_a_log_that_is_there_skips_nothing(
     assert replay.counters().issued == 1
 
 
+def test_a_checkpoint_before_all_that_is_left_is_not_gone_on_from(
+    new_replay: Callable[..., RedisReplay], make_group: MakeGroup
+) -> None:
+    replay, before = new_replay(capacity_records=3 * MEMBERS), view(new_replay())
+    score_groups(replay, make_group, 0, 1, 2)
+    before.catch_up()
+    score_groups(replay, make_group, 3, 4)
+    view(replay).resume(before.index.position, 3)  # ticket 2 is there
+    score_groups(replay, make_group, 5)
+    with pytest.raises(ValueError, match=r"at ticket 3, .* holds none before it .* deploy.erase"):
+        view(replay).resume(before.index.position, 3)
+    view(replay).resume(before.index.position, 4)
+    replay.erase()
+    fresh = new_replay()
+    view(fresh).resume(before.index.position, 3)
+    fresh.admit(limit=6, policy_version=0)
+    tickets = [fresh.lease_ticket("sampler", lease_s=10) for _ in range(3)]
+    assert sorted(ticket.number for ticket in tickets if ticket) == [3, 4, 5]
+
+
+def test_failed_groups_alone_before_a_checkpoint_are_no_eviction(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    put(replay, make_group(0))
+    for record in make_group(0):
+        replay.fail(record.record_id, "no face found", retry=False)
+    score_groups(replay, make_group, 1)
+    groups = view(replay)
+    groups.resume("0-0", 1)
+    assert groups.num_known == 0
+
+
 def test_resuming_on_a_lost_log_issues_only_new_tickets(replay: RedisReplay) -> None:
     view(replay).resume(f"{time.time_ns() // 1_000_000}-0", 7)
     replay.admit(limit=9, policy_version=0)

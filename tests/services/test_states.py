@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from buffer.records import Record, Scores, record_id
 from buffer.redis_replay import RedisReplay
 from learner.diffusion.strata import Strata
 from learner.groups import GroupSource, ScoredGroups
+from learner.methods.uninformed import NothingToLearnError
 from learner.settings.sqdf import StateDraw
 from learner.states import StateReplay, draw_trajectories
 
@@ -180,3 +182,16 @@ def test_without_any_state_left_it_says_so(groups: ScoredGroups, replay: RedisRe
     replay.consume(3)
     with pytest.raises(LookupError, match="capacity is too small"):
         StateReplay(groups, StateDraw(), STRATA).draw(6, rng(), ALL)
+
+
+@pytest.mark.parametrize("how", ["uniform", "prioritised"])
+def test_nothing_is_drawn_of_nothing(how: Literal["uniform", "prioritised"]) -> None:
+    with pytest.raises(LookupError, match="no trajectory is in the replay"):
+        draw_trajectories(np.empty(0), np.empty(0), 4, StateDraw(trajectories=how), rng())
+
+
+def test_before_a_draw_it_is_told_that_nothing_is_known(replay: RedisReplay) -> None:
+    empty = ScoredGroups(source_of(replay), steps=(0,), admits=False)
+    states = StateReplay(empty, StateDraw(), STRATA)
+    with pytest.raises(NothingToLearnError, match="no scored picture is in the replay"):
+        states.check()

@@ -174,3 +174,8 @@ def test_every_row_comes_once_before_any_comes_again() -> None:
     assert rows_UB.shape == (5, 4)
     assert sorted(rows_UB[:3].flatten().tolist()) == list(range(12))
     assert len(set(rows_UB[3:].flatten().tolist())) == 8
+
+
+def test_no_rows_make_no_batches() -> None:
+    with pytest.raises(LookupError, match="no step to train on"):
+        shuffled_batches(0, 1, 4, np.random.default_rng(1))
