@@ -116,6 +116,12 @@ class RunFolder:
         if changed := self.changed(config):
             raise ConfigError(changed, f"the run in {self.path}")
         if newest := checkpoint.newest(self.path):
+            # The file of settings may tell of fewer cycles than are done.
+            done = checkpoint.read_state(newest)["method"]["round_ends"]
+            if odd := config.method.odd_round(done):
+                raise ConfigError(
+                    [Problem("method.groups_per_cycle", odd)], f"the run in {self.path}"
+                )
             self.checkpointed_cycle = checkpoint.place_of(newest)[0] - 1
 
     def _next_start(self, *, is_new: bool) -> Start:

@@ -210,16 +210,23 @@ class Alternating:
                 self._average.save(folder / _AVERAGE_FILE)
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
-        """Takes over what `save` and `state` have told."""
+        """Takes over what `save` and `state` have told.
+
+        Raises:
+            ValueError: its rounds were of other sizes than those of the settings, or `groups`
+                cannot go on from there.
+        """
+        if odd := self._settings.odd_round(state["round_ends"]):
+            raise ValueError(odd)
         self._policy_engine.load(folder / "policy")
         self._steps.load(folder, state["policy"])
         if self._surrogate is not None:
             self._surrogate.load(folder, state["surrogate"])
         self.journal.seconds, self.journal.flops = state["seconds"], state["flops"]
-        self._begun, self.prepared = state.get("begun", True), state["prepared"]
-        self._learned = state.get("learned", True)
+        self._begun, self.prepared = state["begun"], state["prepared"]
+        self._learned = state["learned"]
         # Settings may have changed since: a run that had come to rest has one cycle to show it.
-        self._uninformed = min(state.get("uninformed", 0), most_in_a_row(self._settings.cycles) - 1)
+        self._uninformed = min(state["uninformed"], most_in_a_row(self._settings.cycles) - 1)
         if self._averages and (folder / _AVERAGE_FILE).exists():
             self._average = self._new_average()
             self._average.load(folder / _AVERAGE_FILE)
@@ -246,6 +253,7 @@ class Alternating:
             "uninformed": self._uninformed,
             "reward_moments": self._groups.moments,
             "next_ticket": self._next_ticket,
+            "round_ends": [end for end in self._settings.round_ends if end <= self._next_ticket],
             "log_position": self._groups.index.position,
             "seconds": self.journal.seconds,
             "flops": self.journal.flops,

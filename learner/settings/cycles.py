@@ -1,5 +1,6 @@
 """What a user sets of any method: rounds of fresh samples, policy steps, a surrogate to climb."""
 
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Annotated, Literal, Self
 
@@ -76,6 +77,27 @@ class Cycles(Section):
         ends = (0, *self.round_ends)
         return max(
             ends[min(first + rounds, len(ends) - 1)] - ends[first] for first in range(len(ends) - 1)
+        )
+
+    def odd_round(self, done: Sequence[int]) -> str | None:
+        """Why a run cannot go on with these rounds; None: it can.
+
+        Cycles may follow or be left out. Rounds of other sizes would give what has been sampled to
+        other cycles than those that have trained on it.
+
+        Args:
+            done: `round_ends` of the rounds that are behind it.
+        """
+        pairs = zip(done, self.round_ends, strict=False)
+        odd = next((n for n, (was, given) in enumerate(pairs) if was != given), None)
+        if odd is None:
+            return None
+        first, second = (ends[odd] - (0, *ends)[odd] for ends in (done, self.round_ends))
+        return (
+            f"round {odd + 1} of the {len(done)} that this run has sampled had {first} groups, and "
+            f"has {second} by what is given now: give method.groups_per_cycle (and "
+            "method.pretrain.groups, the first round of methods that have it) as they were for "
+            "all of these, whatever is given for later ones, or begin another run"
         )
 
     def tickets_before(self, cycle: int) -> range:

@@ -93,6 +93,18 @@ def test_the_most_groups_of_rounds_in_a_row_are_looked_for_among_all() -> None:
     assert [method.most_groups(rounds) for rounds in (1, 2, 3, 9)] == [6, 9, 11, 16]
 
 
+def test_rounds_that_were_done_cannot_be_of_another_size_whatever_was_given_meanwhile() -> None:
+    done = load_config(GORS, ["method.cycles=6", "method.groups_per_cycle=8"]).method.round_ends
+    fewer, same, more, odd = (
+        load_config(GORS, [f"method.cycles={cycles}", f"method.groups_per_cycle={sizes}"]).method
+        for cycles, sizes in ((3, 8), (6, 8), (8, 8), (6, "[8,8,8,8,16,16]"))
+    )
+    assert [method.odd_round(done) for method in (fewer, same, more)] == [None] * 3
+    assert "round 5 of the 6 that this run has sampled had 8 groups, and has 16" in str(
+        odd.odd_round(done)
+    )
+
+
 def test_on_policy_rounds_are_those_of_the_cycles_alone() -> None:
     method = load_config(RLCM, ["method.cycles=3", "method.groups_per_cycle=48"]).method
     assert [method.tickets_before(cycle) for cycle in range(3)] == [

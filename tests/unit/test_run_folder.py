@@ -23,6 +23,7 @@ from deploy.run.folder import RunFolder
 from deploy.run.outcome import Earlier, Outcome
 from deploy.settings.problems import ConfigError
 from deploy.settings.run_config import load_config
+from learner import checkpoint
 
 HOLDER = """
 import sys
@@ -191,6 +192,24 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(tmp_path: Pat
         RunFolder(path).open(more, resume=True)
     assert (path / "config.json").read_text() == written
     assert not RunFolder(path).is_held()
+
+
+def test_rounds_that_a_checkpoint_knows_bind_though_the_config_tells_of_fewer(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "mine"
+    written = begun(path, "method.cycles=2")  # as a resume wrote it after four were done
+    state = {"next_cycle": 4, "method": {"round_ends": [8, 12, 16, 20, 24]}}
+    checkpoint.write(path, 4, state, lambda part: None, rank=0, barrier=lambda: None, keep=2)
+    odd, right = (
+        load_config("deploy/configs/smoke.yaml", ["name=mine", "method.cycles=5", sizes])
+        for sizes in ("method.groups_per_cycle=[4,4,4,2,2]", "method.groups_per_cycle=[4,4,4,4,2]")
+    )
+    with pytest.raises(ConfigError, match=r"round 5 of the 5 .* had 4 groups, and has 2"):
+        RunFolder(path).open(odd, resume=True)
+    assert (path / "config.json").read_text() == written
+    RunFolder(path).open(right, resume=True)
+    assert (path / "config.json").read_text() == right.to_json()
 
 
 @pytest.mark.parametrize("content", [b"", b'{"seed": ', b"[]", b"\xff\xfe"])

@@ -63,6 +63,7 @@ class Groups:
         self.moments: dict[str, tuple[float, float]] = {}
         self.standardised: list[list[int]] = []
         self.collected: list[range] = []
+        self.resumed_at: list[int] = []
         self.index = SimpleNamespace(position="0-0")
         self.source = SimpleNamespace(capacity_groups=100, stopping=threading.Event())
 
@@ -83,7 +84,8 @@ class Groups:
     def affords(self, tickets: range) -> bool:
         return True
 
-    def resume(self, position: str, next_ticket: int) -> None: ...
+    def resume(self, position: str, next_ticket: int) -> None:
+        self.resumed_at.append(next_ticket)
 
 
 def method_of(nothing: set[int], groups: Groups | None = None) -> tuple[Alternating, Told]:
@@ -167,15 +169,25 @@ def test_a_resumed_run_counts_on(tmp_path: Path) -> None:
         resumed.improve(MOST_IN_A_ROW - 1)
 
 
-def test_a_checkpoint_from_before_cycles_were_counted_has_none(tmp_path: Path) -> None:
+def test_a_run_that_is_resumed_with_rounds_of_other_sizes_is_refused(tmp_path: Path) -> None:
     method, _ = method_of(set())
     method.prepare(lambda: None)
-    state = method.state()
-    del state["begun"], state["uninformed"]
-    resumed, steps = method_of(set())
-    resumed.load(tmp_path, state)
-    train(resumed, range(1))
-    assert steps.steps == SETTINGS.policy_steps
+    train(method, range(3))
+    assert method.state()["round_ends"] == [1, 2, 3, 4]
+    resumed, _ = method_of(set())
+    state = {**method.state(), "round_ends": [1, 2, 4, 6]}
+    with pytest.raises(ValueError, match=r"round 3 of the 4 .* had 2 groups, and has 1"):
+        resumed.load(tmp_path, state)
+
+
+def test_a_preparation_goes_on_at_its_first_ticket(tmp_path: Path) -> None:
+    method, _ = method_of(set())
+    method.prepare(lambda: None)
+    for prepared, ticket in ((False, 0), (True, 1)):
+        groups = Groups()
+        resumed, _ = method_of(set(), groups)
+        resumed.load(tmp_path, {**method.state(), "prepared": prepared})
+        assert groups.resumed_at == [ticket]
 
 
 def test_the_first_groups_with_all_their_rewards_give_the_moments(tmp_path: Path) -> None:
