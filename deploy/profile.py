@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from deploy.run.best_effort import BestEffort
 from deploy.run.files import PROFILE_FILE
 from deploy.run.progress import STARTING
 from deploy.run.whole_files import write_whole
@@ -37,6 +38,7 @@ class Profile:
         self._file = folder / PROFILE_FILE
         self._seconds: dict[str, dict[str, float]] = read_profile(folder)
         self._last: dict[tuple[str, str], float] = {}
+        self._writing = BestEffort(PROFILE_FILE)
         self._noted_at = self._written_at = time.monotonic()
 
     def add(self, role: str, stage: str, seconds: float) -> None:
@@ -77,12 +79,13 @@ class Profile:
             self.add(role, stage, time.monotonic() - begun)
 
     def write(self) -> None:
-        """Keeps it in the run's folder."""
+        """Keeps it in the run's folder, unless that takes nothing now."""
         rounded = {
             role: {stage: round(seconds, 3) for stage, seconds in stages.items()}
             for role, stages in self._seconds.items()
         }
-        write_whole(self._file, json.dumps(rounded, indent=2))
+        with self._writing:
+            write_whole(self._file, json.dumps(rounded, indent=2))
         self._written_at = time.monotonic()
 
     def _note_actor(

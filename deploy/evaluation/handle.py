@@ -9,7 +9,8 @@ import ray
 from ray.exceptions import RayError
 
 from deploy.evaluation.host import EvaluatorHost, WeightsSource
-from deploy.run.files import BEFORE, pictures_file
+from deploy.run.best_effort import BestEffort
+from deploy.run.files import BEFORE, BEFORE_FILE, pictures_file
 from deploy.run.folder import RunFolder
 from deploy.run.ranks import RunFailedError, lacks, on_nodes, reason_of
 from deploy.run.shared_folder import SharedFolder
@@ -111,10 +112,13 @@ class FirstEvaluation:
         self.metrics = folder.read_before()
         self._evaluator = evaluator
         self._folder = folder
+        self._writing = BestEffort(f"{BEFORE_FILE}, which a resumed run would measure once more")
         self._measuring = None if self.metrics else evaluator.measure(BEFORE, [])
 
     def look(self) -> None:
         """Keeps them as soon as they are there, whatever becomes of the run."""
+        if self._writing.fails:
+            self._write()
         if self._measuring is not None and self._evaluator.is_ready(self._measuring):
             self.wait()
 
@@ -123,4 +127,8 @@ class FirstEvaluation:
         if self._measuring is not None:
             self.metrics = self._evaluator.result(self._measuring, meanwhile)
             self._measuring = None
+            self._write()
+
+    def _write(self) -> None:
+        with self._writing:
             self._folder.write_before(self.metrics)

@@ -17,10 +17,12 @@ from deploy.evaluation.handle import EvaluatorHandle, FirstEvaluation
 from deploy.evaluation.host import WeightsSource
 from deploy.evaluation.kept import read_evaluations, write_evaluations
 from deploy.evaluation.stopping import Measured, best_of, why_stop
+from deploy.run.best_effort import BestEffort
 from deploy.run.curves import read_points
 from deploy.run.files import (
     AFTER,
     EVALUATION_PHASE,
+    EVALUATIONS_FILE,
     LAST,
     METRICS_FILE,
     kept_file,
@@ -85,6 +87,7 @@ class Monitor:
                 [self._tried, *(p.step for p in points if p.phase == EVALUATION_PHASE)]
             )
         self._measuring: Any = None
+        self._writing = BestEffort(f"new entries in {EVALUATIONS_FILE}")
         self._rows: list[dict[str, Any]] = []
         self._stop_asked = False
         self._meanwhile: Callable[[], None] = lambda: None
@@ -114,8 +117,9 @@ class Monitor:
             RunFailedError: the evaluator finds no place.
         """
         self._evaluator.check_placed()
-        if not self.before:
-            self._first.look()
+        had_first = bool(self.before)
+        self._first.look()
+        if not had_first:
             self._take_first()
         elif self._measuring is not None:
             if self._evaluator.is_ready(self._measuring):
@@ -208,7 +212,8 @@ class Monitor:
         self._tried = max(self._tried, measured.cycle)
         self._measured.append(measured)
         best = self._best()
-        write_evaluations(self._folder, self._measured, None if best is None else best.cycle)
+        with self._writing:
+            write_evaluations(self._folder, self._measured, None if best is None else best.cycle)
         self._row(measured)
         log.info("evaluated after cycle %d: %s", measured.cycle, _in_words(measured.metrics))
         self._judge()

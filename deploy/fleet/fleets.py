@@ -18,7 +18,9 @@ from ray.exceptions import RayError
 
 from actors.fleet import Fleet, Seen
 from deploy.fleet.autoscale import Bounds, Reading, advise, measured_between
+from deploy.run.best_effort import BestEffort
 from deploy.run.files import DECISIONS_FILE
+from deploy.run.whole_files import append_whole
 
 log = logging.getLogger(__name__)
 _SHOW_EVERY_S = 1.0
@@ -56,6 +58,7 @@ class Fleets:
         self._fleets = dict(fleets)
         self._desk = desk
         self._file = folder / DECISIONS_FILE
+        self._writing = BestEffort(f"new lines of {DECISIONS_FILE}")
         self._asked: Any = None
         self._shown_at = -_SHOW_EVERY_S
         self._decisions: deque[dict[str, Any]] = deque(maxlen=_DECISIONS_SHOWN)
@@ -131,8 +134,8 @@ class Fleets:
         """A line of `fleet.jsonl`; one that replaces an actor leaves the number as it is."""
         decision = {"time": time.time(), "role": role, "from": before, "to": count, "why": why}
         self._decisions.append(decision)
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(decision) + "\n")
+        with self._writing:
+            append_whole(self._file, json.dumps(decision) + "\n")
 
     def _heed(self, role: str, wish: int | tuple[int, int]) -> None:
         """A number is had from now on; a pair of them bounds what the rule may do."""

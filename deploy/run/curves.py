@@ -6,7 +6,8 @@
 One JSON object a line: `step`, `wall_s` (of training, without the pauses between two starts),
 `phase` and `values`. A resumed run goes on after the step that its checkpoint names: what had been
 written past it is dropped. What a learner that was placed anew tells once more takes the place of
-what it had told, so that every step stands once.
+what it had told, so that every step stands once. What the disk does not take is written once it
+does, and until then the log says so.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import json
 import math
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +25,15 @@ from tensorboard.compat.proto import event_pb2 as _event_pb2
 from tensorboard.compat.proto import summary_pb2 as _summary_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from deploy.run.best_effort import BestEffort
 from deploy.run.files import EVENTS_FOLDER, METRICS_FILE
-from deploy.run.whole_files import naming, write_whole
+from deploy.run.whole_files import append_whole, naming, write_whole
 
 # Their classes are made when the modules are imported, where no type checker sees them.
 event_pb2: Any = _event_pb2
 summary_pb2: Any = _summary_pb2
+_ROOM = 10_000
+"""Points that wait for a disk that takes nothing; then the oldest of them are lost."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,13 @@ class Curves:
         self._done_phases = done_phases
         self._clock = clock
         self._started_s = 0.0
-        self._file: Any = None
+        self._saving = BestEffort(f"new points in {METRICS_FILE}, which wait")
+        self._unsaved: deque[Point] = deque(maxlen=_ROOM)
+        # Phases that are to lose their points in the file from a step on.
+        self._forgotten: dict[str, int] = {}
+        self._showing = BestEffort("TensorBoard's files, which wait")
         self._events: Any = None
+        self._unshown_from = math.inf
         # By phase, its last step, and what was written of that.
         self._last: dict[str, tuple[int, set[str]]] = {}
 
@@ -71,56 +81,82 @@ class Curves:
         self._folder.mkdir(parents=True, exist_ok=True)
         kept = self._keep(self._counts)
         self._started_s = self._clock() - (kept[-1].wall_s if kept else 0.0)
-        self._open()
         if self._resume_step is None:
             shutil.rmtree(self._folder / EVENTS_FOLDER, ignore_errors=True)
-        with naming(self._folder / EVENTS_FOLDER):
-            self._events = EventFileWriter(str(self._folder / EVENTS_FOLDER))
+        self._events = EventFileWriter(str(self._folder / EVENTS_FOLDER))
         if self._resume_step is not None:
             self._purge_events(self._resume_step + 1, kept)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        # What a full disk has refused is tried once more, and must not hide what `write` has told.
-        with contextlib.suppress(OSError):
-            self._file.close()
-        with contextlib.suppress(OSError):
-            self._events.close()
+        with self._saving:
+            self._save()
+        with self._showing:
+            if self._events is not None:
+                self._events.close()
 
     def write(self, step: int, phase: str, values: Mapping[str, float]) -> Point:
-        """Appends one point, and returns it.
+        """Appends one point, now or once the disk takes it, and returns it.
 
-        Values that are no finite number are left out: JSON has no NaN. An OSError names the file;
-        a line of which a full disk has taken a part is dropped when the run is resumed.
+        Values that are no finite number are left out: JSON has no NaN.
         """
         wall_s = self._clock() - self._started_s
         numbers = {name: float(value) for name, value in values.items() if _is_number(value)}
         point = Point(step, round(wall_s, 3), phase, numbers)
         last, names = self._last.get(phase, (step, set()))
-        if step < last or (step == last and names & numbers.keys()):
-            self._rewind(phase, step)
+        is_again = step < last or (step == last and bool(names & numbers.keys()))
+        if is_again:
+            self._forget(phase, step)
         self._note(point)
-        with naming(self._folder / METRICS_FILE):
-            self._file.write(_line(point))
-            self._file.flush()
-        self._add_events(point)
+        self._unsaved.append(point)
+        with self._saving:
+            self._save()
+        with self._showing, naming(self._folder / EVENTS_FOLDER):
+            self._show(point, is_again=is_again)
         return point
-
-    def _open(self) -> None:
-        self._file = (self._folder / METRICS_FILE).open("a", encoding="utf-8")
 
     def _note(self, point: Point) -> None:
         last, names = self._last.get(point.phase, (point.step, set()))
         before = names if last == point.step else set()
         self._last[point.phase] = point.step, before | point.values.keys()
 
-    def _rewind(self, phase: str, step: int) -> None:
-        """Forgets a phase from a step on."""
-        self._file.close()
-        kept = self._keep(lambda point: point.phase != phase or point.step < step)
-        self._open()
+    def _forget(self, phase: str, step: int) -> None:
+        """Forgets a phase from a step on; in the file when it is next written."""
+        self._forgotten[phase] = min(step, self._forgotten.get(phase, step))
+        kept = [p for p in self._unsaved if p.phase != phase or p.step < step]
+        self._unsaved = deque(kept, maxlen=_ROOM)
         self._last.pop(phase, None)
-        self._purge_events(step, kept)
+
+    def _stays(self, point: Point) -> bool:
+        return point.step < self._forgotten.get(point.phase, math.inf)
+
+    def _save(self) -> None:
+        """Writes what waits for it; nothing has changed where that fails."""
+        if self._forgotten:
+            self._keep(self._stays)
+            self._forgotten.clear()
+        append_whole(self._folder / METRICS_FILE, "".join(map(_line, self._unsaved)))
+        self._unsaved.clear()
+
+    def _show(self, point: Point, *, is_again: bool) -> None:
+        """Tells TensorBoard of a point, and of what it has missed or is to forget."""
+        step = min(point.step, self._unshown_from)
+        try:
+            if is_again or self._events is None:
+                self._events = self._events or EventFileWriter(str(self._folder / EVENTS_FOLDER))
+                saved = filter(self._stays, read_points(self._folder / METRICS_FILE))
+                self._purge_events(int(step), (*saved, *self._unsaved))
+            else:
+                self._add_events(point)
+            self._unshown_from = math.inf
+        except OSError:
+            # Its thread ends at an error for good: the next point tries a file of its own.
+            self._unshown_from = step
+            events, self._events = self._events, None
+            with contextlib.suppress(OSError):
+                if events is not None:
+                    events.close()
+            raise
 
     def _keep(self, counts: Callable[[Point], bool]) -> list[Point]:
         """Rewrites the file with the points that count, which also drops a torn last line."""
@@ -146,9 +182,8 @@ class Curves:
             value(tag=f"{point.phase}/{name}", simple_value=number)
             for name, number in point.values.items()
         ]
-        with naming(self._folder / EVENTS_FOLDER):
-            self._add(point.step, summary=summary_pb2.Summary(value=items))
-            self._events.flush()
+        self._add(point.step, summary=summary_pb2.Summary(value=items))
+        self._events.flush()
 
     def _add(self, step: int, **content: Any) -> None:
         self._events.add_event(event_pb2.Event(wall_time=time.time(), step=step, **content))

@@ -4,7 +4,7 @@
         progress.show({"stage": "training", "cycle": 3, "rewards": {"2step": 0.61}, ...})
 
 A snapshot is a plain mapping and any key may be missing. Knows nothing of Ray; never raises for
-what a snapshot holds.
+what a snapshot holds, nor where its line cannot be written.
 
     stage            text: STARTING, then the learner's own: collecting, fitting the surrogate,
                      training, done or stopped
@@ -27,6 +27,8 @@ from typing import Any, Self, TextIO
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+
+from deploy.run.best_effort import BestEffort
 
 Snapshot = Mapping[str, Any]
 
@@ -99,6 +101,7 @@ class Progress:
         self._clock = clock
         self._estimate = Estimate(total_cycles, clock)
         self._live: Live | None = None
+        self._writing = BestEffort("its lines of progress")
         self._last_line_s = -math.inf
         self._last_stage: object = None
 
@@ -110,14 +113,16 @@ class Progress:
 
     def __exit__(self, *exception: object) -> None:
         if self._live is not None:
-            self._live.stop()
+            with self._writing:
+                self._live.stop()
 
     def show(self, snapshot: Snapshot) -> None:
         """Takes a snapshot; in a log, a change of stage is shown at once."""
         self._estimate.update(snapshot)
         fields = fields_of(snapshot, self._total_cycles, self._estimate)
         if self._live is not None:
-            self._live.update(_table(fields), refresh=True)
+            with self._writing:
+                self._live.update(_table(fields), refresh=True)
             return
         now, stage = self._clock(), snapshot.get("stage")
         if stage != self._last_stage or now - self._last_line_s >= self._line_every_s:
@@ -126,7 +131,8 @@ class Progress:
 
     def say(self, text: str) -> None:
         """One line above the table, or in the log."""
-        self._console.print(text, markup=False)
+        with self._writing:
+            self._console.print(text, markup=False)
 
 
 def fields_of(snapshot: Snapshot, total_cycles: int, estimate: Estimate) -> dict[str, str]:

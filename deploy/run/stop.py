@@ -52,7 +52,7 @@ class Stop:
         self._limits = limits
         self._patience_s = patience_s
         self._begun = begun
-        self._is_asked = False
+        self._is_asked = self._has_failed = False
         self._until = math.inf
 
     def is_new(self, now: float, *, asked: bool) -> bool:
@@ -70,6 +70,12 @@ class Stop:
             self._until = now + self._limits.stall_s
         return self.reason is not None and not was_to_stop
 
+    def fail(self, now: float) -> None:
+        """The run ends with an error, but not its learner's: it waits for that as at a limit."""
+        if self.reason is None:
+            self._has_failed, self.reason = True, "the run failed"
+            self._until = now + self._limits.stall_s
+
     def is_overdue(self, now: float) -> bool:
         """Whether the learner has been waited for long enough."""
         return now >= self._until
@@ -77,4 +83,4 @@ class Stop:
     @property
     def is_by_limit(self) -> bool:
         """Whether the run's own limit, and nobody, wants it to stop."""
-        return self.reason is not None and not self._is_asked
+        return self.reason is not None and not self._is_asked and not self._has_failed

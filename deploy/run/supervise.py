@@ -1,7 +1,8 @@
 """Looking after a run: failures within their budget, actors alive, curves written, limits kept.
 
 Each look is short: whoever is slow, or has no place yet, is seen again at the next one.
-`Supervisor.watch` returns when the learner has ended.
+`Supervisor.watch` returns when the learner has ended; whatever goes wrong meanwhile, a learner that
+is at work is asked to stop before anybody ends it, as what it has learned is whole.
 """
 
 import contextlib
@@ -71,6 +72,7 @@ class Supervisor:
         self._monitor = monitor
         self._stopping = stopping
         self._stop = stop
+        self._learner_works = True
         self._silent_since: float | None = None
         self._measured_at = 0.0
         self.peak_mb = 0.0
@@ -82,6 +84,15 @@ class Supervisor:
             RunFailedError: the learner failed, or too many records did.
             FleetGaveUpError: a sampler or a reward server cannot be kept alive.
         """
+        try:
+            return self._watch(curves)
+        except Exception as error:
+            if self._learner_works:
+                log.error("the run fails, and its learner is asked to stop: %r", error)
+                self._let_learner_end(curves)
+            raise
+
+    def _watch(self, curves: Curves) -> bool:
         while (at_first := self._counters()) is None:
             time.sleep(_LOOK_EVERY_S)
         counters = at_first
@@ -104,6 +115,17 @@ class Supervisor:
                     time.sleep(_LOOK_EVERY_S)
             self.write_rows(curves)
         return finished
+
+    def _let_learner_end(self, curves: Curves) -> None:
+        """Waits for the learner's checkpoint; what else fails here hides no error."""
+        self._stop.fail(time.monotonic())
+        try:
+            self._ranks.ask_to_stop()
+            while not self._must_stop(time.monotonic()) and self._ranks.poll() is None:
+                time.sleep(_LOOK_EVERY_S)
+            self.write_rows(curves)
+        except Exception:
+            log.warning("the learner did not end in order", exc_info=True)
 
     def tend(self) -> None:
         """A look while the result is measured, which a reward's own fleet may be needed for.
@@ -171,8 +193,11 @@ class Supervisor:
         One that had no samples, because no sampler has a place, fails with that.
         """
         try:
-            return self._ranks.poll()
+            finished = self._ranks.poll()
+            self._learner_works = finished is None
+            return finished
         except RunFailedError as error:
+            self._learner_works = False
             with contextlib.suppress(ReplayError):  # its own error then says why
                 check_failures(self._config, self._replay, at_first, self._replay.counters())
             if self._fleets.lack_place("samplers"):

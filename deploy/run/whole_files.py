@@ -1,7 +1,10 @@
-"""Files of which there is the old one or the new one, whenever a process or a machine dies, and
-errors that say which file it was.
+"""Files of which there is the old one or the new one, whenever a process or a machine dies.
+
+And lines of one writer that are whole or not there when the disk takes no more, and errors that
+say which file it was.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +38,21 @@ def replacing(path: Path) -> Iterator[Path]:
             partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
+        raise
+
+
+def append_whole(path: Path, text: str) -> None:
+    """Appends text in UTF-8; where that fails the file is as it was, as far as the disk lets it.
+
+    Opened anew each time: a file server that was away may not know an open file any more.
+    """
+    size_bytes = path.stat().st_size if path.exists() else 0
+    try:
+        with naming(path), path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.truncate(path, size_bytes)
         raise
 
 

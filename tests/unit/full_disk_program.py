@@ -28,7 +28,6 @@ def curves(folder: Path, limit: Callable[[], None]) -> None:
 
 def summary(folder: Path, limit: Callable[[], None]) -> None:
     """The end of a run that has trained to it, and the status that its driver ends with."""
-    logging.basicConfig(format="%(message)s", stream=sys.stdout)
     config = load_config("deploy/configs/smoke.yaml", ["name=mine"])
     outcome = Outcome(config, setup_s=0, status="finished")
     limit()
@@ -40,6 +39,7 @@ def main() -> None:
     folder, what, most = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     write = {"curves": curves, "summary": summary}[what]
     sys.stdout.write("begun\n")
+    logging.basicConfig(format="%(message)s", stream=sys.stdout)
     try:
         write(folder, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most)))
     except OSError as error:

@@ -107,3 +107,19 @@ def test_a_run_that_its_own_limit_ends_has_not_failed(
     outcome.by_limit = by_limit
     assert outcome.exit_status == exit_status
     assert outcome.summary()["status"] == status
+
+
+def test_a_run_that_fails_waits_for_its_learner_as_at_a_limit() -> None:
+    rule = stop()
+    rule.fail(1050.0)
+    assert not rule.is_new(1051.0, asked=False)
+    assert not rule.is_overdue(1050.0 + STALL_S - 1)
+    assert rule.is_overdue(1050.0 + STALL_S)
+    assert not rule.is_by_limit
+
+
+def test_who_asks_a_run_that_fails_to_stop_waits_no_longer_than_else() -> None:
+    rule = stop()
+    rule.fail(1050.0)
+    rule.is_new(1060.0, asked=True)
+    assert rule.is_overdue(1060.0 + PATIENCE_S)
