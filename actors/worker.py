@@ -71,9 +71,11 @@ class WorkerSettings:
         groups_per_batch: groups that go through the network together.
         lease_s: of a ticket; it is renewed every third of it while the worker works. A dead
             sampler's tickets are issued again after it.
-        hold_s: a batch that takes longer loses its tickets: the sampler hangs.
+        hold_s: a batch that is in the network for longer, or weights that are loaded into it, lose
+            the tickets: the sampler hangs.
         idle_s: between looks at an empty ticket counter or an old policy version.
-        version_timeout_s: a version that a ticket asks for must be published within this.
+        version_timeout_s: a version that a ticket asks for must be published within this. A batch
+            as a whole may take twice as long, `hold_s` and `lease_s`: a full replay is waited for.
         put_attempts: of one group, with back-off between them.
         full_s: between attempts to put into a full replay, which ends by itself.
         backoff_s: after the first failure; doubles up to `max_backoff_s`.
@@ -105,7 +107,7 @@ class SamplerWorker:
     Args:
         owner: names the leases; unique among the samplers of a run.
         loaded_version: of the policy as it was built; −1 if it must be given weights first.
-        on_hang: called from another thread when a batch takes longer than `hold_s`.
+        on_hang: called from another thread when a batch takes longer than it may.
     """
 
     def __init__(
@@ -130,6 +132,7 @@ class SamplerWorker:
         self._version = loaded_version
         self._edition: int | None = None
         self._held: list[Ticket] = []
+        self._hangs = False
         self._stopping = threading.Event()
         self._backoff = Backoff(
             owner,
@@ -190,22 +193,34 @@ class SamplerWorker:
             with self._seconds.of("wait"):
                 self._stopping.wait(self._settings.idle_s)
             return
-        settings = self._settings
-        with Heartbeat(
-            self._renew_held,
-            every_s=settings.lease_s / 3,
-            longest_s=settings.hold_s,
-            on_hang=self._on_hang,
-            name=self._owner,
-        ):
+        settings, self._hangs = self._settings, False
+        longest_s = settings.lease_s + 2 * settings.version_timeout_s + settings.hold_s
+        with self._watched(longest_s, self._renew_held):
             self._fulfil(leased)
+
+    def _watched(self, longest_s: float, beat: Callable[[], object]) -> Heartbeat:
+        return Heartbeat(
+            beat,
+            every_s=self._settings.lease_s / 3,
+            longest_s=longest_s,
+            on_hang=self._hang,
+            name=self._owner,
+        )
+
+    def _in_network(self) -> Heartbeat:
+        """What may hang for good: all else that a batch does has a deadline of its own."""
+        return self._watched(self._settings.hold_s, lambda: None)
+
+    def _hang(self) -> None:
+        self._hangs = True
+        self._on_hang()
 
     def _fulfil(self, leased: list[Ticket]) -> None:
         """The groups of the tickets, sampled and put; nothing if stopped while it waits."""
         if not self._take_version(max(ticket.policy_version for ticket in leased)):
             return
         groups = [self._group(ticket.number) for ticket in leased]
-        with self._seconds.of("sample"):
+        with self._seconds.of("sample"), self._in_network():
             rollouts = self._policy.sample(groups)
         self._flops += sum(rollout.flops for rollout in rollouts)
         for ticket, group, rollout in zip(leased, groups, rollouts, strict=True):
@@ -262,7 +277,8 @@ class SamplerWorker:
                 raise
             log.warning("%s: stays at version %d", self._owner, self._version, exc_info=True)
             return
-        self._policy.load(weights)
+        with self._in_network():
+            self._policy.load(weights)
         self._version, self._edition = version, edition
         self._counts["loads"] += 1
 
@@ -300,6 +316,8 @@ class SamplerWorker:
                 self._stopping.wait(self._backoff.wait_s(failures))
 
     def _renew_held(self) -> None:
+        if self._hangs:
+            return
         for ticket in tuple(self._held):
             if not self._tickets.renew_ticket(ticket, lease_s=self._settings.lease_s):
                 log.warning("%s: the lease of ticket %d ran out", self._owner, ticket.number)

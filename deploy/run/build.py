@@ -55,7 +55,7 @@ def sampler(parts: RunParts, board: Any, owner: str) -> SamplerWorker:
         settings=WorkerSettings(
             groups_per_batch=config.actors.groups_per_batch,
             lease_s=config.actors.lease_s,
-            hold_s=2 * config.limits.stall_s,
+            hold_s=config.hold_s,
             version_timeout_s=config.limits.stall_s,
         ),
         loaded_version=0,
@@ -102,7 +102,7 @@ def reward_server(parts: RunParts, owner: str) -> RewardServer:
             max_batch=config.images_per_decode,
             timeout_s=config.scoring.timeout_s,
             lease_s=config.scoring.lease_s,
-            hold_s=2 * config.limits.stall_s,
+            hold_s=config.hold_s,
             outage_s=config.scoring.outage_s,
         ),
         on_hang=end_process,

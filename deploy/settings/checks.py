@@ -319,18 +319,19 @@ def _fleet_problems(config: "RunConfig") -> Iterator[Problem]:
 def _wait_problems(config: "RunConfig") -> Iterator[Problem]:
     stall_s = config.limits.stall_s
     shorter = {
-        "actors.lease_s": (config.actors.lease_s, "the work of a dead actor is handed on"),
-        "scoring.lease_s": (config.scoring.lease_s, "the work of a dead actor is handed on"),
-        "scoring.timeout_s": (config.scoring.timeout_s, "a reward that stalls is given up"),
-        "scoring.outage_s": (config.scoring.outage_s, "a reward that is down is given up"),
-        "replay.outage_s": (config.replay.outage_s, "a Redis that is down is given up"),
+        "actors.lease_s": (2, config.actors.lease_s, "the work of a dead actor is handed on"),
+        "scoring.lease_s": (2, config.scoring.lease_s, "the work of a dead actor is handed on"),
+        # A batch that misses it is followed by a probe, which may miss it too: within `hold_s`.
+        "scoring.timeout_s": (4, config.scoring.timeout_s, "a reward that stalls is given up"),
+        "scoring.outage_s": (1, config.scoring.outage_s, "a reward that is down is given up"),
+        "replay.outage_s": (1, config.replay.outage_s, "a Redis that is down is given up"),
     }
-    for name, (seconds, first) in shorter.items():
-        if seconds >= stall_s:
+    for name, (times, seconds, first) in shorter.items():
+        if times * seconds >= stall_s:
             yield Problem(
                 "limits.stall_s",
-                f"must be above {name} = {seconds:g}, given {stall_s:g}: the run would end before "
-                f"{first}",
+                f"must be above {times} × {name} = {seconds:g}, given {stall_s:g}: the run would "
+                f"end before {first}",
             )
 
 

@@ -125,6 +125,14 @@ class RunConfig(Section):
         return most or drawn, most or self.scoring.max_batch
 
     @property
+    def hold_s(self) -> float:
+        """A sampler or a reward server that is busy with one batch for longer hangs.
+
+        Another one has as long again to make that batch, before the learner has waited in vain.
+        """
+        return self.limits.stall_s / 2
+
+    @property
     def max_staleness(self) -> int:
         """Cycles that samplers may be ahead of the learner."""
         given = self.replay.max_staleness

@@ -363,7 +363,8 @@ class Limits(Section):
     """Wall time of one start, after which the run checkpoints and ends, `stall_s` later at most;
     null: no limit."""
     stall_s: Seconds = 600.0
-    """Deadline of every wait: a run without progress for so long ends with an error."""
+    """Deadline of every wait: a run without progress for so long ends with an error. A sampler or
+    reward server that is busy with one batch for half of it is taken to hang, and replaced."""
 
 
 class Callback(Section):

@@ -153,3 +153,21 @@ def test_a_worker_that_is_stopped_while_the_replay_is_full_returns_its_ticket() 
     threading.Timer(0.1, scene.worker.stop).start()
     scene.worker.run()
     assert [ticket.number for ticket in scene.tickets.waiting] == [0]
+
+
+def test_a_wait_for_a_version_is_no_hang() -> None:
+    settings = WorkerSettings(idle_s=0.001, lease_s=0.03, hold_s=0.05, version_timeout_s=60)
+    scene = Scene(1, settings=settings)
+    threading.Timer(0.4, lambda: setattr(scene.weights, "version", 1)).start()
+    scene.run_until_empty()
+    assert (sorted(scene.tickets.groups), scene.worker.stats()["failures"]) == ([0], 0)
+    assert scene.tickets.renewals > 5
+
+
+def test_weights_that_hang_on_their_way_into_the_network_are_a_hang() -> None:
+    hung = threading.Event()
+    scene = Scene(0, settings=WorkerSettings(idle_s=0.001, lease_s=0.03, hold_s=0.1))
+    scene.worker._on_hang = hung.set
+    scene.policy.load = lambda _: hung.wait(20)
+    scene.run_until_empty()
+    assert hung.is_set()
