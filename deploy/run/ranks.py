@@ -1,7 +1,7 @@
 """The controller's handle on the learner's ranks, which are Ray actors.
 
-A rank that dies takes its siblings with it, and all continue from the newest checkpoint. An
-error that a rank raises is the run's: it would only come again.
+A rank that dies, or makes no progress for long, takes its siblings with it, and all continue from
+the newest checkpoint. An error that a rank raises is the run's: it would only come again.
 """
 
 import contextlib
@@ -27,6 +27,11 @@ log = logging.getLogger(__name__)
 _ANSWER_TIMEOUT_S = 120.0
 _MAX_RESTARTS = 5
 _BACKOFF_S = 2.0
+_HANGS_AFTER = 6
+"""Times `limits.stall_s` without any progress: a step, a checkpoint or the loading of models, which
+tell nothing before they are done, are far shorter."""
+_PROGRESS = ("stage", "cycle", "published", "seconds", "flops")
+"""Of a report, what changes while a learner works or waits."""
 _NOTICED_S = 20.0
 """How long after a rank's error Ray may take to tell that another one is dead."""
 
@@ -70,6 +75,8 @@ class Ranks:
         self._asked_board: tuple[ray.ObjectRef[int], int] | None = None
         self._stop_asked = self._ends_unplaced = False
         self._rows: list[dict[str, Any]] = []
+        self._progress: list[Any] = []
+        self._progressed_at = 0.0
         self.last: dict[str, Any] = {}
 
     def start(self, *, resume: bool) -> None:
@@ -125,9 +132,20 @@ class Ranks:
         except LOST as error:
             return self._restart(error)
         if len(results) < len(self._running):
-            return None
+            return self._restart(f"no progress for {self._hang_s:g} s") if self._hangs() else None
         self._read_last_report()
         return all(results)
+
+    @property
+    def _hang_s(self) -> float:
+        return _HANGS_AFTER * self._parts.config.limits.stall_s
+
+    def _hangs(self) -> bool:
+        """Whether what rank 0 tells has been the same for too long, or it tells nothing."""
+        now, progress = time.monotonic(), [self.last.get(name) for name in _PROGRESS]
+        if progress != self._progress:
+            self._progress, self._progressed_at = progress, now
+        return now - self._progressed_at > self._hang_s
 
     def _run_if_placed(self, starting: _Starting) -> bool | None:
         count = len(starting.placed)
@@ -138,6 +156,7 @@ class Ranks:
                 first = self._actors[0].address.remote()
                 address, port = ray.get(first, timeout=_ANSWER_TIMEOUT_S)
                 self._starting = None
+                self._progressed_at = time.monotonic()
                 self._running = [
                     a.run.remote(address, port, resume=starting.resume) for a in self._actors
                 ]
@@ -244,8 +263,12 @@ class Ranks:
                 return error
         return None
 
-    def _restart(self, error: RayError) -> bool | None:
-        """Places all ranks anew; False: the run was to end anyway."""
+    def _restart(self, error: RayError | str) -> bool | None:
+        """Places all ranks anew; False: the run was to end anyway.
+
+        Args:
+            error: of a rank that died, or what it died of.
+        """
         self._restarts += 1
         cycle = self.last.get("cycle", 0)
         self._restarts_in_a_row = (

@@ -58,7 +58,9 @@ def test_a_rank_does_not_wait_for_a_lost_one_beyond_its_deadline(
 
 @ray.remote(num_cpus=0, max_concurrency=2)
 class Rank:
-    """Ends as it is told to."""
+    """Ends as it is told to, or waits, or works, for ever."""
+
+    works = False
 
     def run(self, how: str) -> bool:
         if how == "dies":
@@ -66,11 +68,13 @@ class Rank:
             os._exit(1)
         if how == "raises":
             raise RuntimeError("Connection closed by peer")
+        self.works = how == "works"
         time.sleep(3600)
         return True
 
     def report(self) -> dict[str, Any]:
-        return {"rows": [], "cycle": 3}
+        now_s = time.monotonic() if self.works else 0.0
+        return {"rows": [], "cycle": 3, "seconds": {"policy": now_s}}
 
     def stop(self) -> None:
         """Goes on all the same."""
@@ -93,13 +97,17 @@ class Slow:
         return {"rows": rows, "cycle": 3}
 
 
+def parts(stall_s: float = 600.0) -> Any:
+    return SimpleNamespace(config=SimpleNamespace(limits=SimpleNamespace(stall_s=stall_s)))
+
+
 @pytest.fixture
 def ranks_that(cluster: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Ranks]]:
     """The learner's ranks, each of which ends so; a new start is noted in `starts`."""
     made: list[Any] = []
 
-    def make(*ends: str) -> Ranks:
-        ranks: Any = Ranks(SimpleNamespace(), None)
+    def make(*ends: str, stall_s: float = 600.0) -> Ranks:
+        ranks: Any = Ranks(parts(stall_s), None)
         kind: Any = Rank
         ranks._actors = [kind.remote() for _ in ends]
         made.extend(ranks._actors)
@@ -158,8 +166,45 @@ def test_a_rank_that_dies_after_a_stop_is_placed_anew_only_for_what_it_has_to_te
 
 
 @pytest.mark.ray
+def test_a_rank_that_hangs_is_placed_anew(ranks_that: Callable[..., Any]) -> None:
+    ranks, begun = ranks_that("hangs", stall_s=0.5), time.monotonic()
+    ranks._progressed_at = begun
+    watched(ranks)
+    assert ranks.starts == [True]
+    assert time.monotonic() - begun > 6 * 0.5
+
+
+@pytest.mark.ray
+def test_a_rank_that_works_is_left_alone_however_long_it_takes(
+    ranks_that: Callable[..., Any],
+) -> None:
+    ranks = ranks_that("works", stall_s=0.5)
+    ranks._progressed_at = begun = time.monotonic()
+    while time.monotonic() - begun < 3 * 6 * 0.5:
+        assert ranks.poll() is None
+        time.sleep(0.1)
+    assert ranks.starts == []
+
+
+@pytest.mark.ray
+def test_a_rank_that_hangs_after_a_stop_is_waited_for_no_longer(
+    ranks_that: Callable[..., Any],
+) -> None:
+    ranks = ranks_that("hangs", stall_s=0.01)
+    ranks.ask_to_stop()
+    assert eventually_not_none(ranks) is False
+
+
+def eventually_not_none(ranks: Any) -> bool | None:
+    deadline = time.monotonic() + 60
+    while (answer := ranks.poll()) is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return answer
+
+
+@pytest.mark.ray
 def test_a_report_that_is_late_is_not_waited_for_and_not_lost(cluster: None) -> None:
-    ranks: Any = Ranks(SimpleNamespace(), None)
+    ranks: Any = Ranks(parts(), None)
     kind: Any = Slow
     ranks._actors = [kind.remote()]
     ranks._running = [ranks._actors[0].run.remote()]
