@@ -40,6 +40,9 @@ _LOCK_NAME = "server.lock"
 _SOCKET_NAME = "server.sock"
 _URL_NAME = "server.url"
 _PR_SET_PDEATHSIG = 1
+_LOADING = "loading the dataset in memory"
+"""In what Redis and Valkey answer until their data are there."""
+_TELL_EVERY_S = 30.0
 _STOP_S = 20.0
 """Enough to write the rest of the append-only file."""
 
@@ -52,8 +55,12 @@ class EmbeddedServer:
         append_only: keep an append-only file, written every second. Needs a folder.
         maxmemory_bytes: 0 for no limit. A full server refuses writes (`ReplayFull`).
         transport: "unix" where all processes are on this machine and share its file system.
-        start_s: longest wait for the server, loading its data included.
+        start_s: longest wait for the server to answer. One that answers that it loads its data is
+            waited for, however many there are.
         url: of a server that has ended: this one takes its place, and clients find it there.
+
+    Attributes:
+        is_loading: whether a start that is under way waits for that.
 
     Start and revive it from a thread that lives as long as the server should: the kernel's notice
     comes when that *thread* ends.
@@ -74,6 +81,7 @@ class EmbeddedServer:
         self._maxmemory_bytes = maxmemory_bytes
         self._transport = transport
         self._start_s = start_s
+        self.is_loading = False
         self._temp: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._listen: list[str] = []
@@ -94,7 +102,7 @@ class EmbeddedServer:
         return self._process.pid
 
     def start(self) -> "EmbeddedServer":
-        """Starts the server and waits until it answers; nothing where it runs already.
+        """Starts the server, and waits until it serves; nothing where it runs already.
 
         Raises:
             EmbeddedServerError: it does not start; says why.
@@ -201,15 +209,20 @@ class EmbeddedServer:
         ]
 
     def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + self._start_s
-        while True:
-            reason = self._not_ready()
-            if reason is None:
-                return
+        told_at = time.monotonic()
+        deadline = told_at + self._start_s
+        while (reason := self._not_ready()) is not None:
+            self.is_loading = _LOADING in reason
+            if self.is_loading:
+                deadline = time.monotonic() + self._start_s
+            if self.is_loading and time.monotonic() - told_at > _TELL_EVERY_S:
+                told_at = time.monotonic()
+                _LOG.info("the embedded server still loads its data")
             if self._exited() or time.monotonic() > deadline:
                 tail = self._log_path.read_text("utf-8", "replace")[-1500:]
                 raise EmbeddedServerError(f"the embedded server did not start: {reason}\n{tail}")
             time.sleep(0.02)
+        self.is_loading = False
 
     def _exited(self) -> bool:
         return self._process is None or self._process.poll() is not None

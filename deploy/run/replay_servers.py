@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from deploy.settings.run_config import RunConfig
 
 _AT_THE_REPLAY = ("learner", "actors", "scoring")
 """Sections of the roles whose processes read or write it."""
+_LOOK_EVERY_S = 0.1
 
 
 def server_folders(config: RunConfig, folder: Path) -> dict[str, Path]:
@@ -142,9 +144,17 @@ class ReplayServerHost:
         self._keeper.start()
 
     def wait_until_running(self, timeout_s: float) -> None:
-        """Returns when the server answers; raises why it does not."""
-        if not self._running.wait(timeout_s):
-            raise TimeoutError(f"the embedded server did not start within {timeout_s:g} s")
+        """Returns when the server serves; raises why it does not.
+
+        Args:
+            timeout_s: since it last told that it loads its data, which takes as long as it takes.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not self._running.wait(_LOOK_EVERY_S):
+            if self._server.is_loading:
+                deadline = time.monotonic() + timeout_s
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the embedded server did not start within {timeout_s:g} s")
         if self._error is not None:
             raise self._error
 
