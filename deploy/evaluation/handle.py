@@ -8,6 +8,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from actors.fleet import LOST
+from buffer.lost_gpu import is_gpu_lost
 from deploy.evaluation.host import EvaluatorHost, WeightsSource
 from deploy.run.best_effort import BestEffort
 from deploy.run.files import BEFORE, BEFORE_FILE, pictures_file
@@ -17,31 +19,38 @@ from deploy.run.shared_folder import SharedFolder
 from deploy.settings.run_config import RunConfig
 
 log = logging.getLogger(__name__)
-_MAX_RESTARTS = 5
+_MAX_RETRIES = 5
+"""Of one evaluation whose evaluator dies; Ray starts an evaluator again however often it dies."""
 
 
 class EvaluatorHandle:
-    """The evaluator actor, as the controller uses it."""
+    """The evaluator actor, as the controller uses it: it does one thing at a time."""
 
     def __init__(self, config: RunConfig, folder: SharedFolder) -> None:
         self._folder = folder.path
         self._timeout_s = config.evaluation.timeout_s
         self._stall_s = config.limits.stall_s
-        options = self._options = config.evaluation
-        self._actor = (
+        self._options = config.evaluation
+        self._given = config, folder
+        self._replaced = 0
+        self._actor = self._new()
+        self._asked_at = self._began_at = time.monotonic()
+        self._placed: Any = self._actor.check_folder.remote()
+
+    def _new(self) -> Any:
+        options, lives = self._options, f".{self._replaced}" if self._replaced else ""
+        return (
             ray.remote(EvaluatorHost)
             .options(
-                name="evaluator",
+                name=f"evaluator{lives}",
                 num_cpus=options.num_cpus,
                 num_gpus=options.num_gpus,
                 **on_nodes(options.node_labels),
-                max_restarts=_MAX_RESTARTS,
-                max_task_retries=_MAX_RESTARTS,
+                max_restarts=-1,
+                max_task_retries=_MAX_RETRIES,
             )
-            .remote(config, folder)
+            .remote(*self._given)
         )
-        self._asked_at = time.monotonic()
-        self._placed: Any = self._actor.check_folder.remote()
 
     def check_placed(self) -> None:
         """Nothing while it is at work, or may still find its place.
@@ -63,10 +72,12 @@ class EvaluatorHandle:
 
     def measure(self, moment: str, source: WeightsSource) -> Any:
         """Begins an evaluation of weights, by references or in a file; none: the untouched ones."""
+        self._began_at = time.monotonic()
         return self._actor.evaluate.remote(source, pictures_file(self._folder, moment))
 
     def measure_newest(self, board: Any, at_least: int, *, keep: bool) -> Any:
         """Begins an evaluation of the newest published version, `EvaluatorHost.evaluate_newest`."""
+        self._began_at = time.monotonic()
         return self._actor.evaluate_newest.remote(board, at_least, self._folder, keep=keep)
 
     def export(self, source: WeightsSource) -> Any:
@@ -77,16 +88,33 @@ class EvaluatorHandle:
         """Whether `result` would not wait."""
         return bool(ray.wait([ref], timeout=0)[0])
 
+    def is_late(self) -> bool:
+        """Whether what was begun last has had `evaluation.timeout_s`."""
+        return time.monotonic() - self._began_at > self._timeout_s
+
+    def replace(self) -> None:
+        """Ends the evaluator, with all that was asked of it, for a new one."""
+        self._replaced += 1
+        log.warning("the evaluator is replaced (%d)", self._replaced)
+        ray.kill(self._actor)
+        self._actor, self._placed = self._new(), None
+
     def result(self, ref: Any, meanwhile: Callable[[], None] = lambda: None) -> Any:
         """Waits for what `measure` or `export` began.
 
+        An evaluator that is late, is gone, or has lost its GPU, is replaced before this raises.
+
         Args:
             meanwhile: called about once a second; what it raises ends the wait.
+
+        Raises:
+            RunFailedError: that, or the evaluation raised.
         """
         deadline = time.monotonic() + self._timeout_s
         while not ray.wait([ref], timeout=1.0)[0]:
             meanwhile()
             if time.monotonic() > deadline:
+                self.replace()
                 raise RunFailedError(
                     f"the evaluator took longer than evaluation.timeout_s of {self._timeout_s:g} s:"
                     " raise it, or lower evaluation.samples"
@@ -95,6 +123,8 @@ class EvaluatorHandle:
             return ray.get(ref)
         except RayError as error:
             log.error("the evaluator ended with an error", exc_info=error)
+            if isinstance(error, LOST) or is_gpu_lost(getattr(error, "cause", None) or error):
+                self.replace()
             raise RunFailedError(f"the evaluation failed: {reason_of(error)}") from error
 
 
@@ -119,8 +149,14 @@ class FirstEvaluation:
         """Keeps them as soon as they are there, whatever becomes of the run."""
         if self._writing.fails:
             self._write()
-        if self._measuring is not None and self._evaluator.is_ready(self._measuring):
+        if self._measuring is None:
+            return
+        if self._evaluator.is_ready(self._measuring):
             self.wait()
+        elif self._evaluator.is_late():
+            log.warning("the first evaluation took too long and is begun again")
+            self._evaluator.replace()
+            self._measuring = self._evaluator.measure(BEFORE, [])
 
     def wait(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Until they are there."""

@@ -4,8 +4,8 @@
     measured            0 ─────── 2 ──────────── 5 ─ …            the newest whenever one is due
 
 Nothing waits for the evaluator, and nothing in training depends on it: it reads what is published
-anyway. A slow one leaves versions out, and never has more than one to do. One that fails is told
-in the log and left out.
+anyway. A slow one leaves versions out, and never has more than one to do. One that fails, or takes
+longer than its deadline, is told in the log and left out.
 """
 
 import logging
@@ -124,6 +124,10 @@ class Monitor:
         elif self._measuring is not None:
             if self._evaluator.is_ready(self._measuring):
                 self._take(last_cycle=self._cycles)
+            elif self._evaluator.is_late():
+                log.warning("training goes on without an evaluation that took too long")
+                self._measuring = None
+                self._evaluator.replace()
         elif self._is_due(report):
             self._tried = report["published"]
             self._measuring = self._evaluator.measure_newest(

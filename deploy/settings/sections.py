@@ -317,7 +317,7 @@ class Evaluation(Section):
     """Most pictures that are drawn or decoded at once; null: as many as a sampler draws and a
     reward server decodes."""
     timeout_s: Seconds = 14400.0
-    """Deadline in seconds of an evaluation, or of writing the result, when the run waits for it."""
+    """Deadline of an evaluation, and of writing the result; who misses it is replaced."""
     rewards: dict[str, Metric] = Field(default_factory=dict)
     """Scores by name, such as `exact: {kind: shapes-exact}`."""
     diversity: Diversity = Diversity()

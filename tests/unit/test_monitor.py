@@ -28,6 +28,8 @@ class HandEvaluator:
         self.ready = True
         self.broken = False
         self.has_place = True
+        self.late = False
+        self.replaced = 0
         self.asked: list[int] = []
         self.exported: list[Any] = []
 
@@ -56,6 +58,13 @@ class HandEvaluator:
 
     def is_ready(self, ref: Any) -> bool:
         return self.ready
+
+    def is_late(self) -> bool:
+        return self.late
+
+    def replace(self) -> None:
+        self.replaced += 1
+        self.ready, self.late = True, False
 
     def check_placed(self) -> None:
         if not self.has_place:
@@ -157,6 +166,45 @@ def test_an_evaluation_that_fails_is_left_out_and_the_next_one_made(tmp_path: Pa
     world.evaluator.broken = False
     world.publish(2)
     assert world.steps == [0, 2]
+
+
+def test_an_evaluation_that_hangs_is_left_out_and_the_next_one_made(tmp_path: Path) -> None:
+    world = World(tmp_path, [0.1, 0.2, 0.3])
+    world.publish(0)
+    world.evaluator.ready = False
+    world.publish(1)
+    assert world.evaluator.replaced == 0
+    world.evaluator.late = True
+    world.publish(2)
+    assert (world.evaluator.replaced, world.steps) == (1, [0, 2])
+
+
+def test_a_first_evaluation_that_hangs_is_begun_again(tmp_path: Path) -> None:
+    world = World(tmp_path, [0.1, 0.2])
+    world.evaluator.ready = False
+    world.publish(0)
+    world.evaluator.late = True
+    world.publish(0)
+    assert (world.evaluator.replaced, world.steps) == (1, [0])
+
+
+def test_a_disk_that_takes_nothing_loses_no_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    world = World(tmp_path, [0.1, 0.2, 0.3])
+    with monkeypatch.context() as patched:
+        patched.setattr("deploy.evaluation.kept.write_whole", refuse)
+        patched.setattr("deploy.run.folder.write_whole", refuse)
+        for version in (0, 1):
+            world.publish(version)
+    world.publish(2)
+    assert world.steps == [0, 1, 2]
+    assert RunFolder(tmp_path).read_before() == {SCORE: 0.1}
+    told = json.loads((tmp_path / EVALUATIONS_FILE).read_text())
+    assert [each["cycle"] for each in told["evaluations"]] == [1, 2]
 
 
 def test_the_version_to_keep_after_the_last_cycle_is_not_measured_beside_training(
