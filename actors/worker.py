@@ -21,6 +21,7 @@ from actors.rollout import Group, Policy, to_records
 from buffer.backoff import Backoff
 from buffer.errors import ReplayFull
 from buffer.heartbeat import Heartbeat
+from buffer.lost_gpu import is_gpu_lost
 from buffer.records import Record, Ticket
 from buffer.stage_seconds import StageSeconds
 from learner.policy.board import Weights
@@ -151,6 +152,7 @@ class SamplerWorker:
 
         Raises:
             GaveUpError: after too many failures in a row; its cause is the last of them.
+            Exception: that the GPU is lost to this process; only a new one helps.
         """
         try:
             while not self._stopping.is_set():
@@ -176,7 +178,10 @@ class SamplerWorker:
     def _guarded_batch(self) -> None:
         try:
             self._batch()
-        except Exception as error:  # noqa: BLE001 - the outermost loop
+        except Exception as error:
+            if is_gpu_lost(error):
+                log.error("%s: ends, as a new process is needed: %s", self._owner, error)
+                raise
             self._count_failure(error)
 
     def _count_failure(self, error: Exception) -> None:

@@ -1,7 +1,8 @@
 """The controller's handle on the learner's ranks, which are Ray actors.
 
 A rank that dies, or makes no progress for long, takes its siblings with it, and all continue from
-the newest checkpoint. An error that a rank raises is the run's: it would only come again.
+the newest checkpoint. So does one whose process has lost its GPU. Any other error that a rank
+raises is the run's: it would only come again.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.fleet import LOST
+from buffer.lost_gpu import is_gpu_lost
 from deploy.run.build import LearnerRank
 from deploy.run.parts import RunParts
 from deploy.run.progress import STARTING
@@ -124,7 +126,7 @@ class Ranks:
         except RayTaskError as error:
             if (lost := self._lost_rank()) is not None:
                 # Its siblings raised, most likely because they could not reach it any more.
-                log.warning("a rank was lost, and another one raised: %s", reason_of(error))
+                log.warning("a rank was lost; a first error was: %s", reason_of(error))
                 return self._restart(lost)
             self._read_last_report()
             log.error("the learner ended with an error", exc_info=error)
@@ -249,16 +251,20 @@ class Ranks:
             self._read_report(_ANSWER_TIMEOUT_S)
 
     def _lost_rank(self) -> RayError | None:
-        """Why a rank is gone, if one is; Ray tells a death later than its siblings notice it."""
+        """Why a rank, or its GPU, is gone, if one is.
+
+        Ray tells a death later than its siblings notice it.
+        """
         waiting, deadline = list(self._running), time.monotonic() + _NOTICED_S
-        while len(self._running) > 1 and waiting:
+        while waiting:
             ready, waiting = ray.wait(waiting, timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
                 return None
             try:
                 ray.get(ready)
-            except RayTaskError:
-                continue
+            except RayTaskError as error:
+                if is_gpu_lost(error.cause):
+                    return error
             except LOST as error:
                 return error
         return None
@@ -275,13 +281,14 @@ class Ranks:
             1 if cycle > self._restarted_at_cycle else self._restarts_in_a_row + 1
         )
         self._restarted_at_cycle = cycle
-        log.warning("a learner rank died (%d): %s", self._restarts, error)
+        why = reason_of(error) if isinstance(error, RayTaskError) else error
+        log.warning("a learner rank died (%d): %s", self._restarts, why)
         self.kill()
         if self._ends_unplaced:
             return False
         if self._restarts_in_a_row > _MAX_RESTARTS:
             raise RunFailedError(
-                f"a learner rank died {self._restarts_in_a_row} times in cycle {cycle}: {error}"
+                f"a learner rank died {self._restarts_in_a_row} times in cycle {cycle}: {why}"
             )
         time.sleep(_BACKOFF_S * self._restarts_in_a_row)
         self.start(resume=True)

@@ -56,6 +56,13 @@ def test_a_rank_does_not_wait_for_a_lost_one_beyond_its_deadline(
     assert error
 
 
+_RAISED = {
+    "raises": "Connection closed by peer",
+    "loses its GPU": "CUDA error: an illegal memory access was encountered",
+    "has no room": "CUDA error: out of memory",
+}
+
+
 @ray.remote(num_cpus=0, max_concurrency=2)
 class Rank:
     """Ends as it is told to, or waits, or works, for ever."""
@@ -66,8 +73,8 @@ class Rank:
         if how == "dies":
             time.sleep(1)
             os._exit(1)
-        if how == "raises":
-            raise RuntimeError("Connection closed by peer")
+        if how in _RAISED:
+            raise RuntimeError(_RAISED[how])
         self.works = how == "works"
         time.sleep(3600)
         return True
@@ -131,7 +138,16 @@ def watched(ranks: Any) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("ends", [("raises", "dies"), ("dies", "raises"), ("waits", "dies")])
+@pytest.mark.parametrize(
+    "ends",
+    [
+        ("raises", "dies"),
+        ("dies", "raises"),
+        ("waits", "dies"),
+        ("loses its GPU",),
+        ("raises", "loses its GPU"),
+    ],
+)
 def test_the_ranks_of_a_dead_one_begin_again_whatever_they_say_of_it(
     ends: tuple[str, ...], ranks_that: Callable[..., Any]
 ) -> None:
@@ -148,6 +164,14 @@ def test_an_error_of_a_rank_whose_siblings_live_ends_the_run(
     ranks = ranks_that("raises", "waits")
     with pytest.raises(RunFailedError, match="Connection closed"):
         watched(ranks)
+
+
+@pytest.mark.ray
+def test_a_gpu_without_room_ends_the_run_as_it_would_come_again(
+    ranks_that: Callable[..., Any],
+) -> None:
+    with pytest.raises(RunFailedError, match="out of memory"):
+        watched(ranks_that("has no room"))
 
 
 @pytest.mark.ray

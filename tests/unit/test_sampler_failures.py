@@ -171,3 +171,29 @@ def test_weights_that_hang_on_their_way_into_the_network_are_a_hang() -> None:
     scene.policy.load = lambda _: hung.wait(20)
     scene.run_until_empty()
     assert hung.is_set()
+
+
+def test_a_sampler_that_has_lost_its_gpu_ends_at_once_and_returns_its_ticket() -> None:
+    scene = Scene(0)
+
+    def lose() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    scene.policy.before_sampling = lose
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        scene.worker.run()
+    assert scene.worker.stats()["failures"] == 0
+    assert [ticket.number for ticket in scene.tickets.waiting] == [0]
+
+
+def test_a_sampler_whose_gpu_has_no_room_tries_again() -> None:
+    scene = Scene(0)
+    calls = iter(range(1000))
+
+    def find_no_room_once() -> None:
+        if not next(calls):
+            raise RuntimeError("CUDA error: out of memory")
+
+    scene.policy.before_sampling = find_no_room_once
+    scene.run_until_empty()
+    assert (scene.worker.stats()["failures"], sorted(scene.tickets.groups)) == (1, [0])

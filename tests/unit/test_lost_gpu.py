@@ -1,0 +1,33 @@
+"""Which errors say that CUDA fails in a process for good."""
+
+import pytest
+
+from buffer.lost_gpu import is_gpu_lost
+
+
+@pytest.mark.parametrize(
+    ("text", "is_lost"),
+    [
+        ("CUDA error: an illegal memory access was encountered", True),
+        ("CUDA error: device-side assert triggered\nCUDA kernel errors might be reported", True),
+        ("CUDA error: uncorrectable ECC error encountered", True),
+        ("CUDA error: out of memory", False),
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", False),
+        ("shapes do not match", False),
+    ],
+)
+def test_an_error_of_cuda_is_one_but_for_want_of_memory(text: str, is_lost: bool) -> None:
+    assert is_gpu_lost(RuntimeError(text)) is is_lost
+
+
+def raise_from_a_lost_gpu() -> None:
+    try:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+    except RuntimeError as error:
+        raise ValueError("the step failed") from error
+
+
+def test_an_error_that_was_raised_from_one_is_one() -> None:
+    with pytest.raises(ValueError, match="the step failed") as raised:
+        raise_from_a_lost_gpu()
+    assert is_gpu_lost(raised.value)
