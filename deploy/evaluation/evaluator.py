@@ -19,7 +19,9 @@ from diffusers import UNet2DConditionModel
 from actors.prompts import seed_of
 from actors.rollout import Group
 from deploy.evaluation.distances import build_distance, mean_distance
+from deploy.evaluation.kept import save_pictures
 from deploy.evaluation.signals import colour_entropy, sharpness
+from deploy.run.best_effort import BestEffort
 from deploy.run.policy_build import device_of, policy_of
 from deploy.settings.prompt_sources import prompt_set
 from deploy.settings.run_config import RunConfig
@@ -51,6 +53,7 @@ class Evaluator:
         self, config: RunConfig, pooled: Mapping[str, RewardModel] = MappingProxyType({})
     ) -> None:
         self._config = config
+        self._keeping = BestEffort("pictures of evaluations")
         self._rows, self._images = config.images_per_evaluation
         torch.set_num_threads(max(1, round(config.evaluation.threads)))
         pipeline = PipelineFolder.of(config.model)
@@ -115,9 +118,8 @@ class Evaluator:
         metrics |= self._diversity(fixed)
         metrics |= self._drift(fixed)
         if pictures is not None:
-            pictures.parent.mkdir(parents=True, exist_ok=True)
-            few = images_BHWC[:NUM_PICTURES]
-            np.savez_compressed(pictures, images=few, prompts=np.array(prompts[:NUM_PICTURES]))
+            with self._keeping:
+                save_pictures(pictures, images_BHWC[:NUM_PICTURES], prompts[:NUM_PICTURES])
         return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
     def export(self, weights: Mapping[str, np.ndarray] | None, folder: Path) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from deploy.evaluation.handle import EvaluatorHandle, FirstEvaluation
 from deploy.evaluation.host import WeightsSource
-from deploy.evaluation.kept import read_evaluations, write_evaluations
+from deploy.evaluation.kept import read_evaluations, thin_pictures, write_evaluations
 from deploy.evaluation.stopping import Measured, best_of, why_stop
 from deploy.run.best_effort import BestEffort
 from deploy.run.curves import read_points
@@ -173,7 +173,8 @@ class Monitor:
         earlier = [each for each in self._at_hand if each.cycle < cycle]
         best = best_of([*earlier, last], self._settings.stop, by)
         if best is None or best is last:
-            pictures_file(self._folder, LAST).replace(pictures_file(self._folder, AFTER))
+            with BestEffort("pictures of the result"):
+                pictures_file(self._folder, LAST).replace(pictures_file(self._folder, AFTER))
             return Result(dict(last.metrics), exported, "last")
         source: WeightsSource = kept_file(self._folder, best.cycle) if best.cycle else []
         exported = self._export(source)
@@ -215,9 +216,10 @@ class Monitor:
         measured = Measured(*answer)
         self._tried = max(self._tried, measured.cycle)
         self._measured.append(measured)
-        best = self._best()
+        best = None if (found := self._best()) is None else found.cycle
         with self._writing:
-            write_evaluations(self._folder, self._measured, None if best is None else best.cycle)
+            write_evaluations(self._folder, self._measured, best)
+            thin_pictures(self._folder, best)
         self._row(measured)
         log.info("evaluated after cycle %d: %s", measured.cycle, _in_words(measured.metrics))
         self._judge()

@@ -5,7 +5,7 @@ runs/<name>/
     cluster.json     its Ray cluster and start   fleet.jsonl   decisions about its fleets
     profile.json     seconds of every role       before.json   scores of the untouched policy
     metrics.jsonl    curves                      report.html   everything, for a person
-    tensorboard/     curves again                pictures/     of every evaluation, .npz
+    tensorboard/     curves again                pictures/     of evaluations, .npz
     checkpoints/     to resume from              redis/        the replay's append-only file
     samples/         where every sample came from, as `learner.sample_trace` has it
     evaluations.json, kept/   beside training, as `deploy.evaluation.kept` has it

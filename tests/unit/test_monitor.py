@@ -1,14 +1,25 @@
 """The monitor with an evaluator made by hand: what is due, what is kept, what survives."""
 
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from deploy.evaluation.kept import MOST_PICTURED, save_pictures, surplus
 from deploy.evaluation.monitor import Monitor, is_due
-from deploy.run.files import EVALUATIONS_FILE, METRICS_FILE, kept_file
+from deploy.run.files import (
+    EVALUATIONS_FILE,
+    METRICS_FILE,
+    cycle_name,
+    cycle_of,
+    kept_file,
+    pictured_cycles,
+    pictures_file,
+)
 from deploy.run.folder import RunFolder
 from deploy.run.ranks import RunFailedError
 from deploy.settings.run_config import load_config
@@ -46,6 +57,9 @@ class HandEvaluator:
 
     def measure_newest(self, board: Any, at_least: int, *, keep: bool) -> Any:
         self.asked.append(at_least)
+        pictures = pictures_file(self.folder, cycle_name(self.newest))
+        pictures.parent.mkdir(exist_ok=True)
+        pictures.write_text("pictures")
         if keep:
             path = kept_file(self.folder, self.newest)
             path.parent.mkdir(exist_ok=True)
@@ -360,3 +374,35 @@ def test_a_stop_is_heeded_while_the_result_is_measured(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         world.monitor.conclude(["last"], 1, asked_to_stop)
+
+
+def test_a_long_run_keeps_pictures_of_its_ends_its_best_and_others_between(tmp_path: Path) -> None:
+    best, last = 37, 100
+    scores = [1.0 if cycle == best else 0.001 * cycle for cycle in range(last + 1)]
+    world = World(tmp_path, scores, "method.cycles=200", f"evaluation.best_by={SCORE}")
+    for version in range(last + 1):
+        world.publish(version)
+    kept = sorted(cycle for each in pictured_cycles(tmp_path) if (cycle := cycle_of(each)))
+    assert len(kept) == MOST_PICTURED
+    assert {1, best, last} <= set(kept)
+    assert max(after - before for before, after in itertools.pairwise(kept)) <= 8
+    assert pictures_file(tmp_path, "before").exists()
+
+
+def test_what_is_left_out_is_what_is_closest_and_the_earliest_of_that() -> None:
+    assert surplus([1, 2, 3, 10, 20, 30], best=None, most=5) == [2]
+    assert surplus([1, 2, 3, 10, 20, 30], best=2, most=5) == [3]
+    assert surplus([5, 1, 9], best=None, most=4) == []
+
+
+def test_pictures_that_cannot_be_written_leave_nothing_half(tmp_path: Path) -> None:
+    target = tmp_path / "pictures" / "cycle-000001.npz"
+    save_pictures(target, np.zeros((2, 4, 4, 3), np.uint8), ["a", "b"])
+    with np.load(target) as told:
+        assert told["prompts"].tolist() == ["a", "b"]
+    target.with_name("cycle-000002.npz.partial").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space"):
+        save_pictures(
+            target.with_name("cycle-000002.npz"), np.zeros((2, 4, 4, 3), np.uint8), ["a", "b"]
+        )
+    assert [path.name for path in target.parent.iterdir()] == [target.name]

@@ -10,6 +10,7 @@ import pytest
 from actors.worker import WorkerSettings
 from buffer.backoff import GaveUpError
 from buffer.records import Record, Ticket
+from learner.policy.board import Weights
 from tests.unit.sampler_fakes import FAST, Scene
 
 
@@ -168,7 +169,11 @@ def test_weights_that_hang_on_their_way_into_the_network_are_a_hang() -> None:
     hung = threading.Event()
     scene = Scene(0, settings=WorkerSettings(idle_s=0.001, lease_s=0.03, hold_s=0.1))
     scene.worker._on_hang = hung.set
-    scene.policy.load = lambda _: hung.wait(20)
+
+    def hang(weights: Weights, /) -> None:
+        hung.wait(20)
+
+    scene.policy.load = hang
     scene.run_until_empty()
     assert hung.is_set()
 
