@@ -86,3 +86,23 @@ def test_the_reason_is_told_and_counted(hopeless: Ended) -> None:
 
 def test_a_failed_run_has_a_report(hopeless: Ended) -> None:
     assert (hopeless.folder / "report.html").is_file()
+
+
+def test_a_run_that_its_budget_ends_leaves_all_that_it_has_learned_in_a_checkpoint(
+    run_job: Callable[..., Ended],
+) -> None:
+    ended = run_job(
+        "spent",
+        "rewards.binding.kind=e2e_rewards:RaisesForRed",
+        "method.pretrain.groups=16",
+        "method.cycles=300",
+        "learner.checkpoint_every_cycles=1000",
+        "replay.max_attempts=1",
+        "limits.failure_budget={share: 0.01, minimum: 60}",
+    )
+    assert ended.summary["status"] == "failed", ended.output
+    assert "failure budget" in ended.summary["reason"]
+    learned = max(p["step"] for p in ended.points if p["phase"] == "policy")
+    # Named after whole cycles; of the one in hand, it holds the policy's steps if they are taken.
+    saved = max(int(path.name[:8]) for path in (ended.folder / "checkpoints").iterdir())
+    assert saved >= learned > 0

@@ -2,15 +2,15 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from actors.worker import WorkerSettings
 from buffer.backoff import GaveUpError
 from buffer.records import Record, Ticket
-from learner.policy.board import Weights
 from tests.unit.sampler_fakes import FAST, Scene
 
 
@@ -170,7 +170,7 @@ def test_weights_that_hang_on_their_way_into_the_network_are_a_hang() -> None:
     scene = Scene(0, settings=WorkerSettings(idle_s=0.001, lease_s=0.03, hold_s=0.1))
     scene.worker._on_hang = hung.set
 
-    def hang(weights: Weights, /) -> None:
+    def hang(weights: Mapping[str, np.ndarray], /) -> None:
         hung.wait(20)
 
     scene.policy.load = hang
