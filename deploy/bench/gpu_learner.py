@@ -23,6 +23,7 @@ from learner.methods.lasro_policy import AnchorData, LasroPolicy
 from learner.methods.parts import policy_engine, surrogate_engine
 from learner.methods.sqdf_policy import SqdfPolicy
 from learner.policy.denoiser import Denoiser
+from learner.policy.precision import round_frozen
 from learner.policy.views import policy_over, with_lora
 from learner.seat import Seat
 from learner.settings.lasro import Lasro
@@ -88,6 +89,8 @@ def _sqdf_step(
             torch.nn.Module.to(network, engine.device)
             if config.learner.gradient_checkpointing:
                 network.enable_gradient_checkpointing()
+            round_frozen(network, model.precision)
+    round_frozen(engine.module, model.precision)
     steps = SqdfPolicy(
         settings,
         engine,
@@ -152,6 +155,8 @@ def _lasro_step(
     anchored = settings.anchor.data != "none"
     if anchored:
         torch.nn.Module.to(teacher, engine.device)
+        round_frozen(teacher, model.precision)
+    round_frozen(engine.module, model.precision)
     steps = LasroPolicy(
         settings,
         model,

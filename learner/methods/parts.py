@@ -6,7 +6,8 @@
     ...                                                  what is the method's own
     return parts.alternating(settings, its steps)
 
-A surrogate copies blocks of a network before that is `placed`: its engine places it by itself.
+A surrogate copies blocks of a network before that is `placed`: its engine places it by itself, and
+what is placed is rounded to what it computes in.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from learner.methods.climbed import DecodedReward, SurrogateReward
 from learner.methods.surrogate_steps import SurrogateSteps
 from learner.policy.components import PipelineFolder, PromptEncoder
 from learner.policy.denoiser import Denoiser
+from learner.policy.precision import round_frozen
 from learner.seat import Seat
 from learner.settings.cycles import Alternation, Climbing, Cycles, MicroBatched
 from learner.settings.learner import Learner
@@ -76,12 +78,14 @@ class Parts:
         torch.nn.Module.to(unet, self.engine.device)
         if differentiated and self.given.learner.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
+        round_frozen(unet, self.given.model.precision)
         return Denoiser.of(unet, self.given.model)
 
     def alternating(
         self, settings: Cycles, steps: PolicySteps, surrogate: SurrogateSteps | None = None
     ) -> Alternating:
         """The method, ready for the trainer."""
+        round_frozen(self.engine.module, self.given.model.precision)
         return Alternating(
             settings,
             steps,

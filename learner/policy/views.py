@@ -6,6 +6,7 @@ base tensors cost no memory and know nothing of each other.
 """
 
 import copy
+import logging
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -16,9 +17,11 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from learner.policy.lora import add_lora
+from learner.policy.precision import resolves_to_bf16, round_frozen, roundable
 from learner.policy.trainable import load_arrays, make_policy_trainable
 from learner.settings.model import Model
 
+log = logging.getLogger(__name__)
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -46,21 +49,25 @@ class SamplingPolicy:
     """A policy to sample from: its adapter is added to weights of its own when new ones come.
 
     An adapter that is added once costs a forward pass nothing; beside the layers it can cost more
-    than they do. The base that it is made over stays as it is.
+    than they do. It stays beside them all the same where bf16 is computed in and the base's
+    weights come from half precision: they lie on a grid, a sum with less than a step of it is
+    rounded back or to the next point, and the samples would be those of another policy than the
+    learner's. The base that it is made over stays as it is.
 
     Attributes:
-        unet: the policy as a plain UNet.
+        unet: the policy, to be called in the model's precision: its weights are rounded to that.
     """
 
     def __init__(self, base: UNet2DConditionModel, model: Model, *, seed: int) -> None:
         self.unet: Any = copy.deepcopy(base)
         self.unet.to(memory_format=torch.channels_last)  # quicker
-        # Of a fully trained policy the weights come as they are; an adapter needs its own tree.
+        # Only an adapter that is added to weights needs a tree of its own.
         self._adapted: UNet2DConditionModel | None = None
-        if model.trainable == "lora":
+        if model.trainable == "lora" and not _sums_are_lost(base, model):
             self._adapted = policy_over(base, model, seed=seed)
         else:
             make_policy_trainable(self.unet, model, seed=seed)
+        round_frozen(self.unet, model.precision, trained=True)
 
     @torch.no_grad()
     def load(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -78,6 +85,32 @@ class SamplingPolicy:
                 plain: Any = self.unet.get_submodule(name)
                 weight = layer.get_base_layer().weight
                 plain.weight.copy_(weight + layer.get_delta_weight("default"))  # pyright: ignore
+
+
+def _sums_are_lost(base: UNet2DConditionModel, model: Model) -> bool:
+    """Whether bf16 weights cannot hold what a small adapter adds to the base's."""
+    if not resolves_to_bf16(model.precision, base.device) or not lies_on_half_grid(base):
+        return False
+    log.info(
+        "%s: most weights have been half precision, and bf16 would round a small adapter away if "
+        "it were added to them: it stays beside the layers, which takes more time a call",
+        model.unet or model.path,
+    )
+    return True
+
+
+@torch.no_grad()
+def lies_on_half_grid(network: nn.Module) -> bool:
+    """Whether most weights of products and convolutions are numbers of float16, or of bfloat16.
+
+    Of weights that were trained in float32, one in some thousands is.
+    """
+    weights = [weight.detach() for weight in roundable(network, trained=True)]
+    most = sum(weight.numel() for weight in weights) / 2
+    return any(
+        sum((weight.to(half).to(weight.dtype) == weight).sum() for weight in weights) > most
+        for half in (torch.float16, torch.bfloat16)
+    )
 
 
 def with_lora(unet: UNet2DConditionModel, path_or_id: str) -> UNet2DConditionModel:

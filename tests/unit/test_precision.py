@@ -1,6 +1,8 @@
 """bfloat16 inside the networks, float32 around them."""
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +14,10 @@ from deploy.settings.run_config import load_config
 from deploy.shapes.models import new_unet
 from learner.policy.components import PipelineFolder
 from learner.policy.denoiser import Denoiser
-from learner.policy.precision import computes_bf16, computing_in
+from learner.policy.precision import computes_bf16, computing_in, round_frozen
 from learner.policy.text import Text
 from learner.policy.trainable import make_trainable
+from learner.policy.views import shared_view
 from learner.settings.types import Precision
 
 
@@ -61,6 +64,79 @@ def test_adapters_and_their_gradients_are_float32(unet: torch.nn.Module) -> None
         assert {w.grad.dtype for w in trained if w.grad is not None} == {torch.float32}
         gradients.append(torch.cat([w.grad.flatten() for w in trained if w.grad is not None]))
     assert (gradients[0] - gradients[1]).norm() < 0.1 * gradients[0].norm()
+
+
+def adapted(*, rounded: Precision | None = None, targets: str = "all") -> Any:
+    """A UNet with an adapter that does something, always the same."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network: Any = new_unet()
+    for i, weight in enumerate(make_trainable(network, "lora", rank=2, alpha=2, targets=targets)):
+        torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(i))
+    if rounded is not None:
+        round_frozen(network, rounded)
+    return network
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("targets", ["attention", "all"])
+def test_frozen_weights_that_are_rounded_once_give_the_same_bits(
+    targets: str, checkpointing: bool
+) -> None:
+    found = []
+    for rounded in (None, "bf16"):
+        network = adapted(rounded=rounded, targets=targets).train()
+        if checkpointing:
+            network.enable_gradient_checkpointing()
+        output = predicted("bf16", network)
+        output.square().mean().backward()
+        found.append([output, *(p.grad for p in network.parameters() if p.requires_grad)])
+    assert len(found[0]) > 30
+    assert all(torch.equal(once, always) for once, always in zip(*found, strict=True))
+
+
+def test_only_frozen_weights_of_products_are_rounded() -> None:
+    plain, network = adapted(), adapted(rounded="bf16")
+    kinds = {name: p.dtype for name, p in network.named_parameters()}
+    assert kinds["conv_in.weight"] == kinds["time_embedding.linear_1.bias"] == torch.bfloat16
+    for (name, before), after in zip(plain.named_parameters(), network.parameters(), strict=True):
+        if "lora_" in name or "norm" in name:
+            assert after.dtype == torch.float32
+            assert torch.equal(after, before)
+        else:
+            assert torch.equal(after, before.to(torch.bfloat16)), name
+
+
+def test_what_is_all_trained_is_rounded_only_where_nobody_trains_it(unet: torch.nn.Module) -> None:
+    trained = copy.deepcopy(unet).requires_grad_(True)
+    round_frozen(trained, "bf16")
+    assert {p.dtype for p in trained.parameters()} == {torch.float32}
+    with torch.no_grad():
+        before = predicted("bf16", trained)
+        round_frozen(trained, "bf16", trained=True)
+        assert trained.conv_in.weight.dtype == torch.bfloat16  # pyright: ignore
+        assert torch.equal(predicted("bf16", trained), before)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_nothing_is_rounded_where_float32_is_computed_in(device: str) -> None:
+    network = adapted().to(device)
+    round_frozen(network, "bf16" if device == "meta" else "fp32")
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+    # Autocast is off, so an adapter's input has its weights' type anyway.
+    layers = [m for m in network.modules() if hasattr(m, "cast_input_dtype_enabled")]
+    assert layers
+    assert all(layer.cast_input_dtype_enabled for layer in layers)
+
+
+def test_a_view_of_rounded_weights_is_rounded_and_a_copy_made_before_is_not(
+    unet: torch.nn.Module,
+) -> None:
+    base = copy.deepcopy(unet).requires_grad_(False)
+    view, copied = shared_view(base), copy.deepcopy(base)
+    round_frozen(base, "bf16")
+    assert {p.data_ptr() for p in view.parameters()} == {p.data_ptr() for p in base.parameters()}
+    assert {p.dtype for p in copied.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("preset", ["smoke", "smoke-sqdf"])

@@ -11,6 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from deploy.shapes.models import PIPELINES, new_unet
+from learner.policy.denoiser import Denoiser
+from learner.policy.precision import round_frozen
+from learner.policy.text import Text
 from learner.policy.trainable import make_trainable, trainable_arrays
 from learner.policy.views import SamplingPolicy, policy_over, shared_view, with_lora
 from learner.settings.model import Model
@@ -147,6 +150,67 @@ def test_a_policy_to_sample_from_draws_what_the_learners_would(trainable: str) -
     )
     assert not torch.allclose(call(sampler.unet, latents()), untouched)
     torch.testing.assert_close(call(base, latents()), untouched, rtol=0, atol=0)
+
+
+def small_adapter(learners: UNet2DConditionModel, size: float) -> None:
+    with torch.no_grad():
+        for i, parameter in enumerate(p for p in learners.parameters() if p.requires_grad):
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
+            parameter.copy_(size * noise)
+
+
+@pytest.mark.parametrize("grid", [torch.float16, torch.bfloat16])
+def test_on_weights_from_half_precision_a_small_adapter_draws_in_bf16_what_the_learners_does(
+    grid: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    model = Model(path="x", precision="bf16", lora_rank=2, lora_alpha=2, lora_targets="all")
+    base = unet().to(memory_format=torch.channels_last)  # as the sampler has it
+    for parameter in base.parameters():
+        parameter.data = parameter.data.to(grid).float()
+    learners = policy_over(base, model, seed=3)
+    small_adapter(learners, 1e-3)  # products of two are about 1e-6
+    sampler = SamplingPolicy(base, model, seed=3)
+    assert [r for r in caplog.messages if "most weights have been half precision" in r]
+    sampler.load(trainable_arrays(learners))
+    assert {p.dtype for p in base.parameters()} == {torch.float32}
+    round_frozen(learners, "bf16")
+    x, t_B, text = latents(), torch.tensor([481, 21]), Text(torch.ones(2, 18, 64))
+    with torch.inference_mode():
+        drawn = Denoiser(sampler.unet, "bf16")(x, t_B, text)
+        expected = Denoiser(learners, "bf16")(x, t_B, text)
+    assert torch.equal(drawn, expected)
+
+
+def test_where_float32_is_computed_in_or_trained_in_an_adapter_is_merged() -> None:
+    on_grid = unet()
+    for parameter in on_grid.parameters():
+        parameter.data = parameter.data.half().float()
+    for base, precision in ((unet(), "bf16"), (on_grid, "fp32"), (on_grid, "bf16")):
+        model = Model.model_validate({"path": "x", "precision": precision, "lora_rank": 2})
+        sampler = SamplingPolicy(base, model, seed=3)
+        beside = any("lora_" in name for name, _ in sampler.unet.named_parameters())
+        assert beside == (base is on_grid and precision == "bf16")
+        kept = torch.bfloat16 if precision == "bf16" else torch.float32
+        assert sampler.unet.conv_in.weight.dtype == kept
+
+
+@pytest.mark.parametrize("trainable", ["lora", "full"])
+def test_new_weights_are_rounded_as_autocast_would(trainable: str) -> None:
+    model = Model.model_validate({"path": "x", "trainable": trainable, "lora_rank": 2})
+    base = unet()
+    learners = policy_over(base, model, seed=3)
+    small_adapter(learners, 0.05)
+    in_float32 = SamplingPolicy(base, model, seed=3)
+    rounded = SamplingPolicy(base, model.model_copy(update={"precision": "bf16"}), seed=3)
+    for sampler in (in_float32, rounded):
+        sampler.load(trainable_arrays(learners))
+    x, t_B, text = latents(), torch.tensor([481, 21]), Text(torch.ones(2, 18, 64))
+    with torch.inference_mode():
+        drawn, expected = (
+            Denoiser(sampler.unet, "bf16")(x, t_B, text) for sampler in (rounded, in_float32)
+        )
+    assert torch.equal(drawn, expected)
 
 
 def test_weights_of_another_model_are_refused_and_change_nothing() -> None:
