@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actors.sampling import Network, guided_noise, sample_few_steps
-from learner.diffusion.chain import Chain
+from actors.sampling import Network, chain_steps, guided_noise, sample_few_steps, taken
 from learner.diffusion.ddim import gaussian_kl
 from learner.diffusion.few_steps import FewStepChain
 from learner.diffusion.schedule import NoiseSchedule
@@ -36,16 +35,14 @@ def many_step_kl(
     Args:
         prompts, injected, guidance_scale: as in `actors.sampling.sample_ddpm`.
     """
-    chain, x_BCHW, steps = Chain(schedule, num_steps), initial_BCHW, []
-    for step, noise_BCHW in zip(range(num_steps), injected, strict=True):
-        step_B = torch.full((len(x_BCHW),), step)
-        t_B = chain.state_times(step_B).to(x_BCHW.device)
+    x_BCHW, steps, noises = initial_BCHW, [], iter(injected)
+    for t_B, step in chain_steps(schedule, num_steps, x_BCHW):
         (mean, std), (base_mean, _) = (
-            chain.moments(x_BCHW, guided_noise(each, x_BCHW, t_B, prompts, guidance_scale), step_B)
+            step.moments(x_BCHW, guided_noise(each, x_BCHW, t_B, prompts, guidance_scale))
             for each in (network, base)
         )
         steps.append(gaussian_kl(mean, base_mean, std))
-        x_BCHW = mean + std * noise_BCHW
+        x_BCHW = mean + std * taken(noises)
     return torch.stack(steps, dim=1)
 
 

@@ -116,12 +116,16 @@ class _GroupPolicy:
         return self._noise(groups, INITIAL_NOISE + 1 + step)
 
     def _noise(self, groups: Sequence[Group], stream: int, *, shared: bool = False) -> Tensor:
-        return torch.cat(
+        noise = torch.cat(
             [
                 group_noise(group.seed, self.group_size, self.latent_shape, stream, shared=shared)
                 for group in groups
             ]
-        ).to(self.device)
+        )
+        if torch.device(self.device).type == "cuda":
+            # From pinned memory nobody waits for the copy, which waits for the network.
+            return noise.pin_memory().to(self.device, non_blocking=True)
+        return noise.to(self.device)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ Shape suffixes: G members of a group, B rows of a batch, C H W latent channels, 
 E embedding. Latents are in the VAE's scaled units and float32; the network casts as it likes.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from learner.diffusion.chain import Chain
-from learner.diffusion.ddim import guided
+from learner.diffusion.ddim import DdimSteps, guided
 from learner.diffusion.few_steps import FewStepChain
 from learner.diffusion.schedule import NoiseSchedule
 from learner.diffusion.strata import Strata
@@ -84,17 +84,37 @@ def sample_ddpm(
         injected: one [B, C, H, W] a step, the last step included. May be made lazily.
         keep: states to return; a chain of 50 large latents is mostly not worth its memory.
     """
-    chain, x_BCHW = Chain(schedule, num_steps), initial_BCHW
+    x_BCHW, noises = initial_BCHW, iter(injected)
     kept = {0: x_BCHW} if 0 in keep else {}
-    for step, noise_BCHW in zip(range(num_steps), injected, strict=True):
-        step_B = torch.full((len(x_BCHW),), step)
-        t_B = chain.state_times(step_B).to(x_BCHW.device)
+    for number, (t_B, step) in enumerate(chain_steps(schedule, num_steps, x_BCHW), start=1):
         eps_BCHW = guided_noise(network, x_BCHW, t_B, prompts, guidance_scale)
-        mean_BCHW, std_B111 = chain.moments(x_BCHW, eps_BCHW, step_B)
-        x_BCHW = mean_BCHW + std_B111 * noise_BCHW
-        if step + 1 in keep:
-            kept[step + 1] = x_BCHW
+        mean_BCHW, std = step.moments(x_BCHW, eps_BCHW)
+        # Made while a GPU still computes the prediction.
+        x_BCHW = mean_BCHW + std * taken(noises)
+        if number in keep:
+            kept[number] = x_BCHW
     return kept
+
+
+def chain_steps(
+    schedule: NoiseSchedule, num_steps: int, x_BCHW: Tensor
+) -> list[tuple[Tensor, DdimSteps]]:
+    """Times [B] and numbers of every step of a chain of such latents, on their device."""
+    chain = Chain(schedule, num_steps)
+    times = chain.state_times(torch.arange(num_steps)).tolist()
+    return list(zip([_rows(t, x_BCHW) for t in times], chain.steps(x_BCHW), strict=True))
+
+
+def taken(noises: Iterator[Tensor]) -> Tensor:
+    """The next of them.
+
+    Raises:
+        ValueError: there is none.
+    """
+    noise = next(noises, None)
+    if noise is None:
+        raise ValueError("the injected noise is shorter than the chain; give one for every step")
+    return noise
 
 
 def guided_noise(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from learner.diffusion.consistency import NoiseModel, consistency_prediction
-from learner.diffusion.ddim import ddim_moments
+from learner.diffusion.ddim import DdimSteps, ddim_moments
 from learner.diffusion.schedule import NoiseSchedule, consistency_timesteps, ddim_timesteps
 
 
@@ -34,6 +34,13 @@ class Chain:
     def moments(self, x: Tensor, eps: Tensor, step_B: Tensor) -> tuple[Tensor, Tensor]:
         """Mean [B, C, H, W] and standard deviation [B, 1, 1, 1] of the state after a step."""
         return ddim_moments(x, eps, *self.times(step_B), self.schedule)
+
+    def steps(self, like: Tensor) -> list[DdimSteps]:
+        """All of them, on the device of latents: whoever takes them one after the other copies
+        nothing to it on the way, which would wait for the network there."""
+        every_S = torch.arange(self.num_steps)
+        steps = DdimSteps.between(*self.times(every_S), self.schedule, like)
+        return [steps.row(step) for step in range(self.num_steps)]
 
     def steps_after(self, step_B: Tensor) -> Tensor:
         """k: how many steps come after each one; 0 after the last."""

@@ -141,6 +141,41 @@ def test_fifty_steps_end_where_diffusers_pipeline_ends() -> None:
     torch.testing.assert_close(ours[50], expected, rtol=1e-4, atol=5e-5)
 
 
+def test_a_chain_is_made_of_the_moments_of_its_steps_bit_by_bit() -> None:
+    initial, *noise = noises(51)
+    text, chain = text_states(4), Chain(SCHEDULE, 50)
+    with torch.no_grad():
+        drawn_states = sample_ddpm(
+            network(), SCHEDULE, text, initial, noise,
+            num_steps=50, guidance_scale=3.0, keep=range(51),
+        )  # fmt: skip
+        for i, injected in enumerate(noise):
+            x, step_B = drawn_states[i], torch.full((2,), i)
+            eps = guided_noise(network(), x, chain.state_times(step_B), text, 3.0)
+            mean, std = chain.moments(x, eps, step_B)
+            assert torch.equal(drawn_states[i + 1], mean + std * injected)
+
+
+def test_noise_of_a_step_is_made_after_the_network_was_asked() -> None:
+    order = []
+
+    def asked(*given: Any) -> Tensor:
+        order.append("network")
+        return network()(*given)
+
+    def lazily() -> Iterator[Tensor]:
+        for each in noises(3):
+            order.append("noise")
+            yield each
+
+    with torch.no_grad():
+        sample_ddpm(
+            asked, SCHEDULE, text_states(4), noises(1)[0], lazily(),
+            num_steps=3, guidance_scale=3.0, keep={3},
+        )  # fmt: skip
+    assert order == ["network", "noise"] * 3
+
+
 def few_ddim_steps(keep: set[int], **changes: Any) -> dict[int, Tensor]:
     arguments = {"num_steps": 5, "guidance_scale": 3.0, "keep": keep, **changes}
     initial, *noise = noises(arguments["num_steps"] + 1)
