@@ -58,7 +58,15 @@ class Head(nn.Module):
         # Scores of near-equal samples differ by less than bf16 can tell.
         with computing_in("fp32", step_B.device):
             hidden = F.silu(self.hidden(torch.cat([p.float() for p in pooled], dim=1)))
-            return self.out(hidden[:, :, None])[:, :, 0], hidden
+            return self._scores(hidden), hidden
+
+    def _scores(self, hidden_BF: Tensor) -> Tensor:
+        """What the last layer makes of it [B, K]: not by a convolution, which a GPU rounds to
+        TF32."""
+        weight_KF = self.out.weight[:, :, 0]
+        bias_K = self.out.bias
+        assert bias_K is not None
+        return (hidden_BF.unflatten(1, (self.heads, -1)) * weight_KF).sum(dim=-1) + bias_K
 
 
 class _AsBefore:

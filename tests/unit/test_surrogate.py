@@ -108,6 +108,16 @@ def test_it_gives_one_score_a_row_and_head(backbone: Backbone) -> None:
     assert untrained(backbone, heads=4)(*inputs(3)).shape == (3, 4)
 
 
+@every_backbone
+def test_its_scores_are_those_of_the_convolution_that_its_last_layer_is(backbone: Backbone) -> None:
+    head: Any = awake(backbone, heads=4).head
+    nn.init.normal_(head.out.bias)
+    with torch.no_grad():
+        hidden_BF = torch.randn(5, head.hidden.out_features)
+        expected = head.out(hidden_BF[:, :, None])[:, :, 0]
+        torch.testing.assert_close(head._scores(hidden_BF), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("backbone", ["unet", "unet_encoder"])
 def test_checkpointing_changes_what_is_kept_and_no_gradient(backbone: Backbone) -> None:
     kept: dict[bool, int] = {}
