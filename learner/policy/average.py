@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from learner.policy.board import Weights
+from learner.policy.trainable import copied
 
 
 class WeightAverage:
@@ -31,7 +32,7 @@ class WeightAverage:
 
     def arrays(self) -> Weights:
         """A copy, float32."""
-        return {name: value.float().cpu().numpy().copy() for name, value in self._average.items()}
+        return {name: copied(value) for name, value in self._average.items()}
 
     def save(self, path: Path) -> None:
         """Writes it in safetensors."""

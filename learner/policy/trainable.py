@@ -69,10 +69,14 @@ def trained_parameters(unet: UNet2DConditionModel) -> dict[str, torch.nn.Paramet
 
 def trainable_arrays(unet: UNet2DConditionModel) -> dict[str, np.ndarray]:
     """Copies of the trained tensors, float32, by parameter name."""
-    return {
-        name: parameter.detach().float().cpu().numpy().copy()
-        for name, parameter in trained_parameters(unet).items()
-    }
+    return {name: copied(parameter) for name, parameter in trained_parameters(unet).items()}
+
+
+def copied(value: torch.Tensor) -> np.ndarray:
+    """A float32 array of its own in C order, copied once: from a GPU it is a copy already."""
+    array = value.detach().float().cpu()
+    shares = array.data_ptr() == value.data_ptr()
+    return array.numpy().copy() if shares else np.ascontiguousarray(array.numpy())
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from deploy.shapes.models import (
 from learner.policy.trainable import (
     TARGETS,
     Kind,
+    copied,
     load_arrays,
     make_trainable,
     save_for_diffusers,
@@ -140,6 +141,16 @@ def test_arrays_are_copies() -> None:
     before = {name: array.copy() for name, array in arrays.items()}
     load_arrays(unet, trainable_arrays(trained("lora")))
     assert all(np.array_equal(arrays[name], before[name]) for name in arrays)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_an_array_is_its_own_and_in_c_order_whatever_it_is_made_of(kind: torch.dtype) -> None:
+    value = torch.arange(24.0).reshape(1, 2, 3, 4).to(kind)
+    value = value.contiguous(memory_format=torch.channels_last)
+    array = copied(value)
+    value.zero_()
+    assert array.flags.c_contiguous
+    np.testing.assert_array_equal(array.flatten(), np.arange(24, dtype=np.float32))
 
 
 def test_arrays_that_cannot_be_written_to_are_loaded() -> None:
