@@ -3,10 +3,12 @@
 `lpips` and `dreamsim` are shipped, anybody's own is a class as `module:Class` with a method
 `distance(a_NHWC, b_NHWC) -> float32 [N]` on uint8 pictures. One that looks at each picture by
 itself first may have `features` and `between` besides, as the shipped ones have: a picture is then
-looked at once, not once for every pair that it is in. Weights are files that are given.
+looked at once, not once for every pair that it is in. One that takes `device` is told where the
+evaluator computes. Weights are files that are given.
 Shape suffixes: N pictures or pairs, C channels, H W pixels.
 """
 
+import inspect
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 from pathlib import Path
@@ -59,9 +61,11 @@ class Lpips:
     Args:
         backbone: torchvision's AlexNet, `alexnet-owt-7be5be79.pth`.
         heads: linear heads of the authors' package, `lpips/weights/v0.1/alex.pth`.
+        device: where it computes.
     """
 
-    def __init__(self, backbone: str, heads: str) -> None:
+    def __init__(self, backbone: str, heads: str, device: str = "cpu") -> None:
+        self._device = device
         self._layers = _alexnet()
         self._heads = nn.ModuleList(
             nn.Conv2d(width, 1, 1, bias=False) for width in (64, 192, 384, 256, 256)
@@ -83,9 +87,10 @@ class Lpips:
                 module.load_state_dict(state)
             except RuntimeError as error:
                 raise ValueError(f"{path} does not hold the weights of LPIPS: {error}") from None
+            module.to(device)
 
     @staticmethod
-    def check(backbone: str, heads: str) -> None:
+    def check(backbone: str, heads: str, device: str = "cpu") -> None:
         """Raises ValueError if a file is not there."""
         for path in (backbone, heads):
             if not Path(path).is_file():
@@ -97,15 +102,16 @@ class Lpips:
         parts = []
         for start in range(0, len(a_NHWC), _BATCH):
             rows = slice(start, start + _BATCH)
-            maps = (self._maps(_pixels(images[rows])) for images in (a_NHWC, b_NHWC))
+            maps = (self._maps(_pixels(images[rows], self._device)) for images in (a_NHWC, b_NHWC))
             parts.append(self._apart(zip(*maps, strict=True)))
-        return torch.cat(parts).numpy()
+        return torch.cat(parts).cpu().numpy()
 
     @torch.no_grad()
     def features(self, images_NHWC: np.ndarray) -> list[Tensor]:
         """See `FeatureDistance`; maps [N, C, H, W] of every convolution."""
         starts = range(0, len(images_NHWC), _BATCH)
-        parts = [self._maps(_pixels(images_NHWC[start : start + _BATCH])) for start in starts]
+        batches = (images_NHWC[start : start + _BATCH] for start in starts)
+        parts = [self._maps(_pixels(batch, self._device)) for batch in batches]
         return [torch.cat(maps) for maps in zip(*parts, strict=True)]
 
     @torch.no_grad()
@@ -119,7 +125,7 @@ class Lpips:
                 torch.as_tensor(places[start : start + _BATCH]) for places in (first_N, second_N)
             )
             parts.append(self._apart((maps[first], maps[second]) for maps in features))
-        return torch.cat(parts).numpy()
+        return torch.cat(parts).cpu().numpy()
 
     def _apart(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
         """[N], of the maps of both pictures, layer by layer."""
@@ -155,15 +161,19 @@ def check_distance(kind: str, args: Mapping[str, Any]) -> None:
         look(**args)
 
 
-def build_distance(kind: str, args: Mapping[str, Any]) -> PictureDistance:
+def build_distance(kind: str, args: Mapping[str, Any], device: str = "cpu") -> PictureDistance:
     """The distance of a kind, with `args` as keyword arguments.
+
+    Args:
+        device: for one that takes it, where `args` do not name one.
 
     Raises:
         ValueError: as `check_distance`, or it refuses its arguments.
     """
     make = class_of("distance", kind, SHIPPED, args)
+    takes_device = "device" in inspect.signature(make).parameters
     try:
-        return make(**args)
+        return make(**({"device": device, **args} if takes_device else args))
     except (TypeError, ValueError, OSError) as error:
         raise ValueError(f"distance {kind!r} refuses its arguments: {error}") from error
 
@@ -206,10 +216,10 @@ def _alexnet() -> nn.Sequential:
     ).eval()
 
 
-def _pixels(images_NHWC: np.ndarray) -> Tensor:
+def _pixels(images_NHWC: np.ndarray, device: str) -> Tensor:
     """As AlexNet reads them."""
-    pixels = torch.from_numpy(images_NHWC).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return (pixels - _SHIFT) / _SCALE
+    pixels = torch.from_numpy(images_NHWC).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return (pixels - _SHIFT.to(device)) / _SCALE.to(device)
 
 
 def _state(path: str) -> dict[str, Tensor]:

@@ -38,21 +38,23 @@ class DreamSim:
             its releases.
         model: `ensemble`, the paper's own, whose DINO torch.hub takes from the folder if it was
             loaded there before, else from the network; or `clip_vitb32` or `open_clip_vitb32`.
+        device: where it computes.
 
     Raises:
         ValueError: the package or a file is not there.
     """
 
-    def __init__(self, folder: str, model: str = "ensemble") -> None:
+    def __init__(self, folder: str, model: str = "ensemble", device: str = "cpu") -> None:
         self.check(folder, model)
         from dreamsim import dreamsim  # pyright: ignore[reportMissingImports]
 
         with contextlib.redirect_stdout(io.StringIO()):  # it tells where its files are
-            found = dreamsim(cache_dir=folder, dreamsim_type=model, device="cpu")
+            found = dreamsim(cache_dir=folder, dreamsim_type=model, device=device)
         self._model, self._prepare = found
+        self._device = device
 
     @staticmethod
-    def check(folder: str, model: str = "ensemble") -> None:
+    def check(folder: str, model: str = "ensemble", device: str = "cpu") -> None:
         """Raises ValueError if the package or a file is not there."""
         if importlib.util.find_spec("dreamsim") is None:
             raise ValueError("dreamsim is not installed here; install it: pip install dreamsim")
@@ -72,7 +74,7 @@ class DreamSim:
             rows = slice(start, start + _BATCH)
             told: Any = self._model(self._pixels(a_NHWC[rows]), self._pixels(b_NHWC[rows]))
             parts.append(told.reshape(-1))
-        return torch.cat(parts).float().numpy()
+        return torch.cat(parts).float().cpu().numpy()
 
     @torch.no_grad()
     def features(self, images_NHWC: np.ndarray) -> Tensor:
@@ -84,7 +86,8 @@ class DreamSim:
     def between(self, features: Tensor, first_N: np.ndarray, second_N: np.ndarray) -> np.ndarray:
         """See `FeatureDistance`."""
         first, second = features[torch.as_tensor(first_N)], features[torch.as_tensor(second_N)]
-        return (1 - F.cosine_similarity(first, second, dim=-1)).float().numpy()
+        return (1 - F.cosine_similarity(first, second, dim=-1)).float().cpu().numpy()
 
     def _pixels(self, images_NHWC: np.ndarray) -> Tensor:
-        return torch.cat([self._prepare(Image.fromarray(image)) for image in images_NHWC])
+        prepared = [self._prepare(Image.fromarray(image)) for image in images_NHWC]
+        return torch.cat(prepared).to(self._device)

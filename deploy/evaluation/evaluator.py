@@ -75,7 +75,7 @@ class Evaluator:
             self._timed(name, metric) for name, metric in config.evaluation.rewards.items()
         ]
         self._distances = {
-            name: build_distance(distance.kind, distance.args)
+            name: build_distance(distance.kind, distance.args, device)
             for name, distance in config.evaluation.diversity.distances.items()
         }
         self._rewards = [

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,6 +143,30 @@ def test_lpips_by_features_is_that_of_the_pairs(files: dict[str, str]) -> None:
     images, distance = pictures(24), build_distance("lpips", files)
     of_pairs = mean_distance(PairByPair(distance), images, per_prompt=12)  # 66 pairs: two batches
     assert mean_distance(distance, images, per_prompt=12) == pytest.approx(of_pairs, abs=1e-6)
+
+
+_PLACED = """
+class Placed:
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
+
+    def distance(self, a, b):
+        raise NotImplementedError
+"""
+
+
+def test_a_distance_that_takes_a_device_is_told_the_evaluators(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "placed_distance.py").write_text(_PLACED)
+    monkeypatch.syspath_prepend(tmp_path)
+    told: Any = build_distance("placed_distance:Placed", {}, "cuda")
+    named: Any = build_distance("placed_distance:Placed", {"device": "cpu"}, "cuda")
+    assert (told.device, named.device) == ("cuda", "cpu")
+    check_distance("lpips", {**files, "device": "cpu"})
+    lpips: Any = build_distance("lpips", files, "meta")
+    weights = [*lpips._layers.parameters(), *lpips._heads.parameters()]
+    assert {weight.device.type for weight in weights} == {"meta"}
 
 
 @pytest.mark.parametrize(
