@@ -22,6 +22,8 @@ from deepspeed.utils import groups
 from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
 
+from learner.settings.learner import LARGE, REDUCED_AT_ONCE
+
 log = logging.getLogger(__name__)
 MOST_LOST = 10
 """Updates in a row without a usable gradient, of which the last ends the run."""
@@ -109,14 +111,23 @@ class Engine:
         self._micro_batches = micro_batches
         # Without ZeRO, DeepSpeed clips by the gradient norm and does not tell it.
         self._measures_norm = zero_stage == 0
+        trained = sum(parameter.numel() for parameter in self._parameters)
         # DeepSpeed's own AdamW for hosts is compiled at first use; torch's fused one is at hand.
+        fused = True if offload or torch.cuda.is_available() else None
         self._options: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay}
-        self._optimizer = _AdamW(self._parameters, fused=True if offload else None, **self._options)
+        self._optimizer = _AdamW(self._parameters, fused=fused, **self._options)
         self._lost = 0
-        zero: dict[str, Any] = {"stage": zero_stage}
+        reduced = min(REDUCED_AT_ONCE, trained)
+        zero: dict[str, Any] = {"stage": zero_stage, "reduce_bucket_size": reduced}
         if offload:
             pinned = torch.cuda.is_available()
             zero["offload_optimizer"] = {"device": "cpu", "pin_memory": pinned}
+            if trained > LARGE and torch.get_num_threads() == 1:
+                log.warning(
+                    "%.0f M parameters are updated on the host by one thread: raise "
+                    "learner.threads and learner.num_cpus",
+                    trained / 1e6,
+                )
         config = {
             "train_micro_batch_size_per_gpu": max(1, rows_per_rank // micro_batches),
             "gradient_accumulation_steps": micro_batches,

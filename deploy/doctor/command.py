@@ -49,12 +49,13 @@ from deploy.doctor.gpu_memory import (
 from deploy.doctor.units import in_bytes, in_flops
 from deploy.run.plan import check_environment
 from deploy.settings.run_config import RunConfig, load_config
+from learner.settings.learner import LARGE
 
 _PACKAGE = "fleetune"
 _LEAST_FREE_BYTES = 5 * 2**30
 _LEFT_OUT = (
     "Memory is of one process. Left out: networks of rewards, text states that are kept "
-    "(model.text_cache_mb at most), what a GPU and its kernels need besides."
+    "(model.text_cache_mb at most), and what a GPU needs besides: about a GiB and a tenth more."
 )
 _PARTS_OF_A_ROW = {
     "policy": "by the policy",
@@ -138,6 +139,21 @@ def disk_findings(folder: Path, checkpoint_bytes: int, keep: int) -> Iterator[st
         )
 
 
+def offload_findings(config: RunConfig, trained: int) -> Iterator[str]:
+    """An optimizer on the host whose one thread would hold up every step.
+
+    Args:
+        trained: parameters.
+    """
+    learner = config.learner
+    if learner.offload == "cpu" and learner.threads == 1 and trained > LARGE:
+        yield (
+            f"learner.offload is cpu, and one thread would update {trained / 1e6:,.0f} M "
+            "parameters at every step: raise learner.threads and learner.num_cpus, or set "
+            "learner.offload=none"
+        )
+
+
 def examine(
     config: RunConfig, environ: Mapping[str, str], nodes: Sequence[Room] | None = None
 ) -> tuple[list[str], list[str]]:
@@ -147,7 +163,7 @@ def examine(
         nodes: of a cluster, whose GPUs the run is to use; None: it is to use this machine's.
     """
     from deploy.doctor.hub import hub_findings
-    from deploy.doctor.meta_networks import Networks
+    from deploy.doctor.meta_networks import Networks, parameters_of
     from deploy.doctor.redis_server import examine_servers
     from deploy.doctor.size_plan import checkpoint_bytes, latent_values, size_plan
 
@@ -158,6 +174,7 @@ def examine(
     try:
         latent = latent_values(config)
         networks = Networks(config)
+        found += offload_findings(config, parameters_of(networks.policy, trained=True))
         checkpoint = checkpoint_bytes(config, networks)
         booked = _shares(config, nodes)
         if any(share.room for share in booked):

@@ -6,6 +6,12 @@ from pydantic import Field
 
 from learner.settings.types import Count, NodeLabels, NonNegative, Positive, Section
 
+REDUCED_AT_ONCE = 500_000_000
+"""Most gradients that ZeRO makes room for to reduce them: DeepSpeed's default, of which it would
+take all however few are trained."""
+LARGE = 100_000_000
+"""Parameters whose update on a host takes one thread long."""
+
 
 class Learner(Section):
     """The DeepSpeed ranks and their checkpoints."""
@@ -17,7 +23,8 @@ class Learner(Section):
     offload: Literal["none", "cpu"] = "none"
     """`cpu`: DeepSpeed's ZeRO keeps the optimiser's state, and a copy of the weights that it
     updates, in the memory of the host, and updates there: less memory of the GPU for slower steps.
-    It pays where all weights of a large UNet are trained. Needs zero_stage 1 or 2."""
+    It pays where all weights of a large UNet are trained. Needs zero_stage 1 or 2, and several
+    threads."""
     threads: Count = 1
     """CPU threads of one rank's torch."""
     num_cpus: NonNegative = 1.0

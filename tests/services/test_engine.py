@@ -76,6 +76,23 @@ def test_an_update_without_a_usable_gradient_changes_nothing(
     assert not torch.equal(_weights(engine), before)
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+def test_no_more_room_is_made_to_reduce_gradients_than_they_take(stage: int) -> None:
+    engine = _engine(stage)
+    assert engine._engine.zero_reduce_bucket_size() == 6 * 8 + 8 + 8 + 1
+
+
+@pytest.mark.parametrize(("threads", "told"), [(1, True), (2, False)])
+def test_one_thread_for_a_large_update_on_the_host_is_told(
+    threads: int, told: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("learner.engine.LARGE", 60)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    with caplog.at_level(logging.WARNING, "learner.engine"):
+        _engine(1, offload=True)
+    assert ("raise learner.threads" in caplog.text) == told
+
+
 def test_one_broken_part_of_a_batch_loses_all_of_it() -> None:
     engine = _engine(micro_batches=2)
     before = _weights(engine)

@@ -15,10 +15,12 @@ from deploy.doctor.command import (
     examine,
     gpu_findings,
     main,
+    offload_findings,
     version_findings,
 )
 from deploy.doctor.units import in_bytes
 from deploy.settings.run_config import RunConfig, load_config
+from learner.settings.learner import LARGE
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = str(ROOT / "deploy" / "configs" / "shapes-lasro.yaml")
@@ -207,6 +209,19 @@ def test_a_disk_holds_one_checkpoint_more_than_are_kept_and_5_gib_at_least(
     findings = list(disk_findings(tmp_path / "runs" / "mine", checkpoint, keep))
     assert len(findings) == found
     assert all(f"folder: {tmp_path} has" in finding for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("threads", "trained", "found"), [(1, 2 * LARGE, 1), (8, 2 * LARGE, 0), (1, 10**6, 0)]
+)
+def test_one_thread_for_a_large_update_on_the_host_is_found(
+    threads: int, trained: int, found: int
+) -> None:
+    moved = ("learner.offload=cpu", "learner.zero_stage=1", f"learner.threads={threads}")
+    findings = list(offload_findings(_config(*moved), trained))
+    assert len(findings) == found
+    assert all("raise learner.threads" in finding for finding in findings)
+    assert not list(offload_findings(_config(f"learner.threads={threads}"), trained))
 
 
 def test_sizes_are_told_in_the_unit_that_suits_them() -> None:
