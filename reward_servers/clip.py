@@ -123,7 +123,9 @@ class ClipReward(nn.Module):
     def score(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         """Float32 [B] of pictures uint8 [B, H, W, 3]."""
         images_BHWC = np.ascontiguousarray(images_BHWC)
-        images_BCHW = torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).to(self.clip.mean) / 255
+        # As bytes to the device, which converts them, and not one thread of a CPU.
+        on_device = torch.from_numpy(images_BHWC).to(self.clip.mean.device)
+        images_BCHW = on_device.permute(0, 3, 1, 2).float() / 255
         return self(images_BCHW, prompts).float().cpu().numpy()
 
     def cosines(self, images_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:

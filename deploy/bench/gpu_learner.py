@@ -127,10 +127,13 @@ def _climbed(
         surrogate = engines.surrogate(config, _surrogate(config, base, 1))
         return SurrogateReward(Climb(surrogate.module, settings.surrogate))
     trained = {name: each for name, each in config.rewards.items() if each.weight != 0}
+    vae = pipeline.vae(device).requires_grad_(False)
+    round_frozen(vae, config.model.vae_precision)
     return DecodedReward(
-        pipeline.vae(device).requires_grad_(False),
+        vae,
         {name: _reward(each.kind, each.args, device) for name, each in trained.items()},
         lambda name, values_B: values_B,
+        precision=config.model.vae_precision,
         checkpointing=config.learner.gradient_checkpointing,
     )
 

@@ -14,7 +14,7 @@ from deploy.doctor.size_rows import surrogate_rows
 from deploy.run.policy_build import policy_of
 from deploy.settings.run_config import RunConfig
 from learner.policy.components import decode_latents
-from learner.policy.precision import computes_bf16
+from learner.policy.precision import computes_bf16, round_frozen
 from learner.settings.lasro import Lasro
 from learner.settings.types import Precision
 
@@ -73,10 +73,11 @@ def _pictures(config: RunConfig) -> int:
 
 def _decode(config: RunConfig, device: str) -> Call:
     pipeline = RandomPipeline.like(config.model, seed=config.seed, device=device)
-    vae = pipeline.vae(device)
+    vae, precision = pipeline.vae(device), config.model.vae_precision
+    round_frozen(vae, precision)
     generator = torch.Generator().manual_seed(config.seed)
     latents = torch.randn(config.images_per_decode, *pipeline.latent_shape, generator=generator)
-    return lambda: decode_latents(vae, latents)
+    return lambda: decode_latents(vae, latents, precision)
 
 
 def _policy(config: RunConfig, device: str) -> Call:
@@ -92,9 +93,10 @@ def _surrogate(config: RunConfig, device: str) -> Call:
 
 
 def _policy_flops(config: RunConfig, plan: Plan, device: str) -> dict[str, int]:
-    """Of a whole step. A decoder computes in float32, a surrogate in a precision of its own."""
+    """Of a whole step. Decoder and surrogate have precisions of their own."""
     rows, learning = config.method.policy_batch, config.alternation
-    reward: Precision = "fp32" if learning is None else learning.surrogate.precision
+    decoder: Precision = config.model.vae_precision
+    reward = decoder if learning is None else learning.surrogate.precision
     found: dict[str, int] = {}
     for part in POLICY_PARTS:
         kind = multiplied_in(reward if part == "reward" else config.model.precision, device)
@@ -166,7 +168,7 @@ STAGES: dict[str, Stage] = {
         lambda config: {"images": float(config.images_per_decode)},
         lambda config: f"decode {config.images_per_decode} images",
         lambda config, plan, device: {
-            multiplied_in("fp32", device): (
+            multiplied_in(config.model.vae_precision, device): (
                 config.images_per_decode * plan["flops"]["decoding_picture"]
             )
         },

@@ -5,7 +5,7 @@ allocator sets aside and a GPU's context come on top.
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -64,8 +64,8 @@ class Kept:
 
     Args:
         activations: every storage once, without parameters.
-        weights: matrices and kernels among the parameters. They are there anyway, unless a product
-            in another precision is made with a copy of them.
+        weights: matrices and kernels among the parameters, but for those that are rounded. They
+            are there anyway, unless a product in another precision is made with a copy of them.
         block_activations, block_weights: of the largest block that is computed again in the
             backward pass; 0 without checkpointing.
     """
@@ -79,8 +79,9 @@ class Kept:
 class _Saved:
     """Counts what autograd saves; storages stay alive, else another could take their address."""
 
-    def __init__(self, parameters: set[int], known: dict[int, Any]) -> None:
+    def __init__(self, parameters: set[int], rounded: set[int], known: dict[int, Any]) -> None:
         self._parameters = parameters
+        self._rounded = rounded
         self._known = known
         self._seen: dict[int, Any] = {}
         self.activations = 0
@@ -99,7 +100,7 @@ class _Saved:
         self._seen[address] = storage
         if address not in self._parameters:
             self.activations += storage.nbytes()
-        elif tensor.dim() > 1:
+        elif tensor.dim() > 1 and address not in self._rounded:
             self.weights += storage.nbytes()
         return tensor
 
@@ -107,21 +108,28 @@ class _Saved:
         return torch.autograd.graph.saved_tensors_hooks(self.hold, lambda tensor: tensor)
 
 
-def kept_by(network: nn.Module, call: Callable[[], object], *, checkpointed: Any = None) -> Kept:
+def kept_by(
+    network: nn.Module,
+    call: Callable[[], object],
+    *,
+    checkpointed: Any = None,
+    rounded: Iterable[nn.Parameter] = (),
+) -> Kept:
     """What a call of a network keeps for its backward pass.
 
     Args:
         network: whose parameters are told apart.
+        rounded: those of which no call makes a copy in another precision.
         checkpointed: a part of it of whose blocks only the inputs are kept; in the backward pass
             there is one block at a time besides.
     """
-    parameters = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
-    outer = _Saved(parameters, {})
-    blocks = [_Saved(parameters, {})]
+    told = _addresses(network.parameters()), _addresses(rounded)
+    outer = _Saved(*told, {})
+    blocks = [_Saved(*told, {})]
 
     def run_block(block: Callable[..., Any], *inputs: Any) -> Any:
         tree_map_only(Tensor, outer.hold, inputs)
-        own = _Saved(parameters, outer.seen)
+        own = _Saved(*told, outer.seen)
         with own.counting():
             outputs = block(*inputs)
         blocks.append(own)
@@ -141,6 +149,10 @@ def kept_by(network: nn.Module, call: Callable[[], object], *, checkpointed: Any
         max(block.activations for block in blocks),
         max(block.weights for block in blocks),
     )
+
+
+def _addresses(parameters: Iterable[nn.Parameter]) -> set[int]:
+    return {parameter.untyped_storage()._cdata for parameter in parameters}
 
 
 class _Living(TorchDispatchMode):

@@ -3,10 +3,11 @@
     plan = size_plan(load_config("deploy/configs/sd15-sqdf-hps.yaml"))
     plan["bytes"]["learner"]["total"]
 
-Bytes are of one process, on the device where it computes. Weights, gradients and optimizer are
-float32. Where a network computes in bf16, its activations count half, which is less than the
-truth, as what normalises stays float32; `auto` counts as fp32. Left out are the networks of
-rewards, and what `deploy.doctor.meta_counts` leaves out.
+Bytes are of one process, on the device where it computes. What is trained, gradients and optimizer
+are float32. Where a network computes in bf16, weights of its products that nobody trains have half
+the size, and its activations count half, which is less than the truth, as what normalises stays
+float32; `auto` counts as fp32. Left out are the networks of rewards, and what
+`deploy.doctor.meta_counts` leaves out.
 """
 
 import math
@@ -14,21 +15,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from deploy.doctor.flop_plan import flop_plan, without_gradient_to
 from deploy.doctor.meta_counts import Kept, kept_by, peak_of
 from deploy.doctor.meta_networks import Networks, architecture_of, latent_size, parameters_of
 from deploy.doctor.size_rows import GraphRows, graph_rows, is_guided, surrogate_rows
 from deploy.settings.run_config import RunConfig
+from learner.policy.precision import roundable
 from learner.settings.lasro import Lasro
+from learner.settings.learner import REDUCED_AT_ONCE
 from learner.settings.likelihood import Gors
 from learner.settings.sqdf import Sqdf
 from learner.settings.types import Precision
 
-_FLOAT = 4
+_FLOAT, _HALF = 4, 2
 _MOMENTS = 2
 """AdamW's, each as large as what is trained."""
-_REDUCED_AT_ONCE = 500_000_000
-"""Gradients that DeepSpeed's ZeRO makes room for to reduce them, by its default."""
 
 
 def latent_values(config: RunConfig) -> int:
@@ -98,34 +101,43 @@ def _evaluator_rows(config: RunConfig) -> int:
 
 def sampler_bytes(config: RunConfig, networks: Networks) -> dict[str, int]:
     """What draws, and a consistency model where it tells clean latents."""
-    params = _sampling_params(config, networks)
+    weights = _sampling_weights(config, networks)
     if isinstance(config.method, Sqdf) and config.method.states.score_clean:
-        params += networks.consistency_params
+        weights += _FLOAT * networks.consistency_params
     activations = _sampling_activations(config, networks, _sampler_rows(config))
-    return _with_total(weights=_FLOAT * params, activations=activations)
+    return _with_total(weights=weights, activations=activations)
 
 
 def reward_server_bytes(config: RunConfig, networks: Networks) -> dict[str, int]:
-    """The whole VAE is loaded; it decodes in float32."""
+    """The whole VAE is loaded."""
     return _with_total(
-        weights=_FLOAT * parameters_of(networks.vae),
-        activations=_decoding_activations(networks, config.images_per_decode),
+        weights=_weight_bytes(networks.vae, config.model.vae_precision),
+        activations=_decoding_activations(config, networks, config.images_per_decode),
     )
 
 
 def evaluator_bytes(config: RunConfig, networks: Networks) -> dict[str, int]:
     """It draws and decodes in turn."""
-    params = _sampling_params(config, networks) + parameters_of(networks.vae)
+    weights = _sampling_weights(config, networks)
+    weights += _weight_bytes(networks.vae, config.model.vae_precision)
     drawing = _sampling_activations(config, networks, _evaluator_rows(config))
-    decoding = _decoding_activations(networks, config.images_per_evaluation[1])
-    return _with_total(weights=_FLOAT * params, activations=max(drawing, decoding))
+    decoding = _decoding_activations(config, networks, config.images_per_evaluation[1])
+    return _with_total(weights=weights, activations=max(drawing, decoding))
 
 
-def _sampling_params(config: RunConfig, networks: Networks) -> int:
-    """Of the untouched UNet, the one that samples, an adapter apart from it, and text encoders."""
-    adapter = config.model.trainable == "lora"
-    params = 2 * parameters_of(networks.base) + _text_encoder_params(config, networks)
-    return params + (parameters_of(networks.policy, trained=True) if adapter else 0)
+def _sampling_weights(config: RunConfig, networks: Networks) -> int:
+    """Of the untouched UNet, which stays float32, the one that samples, an adapter apart from it,
+    and text encoders."""
+    params = parameters_of(networks.base) + _text_encoder_params(config, networks)
+    if config.model.trainable == "lora":
+        params += parameters_of(networks.policy, trained=True)
+    return _FLOAT * params + _weight_bytes(networks.base, config.model.precision)
+
+
+def _weight_bytes(network: nn.Module, precision: Precision) -> int:
+    """Of a network that is rounded to what it computes in, but for what is trained of it."""
+    rounded = sum(p.numel() for p in roundable(network)) if precision == "bf16" else 0
+    return _FLOAT * parameters_of(network) - (_FLOAT - _HALF) * rounded
 
 
 def _sampling_activations(config: RunConfig, networks: Networks, rows: int) -> int:
@@ -136,10 +148,11 @@ def _sampling_activations(config: RunConfig, networks: Networks, rows: int) -> i
     return _computed(activations, config.model.precision)
 
 
-def _decoding_activations(networks: Networks, rows: int) -> int:
-    return networks.once(
+def _decoding_activations(config: RunConfig, networks: Networks, rows: int) -> int:
+    activations = networks.once(
         ("decoding", rows), lambda: peak_of(lambda: networks.decode(networks.latents(rows)))
     )
+    return _computed(activations, config.model.vae_precision)
 
 
 def learner_bytes(config: RunConfig, networks: Networks) -> dict[str, int]:
@@ -155,10 +168,10 @@ def learner_bytes(config: RunConfig, networks: Networks) -> dict[str, int]:
         on_host = sum(state.pop("optimizer", 0) for state in (policy, surrogate_state))
     averages = config.method.weight_average is not None
     held = {
-        "weights": _FLOAT * parameters_of(networks.policy),
+        "weights": _weight_bytes(networks.policy, config.model.precision),
         "average": _FLOAT * averages * trained,
         **policy,
-        "frozen": _FLOAT * _frozen_params(config, networks),
+        "frozen": _frozen_bytes(config, networks),
         "text_encoders": _FLOAT * _text_encoder_params(config, networks),
     }
     if networks.surrogate is not None:
@@ -187,27 +200,28 @@ def optimizer_bytes(trained: int, ranks: int, zero_stage: int) -> dict[str, int]
     """Of one rank, for so many trained parameters.
 
     With ZeRO, DeepSpeed shards a copy of the weights that it updates, and its gradients pass a
-    buffer of one size.
+    buffer.
     """
     state = _MOMENTS + (zero_stage > 0)
     return {
         "gradients": _FLOAT * trained // (ranks if zero_stage == 2 else 1),
         "optimizer": _FLOAT * state * trained // (ranks if zero_stage > 0 else 1),
-        "reduction": _FLOAT * _REDUCED_AT_ONCE if zero_stage > 0 else 0,
+        "reduction": _FLOAT * min(REDUCED_AT_ONCE, trained) if zero_stage > 0 else 0,
     }
 
 
-def _frozen_params(config: RunConfig, networks: Networks) -> int:
+def _frozen_bytes(config: RunConfig, networks: Networks) -> int:
     """Of networks beside the policy; one that shares the policy's base costs nothing."""
-    method, params = config.method, 0
+    method, model, found = config.method, config.model, 0
     if isinstance(method, Lasro) and method.anchor.data == "none":
         pass  # the surrogate has copied its teacher's blocks
     elif networks.teacher is not None:
-        params = parameters_of(networks.teacher)
-    elif config.model.trainable == "full" and not isinstance(method, Gors):
-        params = parameters_of(networks.base)
-    params += networks.consistency_params
-    return params + (parameters_of(networks.vae) if method.differentiates_rewards else 0)
+        found = _weight_bytes(networks.teacher, model.precision)
+    elif model.trainable == "full" and not isinstance(method, Gors):
+        found = _weight_bytes(networks.base, model.precision)
+    found += _FLOAT * networks.consistency_params
+    decodes = method.differentiates_rewards
+    return found + (_weight_bytes(networks.vae, model.vae_precision) if decodes else 0)
 
 
 def _text_encoder_params(config: RunConfig, networks: Networks) -> int:
@@ -220,7 +234,7 @@ class _Graph:
     """Bytes that a graph holds: for long, and those of the largest of blocks that take turns.
 
     Args:
-        casts: of weights, copied to be multiplied in bf16.
+        casts: of weights that are trained, copied to be multiplied in bf16.
     """
 
     kept: int = 0
@@ -271,6 +285,7 @@ def _policy_graph(
             policy,
             lambda: networks.ask(policy, networks.latents(1)),
             checkpointed=policy if checkpointing else None,
+            rounded=roundable(policy),
         ),
     )
     graph = _Graph.of(kept, rows.policy, precision)
@@ -282,6 +297,7 @@ def _policy_graph(
                 frozen,
                 lambda: networks.ask(frozen, networks.latents(1, with_gradient=True)),
                 checkpointed=frozen if checkpointing else None,
+                rounded=roundable(frozen),
             ),
         )
         graph += _Graph.of(kept, rows.frozen, precision)
@@ -292,9 +308,10 @@ def _policy_graph(
                 networks.vae,
                 lambda: networks.decode(networks.latents(1, with_gradient=True)),
                 checkpointed=networks.vae if checkpointing else None,
+                rounded=roundable(networks.vae),
             ),
         )
-        graph += _Graph.of(kept, (rows.climbed,), "fp32")
+        graph += _Graph.of(kept, (rows.climbed,), config.model.vae_precision)
     elif (surrogate := networks.surrogate) is not None:
         with without_gradient_to(surrogate):
             kept = networks.once(

@@ -27,6 +27,7 @@ from deploy.settings.prompt_sources import prompt_set
 from deploy.settings.run_config import RunConfig
 from deploy.settings.sections import Metric, Reward
 from learner.policy.components import PipelineFolder, decode_latents
+from learner.policy.precision import round_frozen
 from learner.policy.trainable import (
     load_arrays,
     save_for_diffusers,
@@ -60,6 +61,7 @@ class Evaluator:
         self._pipeline = pipeline
         device = device_of(config.evaluation.num_gpus)
         self._vae = pipeline.vae(device)
+        round_frozen(self._vae, config.model.vae_precision, trained=True)
         held_out = prompt_set(config.evaluation.prompts, config.evaluation.seed)
         self._prompts, self._table = held_out.prompts, held_out.table
         self._singles = policy_of(
@@ -152,8 +154,8 @@ class Evaluator:
         return torch.from_numpy(np.concatenate([rollout.latents for rollout in rollouts])).float()
 
     def _decode(self, latents_BCHW: torch.Tensor) -> np.ndarray:
-        parts = latents_BCHW.split(self._images)
-        return np.concatenate([decode_latents(self._vae, part) for part in parts])
+        parts, precision = latents_BCHW.split(self._images), self._config.model.vae_precision
+        return np.concatenate([decode_latents(self._vae, part, precision) for part in parts])
 
     def _scores_at(
         self, label: str, images_BHWC: np.ndarray, prompts: list[str]

@@ -70,6 +70,7 @@ def reward_server(parts: RunParts, owner: str) -> RewardServer:
     from deploy.fleet.reward_pools import pooled_rewards
     from deploy.run.metrics import RewardMetrics
     from learner.policy.components import PipelineFolder, decode_latents
+    from learner.policy.precision import round_frozen
     from reward_servers.metadata import informed
     from reward_servers.noisy import NoisyReward
     from reward_servers.probe import scored_before
@@ -78,7 +79,9 @@ def reward_server(parts: RunParts, owner: str) -> RewardServer:
 
     config = parts.config
     torch.set_num_threads(config.scoring.threads)
+    precision = config.model.vae_precision
     vae = PipelineFolder.of(config.model).vae(device_of(config.scoring.num_gpus))
+    round_frozen(vae, precision, trained=True)
     pools = pooled_rewards(config)
     for pool in pools.values():
         pool.wait(config.limits.stall_s)
@@ -94,7 +97,7 @@ def reward_server(parts: RunParts, owner: str) -> RewardServer:
     }
     return RewardServer(
         parts.replay,
-        lambda latents_BCHW: decode_latents(vae, torch.from_numpy(latents_BCHW)),
+        lambda latents_BCHW: decode_latents(vae, torch.from_numpy(latents_BCHW), precision),
         rewards,
         owner=owner,
         scored_before=lambda: scored_before(parts.replay),

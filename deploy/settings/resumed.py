@@ -24,6 +24,7 @@ _MAX_SHOWN = 60
 
 _MODEL = "its samples, weights and scores are of that model"
 _DRAWN = "its samples and scores were drawn so"
+_DECODED = "its scores are of pictures that were decoded so"
 _ADAPTER = "its trained weights have that form"
 _MEASURED = "what was measured before training was measured so"
 _KEPT = "its samples keep what that asked for"
@@ -97,6 +98,7 @@ def _model_rules(begun: _Json, now: _Json) -> Iterator[_Rule]:
         yield _Rule(("model", key), _MODEL)
     for key in ("height", "width", "num_steps", "sampler", "guidance_scale"):
         yield _Rule(("model", key), _DRAWN)
+    yield _Rule(("model", "vae_precision"), _DECODED, _BACK, before="fp32")
     kind = now["method"]["kind"]
     asks = kind in ("lasro", "gors") and now["model"]["num_steps"] <= FEW_STEPS
     if asks and _both(begun, now, kind, "method", "kind"):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from learner.exploration import Climb
 from learner.policy.components import decode_images
 from learner.policy.text import Text
+from learner.settings.types import Precision
 from reward_servers.base import DifferentiableReward
 
 RewardOf = Callable[[Tensor, Text, Sequence[str]], Tensor]
@@ -38,6 +39,7 @@ class DecodedReward:
         vae: frozen.
         rewards: by name.
         weigh: what a reward's values add to the sum, from its name and them.
+        precision: what the decoder computes in.
         checkpointing: compute the decoder's activations again in the backward pass.
     """
 
@@ -47,9 +49,11 @@ class DecodedReward:
         rewards: Mapping[str, DifferentiableReward],
         weigh: Callable[[str, Tensor], Tensor],
         *,
+        precision: Precision = "fp32",
         checkpointing: bool = False,
     ) -> None:
         self._vae = vae
+        self._precision: Precision = precision
         self._rewards = dict(rewards)
         self._weigh = weigh
         if checkpointing:
@@ -60,7 +64,7 @@ class DecodedReward:
 
     def __call__(self, x0_BCHW: Tensor, text: Text, prompts: Sequence[str]) -> Tensor:
         """Rewards [B]."""
-        images_BCHW = decode_images(self._vae, x0_BCHW)
+        images_BCHW = decode_images(self._vae, x0_BCHW, self._precision)
         values = [
             self._weigh(name, reward.forward(images_BCHW, prompts))
             for name, reward in self._rewards.items()

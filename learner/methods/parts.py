@@ -231,7 +231,15 @@ def climbed_reward(
     """
     if settings.reward == "decoded":
         vae = parts.pipeline.vae(str(parts.engine.device)).requires_grad_(False)
-        checkpointing = parts.given.learner.gradient_checkpointing
-        return DecodedReward(vae, rewards, parts.groups.weighed, checkpointing=checkpointing), None
+        precision = parts.given.model.vae_precision
+        round_frozen(vae, precision)
+        decoded = DecodedReward(
+            vae,
+            rewards,
+            parts.groups.weighed,
+            precision=precision,
+            checkpointing=parts.given.learner.gradient_checkpointing,
+        )
+        return decoded, None
     surrogate = Surrogacy(settings, parts, base, tells_steps=False)
     return SurrogateReward(surrogate.climb), surrogate.steps

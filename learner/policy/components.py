@@ -20,9 +20,11 @@ from torch import Tensor
 from learner.diffusion.few_steps import FewStepChain, FewSteps, few_step_chain
 from learner.diffusion.schedule import NoiseSchedule
 from learner.policy.lora import fuse_lora
+from learner.policy.precision import computing_in
 from learner.policy.sources import local_folder, part_folder, variant_of
 from learner.policy.text import PromptEncoder
 from learner.settings.model import Model
+from learner.settings.types import Precision
 
 Attention = Literal["sdpa", "plain"]
 
@@ -168,7 +170,7 @@ class PipelineFolder:
         return unet.eval()
 
     def vae(self, device: str = "cpu") -> AutoencoderKL:
-        """The VAE in float32: in half precision, SDXL's own overflows."""
+        """The VAE in float32, which `round_frozen` can round: in float16, SDXL's own overflows."""
         folder = self._folder("vae")
         vae: Any = AutoencoderKL.from_pretrained(
             folder, torch_dtype=torch.float32, variant=variant_of(folder)
@@ -198,19 +200,28 @@ class PipelineFolder:
         return encode
 
 
-def decode_images(vae: AutoencoderKL, latents_BCHW: Tensor) -> Tensor:
+def decode_images(
+    vae: AutoencoderKL, latents_BCHW: Tensor, precision: Precision = "fp32"
+) -> Tensor:
     """Images in [0, 1], float32 [B, 3, H, W], of scaled latents, with the gradient to these.
 
     The one place where a decoder's [-1, 1] becomes the [0, 1] that rewards take; where it leaves
     that range the image is cut, and there is no gradient.
+
+    Args:
+        precision: what the decoder computes in.
     """
-    latents_BCHW = latents_BCHW.to(vae.device, vae.dtype) / vae.config["scaling_factor"]
-    decoded: Any = vae.decode(latents_BCHW)  # pyright: ignore[reportArgumentType]
+    scaled_BCHW = latents_BCHW.to(vae.device, torch.float32) / vae.config["scaling_factor"]
+    with computing_in(precision, scaled_BCHW.device):
+        decoded: Any = vae.decode(scaled_BCHW)  # pyright: ignore[reportArgumentType]
     return ((decoded.sample.float() + 1) / 2).clamp(0, 1)
 
 
 @torch.no_grad()
-def decode_latents(vae: AutoencoderKL, latents_BCHW: Tensor) -> np.ndarray:
-    """Pictures uint8 [B, H, W, 3] of scaled latents."""
-    pixels = (decode_images(vae, latents_BCHW) * 255).round().to(torch.uint8)
-    return pixels.permute(0, 2, 3, 1).cpu().numpy()
+def decode_latents(
+    vae: AutoencoderKL, latents_BCHW: Tensor, precision: Precision = "fp32"
+) -> np.ndarray:
+    """Pictures uint8 [B, H, W, 3] of scaled latents, in the order that they have in memory."""
+    pixels = (decode_images(vae, latents_BCHW, precision) * 255).round().to(torch.uint8)
+    # Laid out where they are computed, not by one thread of a CPU.
+    return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()

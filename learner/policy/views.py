@@ -103,7 +103,7 @@ def _sums_are_lost(base: UNet2DConditionModel, model: Model) -> bool:
 def lies_on_half_grid(network: nn.Module) -> bool:
     """Whether most weights of products and convolutions are numbers of float16, or of bfloat16.
 
-    Of weights that were trained in float32, one in some thousands is.
+    Of weights that were trained in float32, one in thousands is.
     """
     weights = [weight.detach() for weight in roundable(network, trained=True)]
     most = sum(weight.numel() for weight in weights) / 2

@@ -19,7 +19,7 @@ class Model(Section):
     """UNet in the place of the pipeline's, such as a distilled one that is published alone: a
     folder or a hub id; null: its own."""
     vae: str | None = None
-    """Likewise a VAE. Pictures are decoded in fp32, so none need be safe in half precision."""
+    """Likewise a VAE. None need be safe in fp16, which nothing is decoded in."""
     lcm_lora: str | None = None
     """LCM-LoRA that is fused into the UNet before anything is trained, so that it becomes a model
     of few steps: a folder or a hub id; null: none."""
@@ -52,7 +52,11 @@ class Model(Section):
     precision: Precision = "fp32"
     """What the networks of policy, base and teacher compute in, in samplers and learner: bf16 is
     quicker where the device has it and far slower elsewhere; auto takes it where the device has it.
-    Weights, latents and losses stay fp32."""
+    What is trained, latents and losses stay fp32."""
+    vae_precision: Literal["fp32", "bf16"] = "fp32"
+    """What the VAE decodes in, in reward servers, evaluator and a learner that climbs decoded
+    rewards. In bf16, which does not overflow, pixels differ a little from those in fp32, and
+    rewards may see that."""
     attention: Literal["sdpa", "plain"] = "sdpa"
     """Attention kernel: torch's fused one, or plain products for where the fused one is slow."""
     compile: bool = False

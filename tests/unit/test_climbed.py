@@ -1,5 +1,6 @@
 """What SQDF climbs: gradients reach the latents, stop before what is not trained, and are right."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from deploy.shapes.models import PIPELINES, new_unet
 from learner.exploration import Climb
 from learner.methods.climbed import DecodedReward, SurrogateReward
 from learner.policy.components import PipelineFolder, decode_images, decode_latents
+from learner.policy.precision import round_frozen
 from learner.policy.text import Text
 from learner.settings.surrogate import Surrogate
 from learner.surrogate import new_surrogate
@@ -53,6 +55,44 @@ def test_a_decoded_image_lies_in_0_to_1_and_its_pixels_are_the_reward_servers(va
     torch.testing.assert_close(images, (raw / 2 + 0.5).clamp(0, 1))
     pixels = decode_latents(vae, wild)
     assert np.abs(pixels / 255 - images.permute(0, 2, 3, 1).numpy()).max() <= 0.5 / 255 + 1e-6
+
+
+def test_pictures_lie_in_memory_in_the_order_of_their_axes(vae: Any) -> None:
+    pixels = decode_latents(vae, latents(scale=4.0))
+    assert pixels.flags.c_contiguous
+    with torch.no_grad():
+        images = (decode_images(vae, latents(scale=4.0)) * 255).round().to(torch.uint8).numpy()
+    np.testing.assert_array_equal(pixels, images.transpose(0, 2, 3, 1))
+    assert np.concatenate([pixels, pixels]).flags.c_contiguous
+
+
+def test_a_decoder_in_bf16_makes_nearly_the_same_pictures_with_weights_of_either_type() -> None:
+    whole: Any = PipelineFolder.locate(str(PIPELINES / "base")).vae().requires_grad_(False)
+    rounded = copy.deepcopy(whole)
+    round_frozen(rounded, "bf16")
+    assert rounded.post_quant_conv.weight.dtype == torch.bfloat16
+    found = []
+    for vae in (whole, rounded):
+        x = latents().requires_grad_()
+        images = decode_images(vae, x, "bf16")
+        assert images.dtype == torch.float32
+        images.square().sum().backward()
+        found.append((images, x.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    apart = decode_images(whole, latents()) - found[0][0].detach()
+    assert 0 < float(apart.abs().mean()) < 2 / 255
+    assert float(apart.abs().max()) < 16 / 255
+
+
+def test_a_decoded_reward_asks_the_decoder_in_its_precision(vae: Any) -> None:
+    values = [
+        DecodedReward(vae, {"red": Redness()}, lambda _, x: x, precision=precision)(
+            latents(), TEXT, PROMPTS
+        )
+        for precision in ("fp32", "bf16")
+    ]
+    assert not torch.equal(*values)
+    torch.testing.assert_close(*values, atol=0.01, rtol=0)
 
 
 def test_a_decoded_reward_says_what_its_server_says(vae: Any) -> None:

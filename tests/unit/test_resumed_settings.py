@@ -55,6 +55,7 @@ def test_a_run_goes_on_with_the_settings_that_it_began_with(preset: str) -> None
         (LASRO, "model.path=other/pipeline", "model.path"),
         (LASRO, "model.unet=other/unet", "model.unet"),
         (LASRO, "model.vae=other/vae", "model.vae"),
+        (LASRO, "model.vae_precision=bf16", "model.vae_precision"),
         (LASRO, "model.lcm_lora=other/lora", "model.lcm_lora"),
         (LASRO, "model.num_steps=4", "model.num_steps"),
         (LASRO, "model.sampler=ancestral", "model.sampler"),

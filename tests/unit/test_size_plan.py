@@ -22,6 +22,7 @@ from deploy.settings.run_config import RunConfig, load_config
 from deploy.shapes.models import PIPELINES
 from learner.policy.components import PipelineFolder
 from learner.policy.denoiser import Denoiser
+from learner.policy.precision import roundable
 from learner.policy.text import Text
 from learner.policy.trainable import make_trainable
 from learner.settings.model import Model
@@ -257,17 +258,55 @@ def test_checkpointing_keeps_less_and_computes_more() -> None:
     assert again["bytes"]["learner"]["total"] <= learner["total"]
 
 
+def test_of_rounded_weights_no_call_keeps_a_copy() -> None:
+    with torch.device("meta"):
+        network = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)).requires_grad_(False)
+        x = torch.empty(3, 4, requires_grad=True)
+    assert kept_by(network, lambda: network(x)).weights == 4 * (4 * 8 + 8 * 2)
+    kept = kept_by(network, lambda: network(x), rounded=roundable(network[0]))
+    assert kept.weights == 4 * 8 * 2
+
+
 @pytest.mark.slow
-def test_in_bf16_activations_count_half_and_weights_are_copied() -> None:
+def test_in_bf16_activations_and_weights_that_nobody_trains_count_half() -> None:
     whole, half = (
         _plan("shapes-ddpo", "model.guidance_scale=1", *given)["bytes"]
         for given in ((), ("model.precision=bf16",))
     )
     assert half["sampler"]["activations"] == whole["sampler"]["activations"] // 2
     assert half["learner"]["activations"] == whole["learner"]["activations"] // 2
-    assert half["learner"]["weights"] == whole["learner"]["weights"]
-    assert whole["learner"]["cast_weights"] == 0 < half["learner"]["cast_weights"]
+    networks = Networks(_config("shapes-ddpo"))
+    rounded = sum(p.numel() for p in roundable(networks.base))
+    assert 0.99 < rounded / parameters_of(networks.base) < 1  # but for what normalises
+    # A sampler has the untouched network in float32 beside the one that draws.
+    for role in ("sampler", "learner"):
+        assert whole[role]["weights"] - half[role]["weights"] == 2 * rounded
+    # Of an adapter's own matrices autocast makes a copy for each call.
+    adapter = 4 * parameters_of(networks.policy, trained=True)
+    assert whole["learner"]["cast_weights"] == 0 < half["learner"]["cast_weights"] <= adapter
     assert half["reward_server"] == whole["reward_server"]
+
+
+@pytest.mark.slow
+def test_of_what_is_all_trained_each_call_makes_a_copy_in_bf16() -> None:
+    full = ("model.trainable=full", "model.guidance_scale=1")
+    whole, half = (
+        _plan("shapes-ddpo", *full, *given)["bytes"]["learner"]
+        for given in ((), ("model.precision=bf16",))
+    )
+    assert half["weights"] == whole["weights"]
+    assert half["cast_weights"] > 0.9 * half["weights"] / 2
+
+
+@pytest.mark.slow
+def test_a_decoder_in_bf16_takes_half_for_whoever_decodes() -> None:
+    preset = "shapes-sqdf-aesthetic"  # whose reward is decoded
+    whole, half = (_plan(preset, f"model.vae_precision={how}")["bytes"] for how in ("fp32", "bf16"))
+    assert half["reward_server"]["activations"] == whole["reward_server"]["activations"] // 2
+    rounded = sum(p.numel() for p in roundable(Networks(_config(preset)).vae))
+    for role, part in (("reward_server", "weights"), ("learner", "frozen")):
+        assert whole[role][part] - half[role][part] == 2 * rounded
+    assert half["sampler"] == whole["sampler"]
 
 
 @pytest.mark.parametrize(("kind", "unets"), [("lora", 0), ("full", 1)])
@@ -294,6 +333,8 @@ def test_zero_shards_the_optimizer_then_the_gradients() -> None:
     # DeepSpeed keeps a copy of the weights beside the two moments, a quarter of each on a rank.
     assert (state["gradients"], state["optimizer"]) == (4000, 3000)
     assert (both["gradients"], both["optimizer"]) == (1000, 3000)
+    assert state["reduction"] == both["reduction"] == 4000
+    assert optimizer_bytes(10**9, 4, 2)["reduction"] == 2 * 10**9
 
 
 @pytest.mark.slow
