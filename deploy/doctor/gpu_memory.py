@@ -1,7 +1,8 @@
 """Whether the plan of a process fits its share of a GPU, wherever it may be placed.
 
 The smallest GPU of all those nodes decides: where Ray places a process, nobody knows before.
-Rewards with a fleet of their own are left out, as no plan tells what their networks need.
+Rewards with a fleet of their own are left out, as no plan tells what their networks need. A
+process needs more than its plan tells, which is of tensors alone: see `needed_bytes`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,6 +58,13 @@ def _smallest(booking: Booking, rooms: Sequence[Room]) -> Room | None:
     return min(told, key=lambda room: room.gpu_bytes, default=None)
 
 
+def needed_bytes(planned: int) -> int:
+    """Of a GPU, for so many bytes of tensors: a tenth more, of which its allocator can make no
+    use, and a GiB for the process's context and its kernels. Both are guesses; nothing is
+    measured."""
+    return planned + planned // 10 + 2**30
+
+
 def memory_findings(
     config: RunConfig, sizes: Mapping[str, Mapping[str, int]], found: Sequence[Share]
 ) -> Iterator[str]:
@@ -75,10 +83,12 @@ def memory_findings(
         if share.room is None:
             continue
         section, booked = share.booking.section, share.booking.gpus
-        needed, had = sizes[share.process]["total"], share.room.gpu_bytes * min(booked, 1.0)
+        planned, had = sizes[share.process]["total"], share.room.gpu_bytes * min(booked, 1.0)
+        needed = needed_bytes(planned)
         if needed > had:
             yield (
-                f"the plan of one {_name(share)} is {in_bytes(needed)}, and its {section}.num_gpus "
+                f"the plan of one {_name(share)} is {in_bytes(planned)}, about {in_bytes(needed)} "
+                f"with what a GPU needs besides, and its {section}.num_gpus "
                 f"of {booked:g} is {in_bytes(had)} of {share.room.name}'s GPU: "
                 f"{lowered[share.process]}, or book a larger share or GPU"
             )

@@ -22,6 +22,7 @@ from deploy.evaluation.distances import build_distance, mean_distance
 from deploy.evaluation.kept import save_pictures
 from deploy.evaluation.signals import colour_entropy, sharpness
 from deploy.run.best_effort import BestEffort
+from deploy.run.gpu_share import keep_to_share
 from deploy.run.policy_build import device_of, policy_of
 from deploy.settings.prompt_sources import prompt_set
 from deploy.settings.run_config import RunConfig
@@ -57,6 +58,7 @@ class Evaluator:
         self._keeping = BestEffort("pictures of evaluations")
         self._rows, self._images = config.images_per_evaluation
         torch.set_num_threads(max(1, round(config.evaluation.threads)))
+        keep_to_share(config.evaluation.num_gpus)
         pipeline = PipelineFolder.of(config.model)
         self._pipeline = pipeline
         device = device_of(config.evaluation.num_gpus)

@@ -134,13 +134,17 @@ def reward_worker(parts: RunParts, reward: str, owner: str) -> RewardWorker:
     """A member of a reward's fleet; it is asked about held-out prompts, too."""
     import torch
 
+    from deploy.run.gpu_share import keep_to_share, score_in_tf32
     from deploy.settings.prompt_sources import prompt_set
     from reward_servers.metadata import informed
     from reward_servers.pool import RewardWorker
     from reward_servers.registry import build_reward
 
-    config = parts.config
+    config, fleet = parts.config, parts.config.rewards[reward].fleet
+    num_gpus = fleet.num_gpus if fleet else 0.0
     torch.set_num_threads(config.scoring.threads)
+    keep_to_share(num_gpus)
+    score_in_tf32(num_gpus)
     table = {
         **prompt_set(config.evaluation.prompts, config.evaluation.seed).table,
         **prompt_set(config.prompts, config.seed).table,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deploy.run.gpu_share import keep_to_share, score_in_tf32
 from deploy.run.parts import RunParts
 from deploy.run.policy_build import device_of, policy_of
 from deploy.run.progress import STARTING
@@ -38,6 +39,7 @@ def sampler(parts: RunParts, board: Any, owner: str) -> SamplerWorker:
 
     config = parts.config
     torch.set_num_threads(config.actors.threads)
+    keep_to_share(config.actors.num_gpus)
     prompts = prompt_list(config.prompts, config.seed)
     policy = policy_of(
         config,
@@ -79,6 +81,8 @@ def reward_server(parts: RunParts, owner: str) -> RewardServer:
 
     config = parts.config
     torch.set_num_threads(config.scoring.threads)
+    keep_to_share(config.scoring.num_gpus)
+    score_in_tf32(config.scoring.num_gpus)
     precision = config.model.vae_precision
     vae = PipelineFolder.of(config.model).vae(device_of(config.scoring.num_gpus))
     round_frozen(vae, precision, trained=True)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from deploy.doctor.bookings import Room, bookings
-from deploy.doctor.gpu_memory import memory_findings, memory_notes, shares
+from deploy.doctor.gpu_memory import memory_findings, memory_notes, needed_bytes, shares
 from deploy.settings.run_config import RunConfig, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,11 +31,19 @@ def _sizes(sampler: int, learner: int) -> dict[str, dict[str, int]]:
 
 def test_a_plan_larger_than_its_share_of_a_gpu_is_found_with_what_makes_it_smaller() -> None:
     config = _config("actors.num_gpus=0.5", "learner.num_gpus=1")
-    (finding,) = _told(config, _sizes(13 * GIB, 23 * GIB), HERE)
-    assert finding.startswith("the plan of one sampler is 13.00 GiB")
+    (finding,) = _told(config, _sizes(13 * GIB, 20 * GIB), HERE)
+    assert finding.startswith("the plan of one sampler is 13.00 GiB, about 15.30 GiB with")
     assert "12.00 GiB" in finding
-    (finding,) = _told(config, _sizes(11 * GIB, 25 * GIB), HERE)
+    (finding,) = _told(config, _sizes(9 * GIB, 25 * GIB), HERE)
     assert "learner.gradient_checkpointing=true" in finding
+
+
+def test_a_plan_is_of_tensors_and_a_process_needs_a_gib_and_a_tenth_more() -> None:
+    assert needed_bytes(10 * GIB) == 12 * GIB
+    config = _config("learner.num_gpus=1")
+    assert _told(config, _sizes(0, 20 * GIB), HERE) == []
+    (finding,) = _told(config, _sizes(0, 21 * GIB), HERE)  # 24.1 of 24
+    assert "about 24.10 GiB" in finding
 
 
 def test_an_evaluator_that_does_not_fit_is_told_of_its_batch() -> None:

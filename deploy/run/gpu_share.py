@@ -1,0 +1,28 @@
+"""What a process does with the GPU, or the part of one, that it has booked."""
+
+
+def keep_to_share(num_gpus: float) -> None:
+    """Has torch refuse more of a GPU's memory than was booked of it.
+
+    Who takes more than planned then runs out of memory, and not who shares the GPU. A process's
+    context, some hundred MB, is no memory of torch's and comes on top.
+
+    Args:
+        num_gpus: booked; of whole GPUs, and of none, nothing is refused.
+    """
+    import torch
+
+    if 0 < num_gpus < 1 and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(num_gpus)
+
+
+def score_in_tf32(num_gpus: float) -> None:
+    """Has products of float32 matrices be done in TF32, as torch does convolutions by default.
+
+    For processes that score alone: networks of rewards are of both, and rewards are float32 in
+    name only where their convolutions are not.
+    """
+    import torch
+
+    if num_gpus > 0 and torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
