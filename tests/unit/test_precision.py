@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,13 +13,17 @@ from actors.rollout import Group, Policy
 from deploy.run.policy_build import policy_of
 from deploy.settings.run_config import load_config
 from deploy.shapes.models import new_unet
+from learner.methods.parts import Parts
 from learner.policy.components import PipelineFolder
 from learner.policy.denoiser import Denoiser
 from learner.policy.precision import computes_bf16, computing_in, round_frozen
 from learner.policy.text import Text
 from learner.policy.trainable import make_trainable
-from learner.policy.views import shared_view
+from learner.policy.views import policy_over, shared_view
+from learner.settings.learner import Learner
+from learner.settings.model import Model
 from learner.settings.types import Precision
+from tests.unit.learner_fakes import HandEngine
 
 
 def predicted(precision: Precision, unet: torch.nn.Module) -> Tensor:
@@ -137,6 +142,27 @@ def test_a_view_of_rounded_weights_is_rounded_and_a_copy_made_before_is_not(
     round_frozen(base, "bf16")
     assert {p.data_ptr() for p in view.parameters()} == {p.data_ptr() for p in base.parameters()}
     assert {p.dtype for p in copied.parameters()} == {torch.float32}
+
+
+def test_a_learner_rounds_what_it_places_and_its_policy_at_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("learner.methods.parts.Alternating", lambda *_, **__: "the method")
+    model, base = Model(path="x", precision="bf16", lora_rank=2), new_unet().requires_grad_(False)
+    policy = Denoiser.of(policy_over(base, model, seed=0), model)
+    given: Any = SimpleNamespace(model=model, learner=Learner(), seat=None)
+    nothing: Any = None
+    engine: Any = HandEngine(policy)
+    parts = Parts(given, nothing, engine, nothing, nothing, ["2step"], nothing)
+    teacher: Any = new_unet().requires_grad_(False)
+    assert parts.placed(teacher).precision == "bf16"
+    assert teacher.conv_in.weight.dtype == torch.bfloat16
+    # A surrogate may still copy blocks of the base.
+    assert base.conv_in.weight.dtype == torch.float32
+    assert str(parts.alternating(nothing, nothing)) == "the method"
+    assert base.conv_in.weight.dtype == torch.bfloat16
+    trained = [weight for weight in policy.parameters() if weight.requires_grad]
+    assert {weight.dtype for weight in trained} == {torch.float32}
 
 
 @pytest.mark.parametrize("preset", ["smoke", "smoke-sqdf"])
