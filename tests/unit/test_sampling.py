@@ -14,7 +14,8 @@ from diffusers import (
 )
 from torch import Tensor
 
-from actors.sampling import sample_ddpm, sample_few_steps
+from actors.sampling import guided_noise, sample_ddpm, sample_few_steps
+from learner.diffusion.chain import Chain
 from learner.diffusion.consistency import guidance_embedding
 from learner.diffusion.few_steps import ConsistencyChain
 from learner.diffusion.noise import INITIAL_NOISE, group_noise
