@@ -69,7 +69,8 @@ def test_what_the_replay_may_grow_to_is_what_it_takes(
     config = load_config(
         PRESET,
         ["name=n", f"replay.capacity_groups={groups}", f"actors.group_size={members}",
-         "method.pretrain.groups=64", "actors.groups_per_batch=1", "replay.max_pending_records=4"],
+         "method.pretrain.groups=32", "learner.checkpoint_every_cycles=1",
+         "actors.groups_per_batch=1", "replay.max_pending_records=4"],
     )  # fmt: skip
     before = server_facts(on_jemalloc.url).used_memory
     replay = RedisReplay.connect(

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from buffer.embedded import EmbeddedServer
+from learner import checkpoint
 from learner.checkpoint import newest, read_state
 from learner.group_batch import GroupBatch
 from learner.surrogate_training import SurrogateTrainer
@@ -194,6 +195,8 @@ def test_code_in_a_checkpoint_is_not_run(new_world: Callable[..., World]) -> Non
     state = json.loads((found / "state.json").read_text())
     size, checksum = weights.stat().st_size, zlib.crc32(weights.read_bytes())
     state["files"][str(weights.relative_to(found))] = [size, checksum]
+    del state[checkpoint._SEAL]
+    state[checkpoint._SEAL] = checkpoint._seal(state)
     (found / "state.json").write_text(json.dumps(state))
     with pytest.raises(ValueError, match="holds more than tensors and numbers"):
         world.live(resume=True)
