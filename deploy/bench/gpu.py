@@ -121,16 +121,12 @@ def _doubled(most: int) -> Iterator[int]:
 
 def _local_lora(config: RunConfig, folder: Path) -> list[str]:
     """A folder in place of an LCM-LoRA that would be downloaded."""
-    from learner.settings.sqdf import Sqdf
-
-    method = config.method
-    if not isinstance(method, Sqdf) or method.clean.lora is None:
-        return []
-    if Path(method.clean.lora).is_dir():
+    lora = config.method.consistency_lora
+    if lora is None or Path(lora).is_dir():
         return []
     from deploy.bench.random_parts import save_consistency_lora
 
-    path = save_consistency_lora(config.model.path, method.clean.lora, folder)
+    path = save_consistency_lora(config.model.path, lora, folder)
     return [f"method.clean.lora={path}"]
 
 

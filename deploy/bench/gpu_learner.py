@@ -189,14 +189,15 @@ def surrogate_step(config: RunConfig, device: str) -> Callable[[], Mapping[str, 
             "this config learns no surrogate: give one that does, such as method.kind lasro, or "
             "sqdf with method.reward=surrogate"
         )
-    is_lasro = isinstance(learning, Lasro)
     steps = config.rewarded_steps
     pipeline = _pipeline(config, device)
-    unet = _teacher(config, device) if is_lasro else pipeline.unet(config.model.attention)
-    engine = surrogate_under_engine(config, _surrogate(config, unet, steps if is_lasro else 1))
+    tells_steps = learning.tells_steps
+    is_taught = learning.needs_teacher(config.model.is_few_step)
+    unet = _teacher(config, device) if is_taught else pipeline.unet(config.model.attention)
+    engine = surrogate_under_engine(config, _surrogate(config, unet, steps if tells_steps else 1))
     del unet
     trainer = SurrogateTrainer(
-        learning.surrogate, engine, pipeline.prompt_encoder(engine.device), tells_steps=is_lasro
+        learning.surrogate, engine, pipeline.prompt_encoder(engine.device), tells_steps=tells_steps
     )
     groups, generator = learning.surrogate.batch_groups, _seeded(config)
     shape = groups, config.actors.group_size, steps

@@ -15,7 +15,6 @@ from deploy.run.policy_build import policy_of
 from deploy.settings.run_config import RunConfig
 from learner.policy.components import decode_latents
 from learner.policy.precision import computes_bf16, round_frozen
-from learner.settings.lasro import Lasro
 from learner.settings.types import Precision
 
 Call = Callable[[], object]
@@ -140,13 +139,13 @@ def _inference_memory(config: RunConfig, plan: Plan, *, role: str) -> dict[str, 
 def _policy_size(config: RunConfig, rows: int) -> list[str] | None:
     """Rows of a micro-batch where a step can be cut, which stays the same; else of the step."""
     batch = config.method.policy_batch
-    if isinstance(config.method, Lasro):
+    if not config.method.takes_parts:
         return [f"method.policy_batch={rows}"]
     return None if batch % rows else [f"method.micro_batches={batch // rows}"]
 
 
 def _policy_work(config: RunConfig) -> str:
-    batch, parts = config.method.policy_batch, getattr(config.method, "micro_batches", 1)
+    batch, parts = config.method.policy_batch, config.method.parts_of_step
     return f"policy step of {batch} rows, {-(-batch // parts)} at once"
 
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from deploy.doctor.meta_counts import computed_again, flops_of
 from deploy.doctor.meta_networks import Networks
-from deploy.doctor.size_rows import GraphRows, graph_rows, is_guided
+from deploy.doctor.size_rows import graph_rows
 from deploy.settings.run_config import RunConfig
-from learner.settings.sqdf import Sqdf
+from learner.settings.graph_rows import GraphRows
 
 POLICY_PARTS = ("policy", "untracked", "frozen", "reward")
 
@@ -47,15 +47,12 @@ def flop_plan(config: RunConfig, networks: Networks) -> dict[str, int]:
 
 def _sampling(config: RunConfig, networks: Networks) -> int:
     """A call for every step, and what is told of the states that are kept."""
-    guided, method = 1 + is_guided(config), config.method
+    guided, method = 1 + config.model.is_guided, config.method
     call = _asking(networks, "base", networks.base)
     flops = config.model.num_steps * guided * call
-    if isinstance(method, Sqdf):
-        states = method.states
-        if states.store_reference:
-            flops += states.kept * guided * call
-        if states.score_clean and (model := networks.consistency) is not None:
-            flops += states.kept * _asking(networks, "consistency", model)
+    flops += method.reference_states * guided * call
+    if method.clean_states and (model := networks.consistency) is not None:
+        flops += method.clean_states * _asking(networks, "consistency", model)
     return flops
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from deploy.doctor.bookings import Booking, Room
 from deploy.doctor.units import in_bytes
 from deploy.settings.run_config import RunConfig
-from learner.settings.cycles import MicroBatched
 
 _PLANS = {
     "actors": "sampler",
@@ -113,7 +112,7 @@ def _smaller_learner(config: RunConfig) -> str:
         means.append("set learner.gradient_checkpointing=true")
     if config.model.precision == "fp32":
         means.append("set model.precision=bf16")
-    if isinstance(config.method, MicroBatched):
+    if config.method.takes_parts:
         means.append("raise method.micro_batches")
     else:
         means.append("lower method.policy_batch")

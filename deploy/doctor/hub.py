@@ -5,7 +5,6 @@ from pathlib import Path
 
 from deploy.run.model_checks import is_hub_id
 from deploy.settings.run_config import RunConfig
-from learner.settings.sqdf import Sqdf
 from reward_servers.registry import default_args
 
 _TRUE = {"1", "on", "true", "yes"}
@@ -19,9 +18,8 @@ def hub_ids(config: RunConfig) -> dict[str, str]:
         "model.vae": config.model.vae,
         "model.lcm_lora": config.model.lcm_lora,
         "model.teacher": config.model.teacher,
+        "method.clean.lora": config.method.consistency_lora,
     }
-    if isinstance(config.method, Sqdf):
-        named["method.clean.lora"] = config.method.clean.lora
     scores = {"rewards": config.rewards, "evaluation.rewards": config.evaluation.rewards}
     for section, rewards in scores.items():
         for name, reward in rewards.items():

@@ -25,10 +25,7 @@ from learner.policy.denoiser import Denoiser, guidance_rows
 from learner.policy.text import Text
 from learner.policy.trainable import make_trainable
 from learner.policy.views import policy_over, shared_view
-from learner.settings.lasro import Lasro
-from learner.settings.likelihood import Gors
 from learner.settings.model import Model
-from learner.settings.sqdf import Sqdf
 from learner.surrogate import new_surrogate
 
 Device = torch.device | str
@@ -221,11 +218,10 @@ class Networks:
         self._parts = parts
         self._encoders: list[Any] = [CLIPTextConfig(**told) for told in parts.text_encoders]
         self.consistency: UNet2DConditionModel | None = None
-        if isinstance(config.method, Sqdf) and config.method.clean.lora is not None:
-            self.consistency = with_consistency(self.base, config.method.clean.lora)
+        if (lora := config.method.consistency_lora) is not None:
+            self.consistency = with_consistency(self.base, lora)
         self.teacher: UNet2DConditionModel | None = None
-        distils = isinstance(config.method, Gors) and model.is_few_step
-        if isinstance(config.method, Lasro) or distils:
+        if config.method.needs_teacher(model.is_few_step):
             told = architecture(model.teacher, setting="model.teacher") if model.teacher else parts
             self.teacher = unet_on_meta(told, model)
         self.surrogate = _surrogate(config, self.teacher or self.base)
@@ -303,7 +299,7 @@ def _surrogate(config: RunConfig, unet: UNet2DConditionModel) -> nn.Module | Non
         return new_surrogate(
             options.backbone,
             unet,
-            num_steps=config.rewarded_steps if isinstance(learning, Lasro) else 1,
+            num_steps=config.rewarded_steps if learning.tells_steps else 1,
             heads=options.heads,
             timestep=options.timestep,
             seed=config.seed,

@@ -9,7 +9,6 @@ from buffer.urls import masked, urls_in
 from deploy.doctor.units import in_bytes
 from deploy.run.policy_build import kept_strata
 from deploy.settings.run_config import RunConfig
-from learner.settings.sqdf import Sqdf
 
 _STRING_BYTES = 10
 """Of Redis' string beside the latent's frame that it holds."""
@@ -23,9 +22,7 @@ def latents_kept(config: RunConfig) -> int:
         return config.model.num_steps
     strata, method = kept_strata(config), config.method
     states = 0 if strata is None else len(strata.edges) - 1
-    if isinstance(method, Sqdf):  # what is told of every state beside it
-        states *= 1 + method.states.score_clean + method.states.store_reference
-    return 1 + states
+    return 1 + states * method.latents_per_state
 
 
 def replay_bytes(config: RunConfig, latent_values: int) -> int:

@@ -20,13 +20,11 @@ from torch import nn
 from deploy.doctor.flop_plan import flop_plan, without_gradient_to
 from deploy.doctor.meta_counts import Kept, kept_by, peak_of
 from deploy.doctor.meta_networks import Networks, architecture_of, latent_size, parameters_of
-from deploy.doctor.size_rows import GraphRows, graph_rows, is_guided, surrogate_rows
+from deploy.doctor.size_rows import graph_rows, surrogate_rows
 from deploy.settings.run_config import RunConfig
 from learner.policy.precision import roundable
-from learner.settings.lasro import Lasro
+from learner.settings.graph_rows import GraphRows
 from learner.settings.learner import REDUCED_AT_ONCE
-from learner.settings.likelihood import Gors
-from learner.settings.sqdf import Sqdf
 from learner.settings.types import Precision
 
 _FLOAT, _HALF = 4, 2
@@ -92,17 +90,17 @@ def size_plan(config: RunConfig, networks: Networks | None = None) -> dict[str, 
 
 
 def _sampler_rows(config: RunConfig) -> int:
-    return config.actors.group_size * config.actors.groups_per_batch * (1 + is_guided(config))
+    return config.actors.group_size * config.actors.groups_per_batch * (1 + config.model.is_guided)
 
 
 def _evaluator_rows(config: RunConfig) -> int:
-    return config.images_per_evaluation[0] * (1 + is_guided(config))
+    return config.images_per_evaluation[0] * (1 + config.model.is_guided)
 
 
 def sampler_bytes(config: RunConfig, networks: Networks) -> dict[str, int]:
     """What draws, and a consistency model where it tells clean latents."""
     weights = _sampling_weights(config, networks)
-    if isinstance(config.method, Sqdf) and config.method.states.score_clean:
+    if config.method.clean_states:
         weights += _FLOAT * networks.consistency_params
     activations = _sampling_activations(config, networks, _sampler_rows(config))
     return _with_total(weights=weights, activations=activations)
@@ -213,11 +211,10 @@ def optimizer_bytes(trained: int, ranks: int, zero_stage: int) -> dict[str, int]
 def _frozen_bytes(config: RunConfig, networks: Networks) -> int:
     """Of networks beside the policy; one that shares the policy's base costs nothing."""
     method, model, found = config.method, config.model, 0
-    if isinstance(method, Lasro) and method.anchor.data == "none":
-        pass  # the surrogate has copied its teacher's blocks
-    elif networks.teacher is not None:
+    # Of a teacher that nothing is distilled from, the surrogate has copied its blocks.
+    if networks.teacher is not None and method.distils(model.is_few_step):
         found = _weight_bytes(networks.teacher, model.precision)
-    elif model.trainable == "full" and not isinstance(method, Gors):
+    elif model.trainable == "full" and method.holds_reference:
         found = _weight_bytes(networks.base, model.precision)
     found += _FLOAT * networks.consistency_params
     decodes = method.differentiates_rewards

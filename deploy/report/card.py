@@ -16,22 +16,12 @@ from deploy.report.data import read_pictures
 from deploy.run.files import AFTER
 from deploy.run.model_checks import is_hub_id
 from deploy.settings.run_config import RunConfig
-from learner.settings.draft import Draft
-from learner.settings.lasro import Lasro
-from learner.settings.likelihood import Gors
 from learner.settings.model import Model
-from learner.settings.on_policy import Ppo, Pso
-from learner.settings.sqdf import Sqdf
 
 CARD_FILE = "README.md"
 Form = Literal["adapter", "unet", "pipeline"]
 """What lies beside the card: a LoRA, a UNet, or a whole pipeline."""
 _PRIVATE: Any = {"folder": True, "replay": {"redis"}, "logging": True, "callbacks": True}
-_DRAFTS = {
-    "last": ("DRaFT-K", "arXiv:2309.17400"),
-    "renoised": ("DRaFT-LV", "arXiv:2309.17400"),
-    "stopped": ("ReFL", "arXiv:2304.05977"),
-}
 
 
 def write_card(
@@ -88,27 +78,7 @@ def card_text(config: RunConfig, summary: Mapping[str, Any], form: Form, prompt:
 
 def method_of(config: RunConfig) -> tuple[str, str]:
     """Name and paper of a run's method."""
-    method = config.method
-    if isinstance(method, Lasro):
-        return "LaSRO", "arXiv:2411.15247"
-    if isinstance(method, Sqdf):
-        return "SQDF", (
-            "Diffusion Fine-Tuning via Reparameterized Policy Gradient of the Soft Q-Function, "
-            "ICLR 2026"
-        )
-    if isinstance(method, Draft):
-        optimistic = method.surrogate.confidence != "pessimistic"
-        seiko = method.reward == "surrogate" and optimistic and method.path == "last"
-        return ("SEIKO", "arXiv:2402.16359") if seiko else _DRAFTS[method.path]
-    if isinstance(method, Pso):
-        return "PSO", "arXiv:2410.03190"
-    if isinstance(method, Ppo) and config.model.is_few_step:
-        return "RLCM", "arXiv:2404.03673"
-    if isinstance(method, Ppo):
-        return ("PPO with a KL" if method.alpha else "DDPO"), "arXiv:2305.13301"
-    if isinstance(method, Gors):
-        return "GORS", "arXiv:2307.06350"
-    return "Diffusion-DPO", "arXiv:2311.12908"
+    return config.method.title_and_paper(config.model.is_few_step)
 
 
 def _sampling(config: RunConfig) -> dict[str, float]:

@@ -12,9 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from deploy.settings.run_config import RunConfig
-from learner.settings.lasro import Lasro
-from learner.settings.likelihood import Gors
-from learner.settings.sqdf import Sqdf
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _FLOAT = 4
@@ -32,9 +29,7 @@ def model_problems(config: RunConfig) -> Iterator[str]:
 
 def _missing_pipelines(config: RunConfig) -> Iterator[str]:
     paths = {"model.path": config.model.path}
-    method = config.method
-    distils = isinstance(method, Lasro) and method.anchor.data != "none"
-    distils = distils or (isinstance(method, Gors) and config.model.is_few_step)
+    distils = config.method.distils(config.model.is_few_step)
     if distils and config.model.teacher is not None:
         paths["model.teacher"] = config.model.teacher
     for name, path in paths.items():
@@ -62,9 +57,10 @@ def _missing_parts(config: RunConfig) -> Iterator[str]:
 
 
 def _missing_loras(config: RunConfig) -> Iterator[str]:
-    loras = {"model.lcm_lora": config.model.lcm_lora}
-    if isinstance(config.method, Sqdf):
-        loras["method.clean.lora"] = config.method.clean.lora
+    loras = {
+        "model.lcm_lora": config.model.lcm_lora,
+        "method.clean.lora": config.method.consistency_lora,
+    }
     for name, path in loras.items():
         if path is None or _is_elsewhere(path) or any(Path(path).glob("*.safetensors")):
             continue

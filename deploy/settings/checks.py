@@ -8,11 +8,6 @@ from typing import TYPE_CHECKING
 
 from deploy.settings.problems import Problem
 from deploy.settings.sections import KlAbove, ShapesPrompts
-from learner.settings.draft import Draft
-from learner.settings.lasro import Lasro
-from learner.settings.likelihood import Dpo, Gors, Likelihood
-from learner.settings.on_policy import OnPolicy, Ppo, Pso
-from learner.settings.sqdf import Sqdf
 
 if TYPE_CHECKING:
     from deploy.settings.run_config import RunConfig
@@ -32,16 +27,14 @@ def cross_problems(config: "RunConfig") -> Iterator[Problem]:
 
 def _method_problems(config: "RunConfig") -> Iterator[Problem]:
     model, method, group = config.model, config.method, config.actors.group_size
-    if isinstance(method, Lasro):
-        yield from _lasro_problems(config, method)
-    elif isinstance(method, Sqdf):
-        yield from _sqdf_problems(config, method)
-    elif isinstance(method, Draft):
-        yield from _draft_problems(config, method)
-    elif isinstance(method, Ppo | Pso):
-        yield from _on_policy_problems(config, method)
-    else:
-        yield from _likelihood_problems(config, method)
+    for path, text in method.problems(model, group, config.learner.ranks):
+        yield Problem(path, text)
+    if method.is_on_policy and config.replay.max_staleness:
+        yield Problem(
+            "replay.max_staleness",
+            f"must be 0 with method.kind: {method.kind}, given {config.replay.max_staleness}: a "
+            "ratio of probabilities is of one version to the next",
+        )
     if group < 2 and method.learns_surrogate:
         yield Problem(
             "actors.group_size",
@@ -55,148 +48,6 @@ def _method_problems(config: "RunConfig") -> Iterator[Problem]:
         )
     if all(reward.weight == 0 for reward in config.rewards.values()):
         yield Problem("rewards", "every weight is 0, so there is nothing to train on")
-
-
-def _sqdf_problems(config: "RunConfig", method: Sqdf) -> Iterator[Problem]:
-    model = config.model
-    if model.is_few_step:
-        yield Problem(
-            "model.num_steps",
-            f"sqdf trains models of 50 steps, given {model.num_steps}: a few-step model has no "
-            "chain of small steps; train it with lasro",
-        )
-    if method.states.kept > model.num_steps:
-        yield Problem(
-            "method.states.kept",
-            f"must be at most model.num_steps = {model.num_steps}, given {method.states.kept}",
-        )
-    if method.states.score_clean and (method.clean.lora is None or not method.learns_surrogate):
-        yield Problem(
-            "method.states.score_clean",
-            "needs method.clean.by: consistency, whose model tells clean latents, and method."
-            "reward: surrogate, which learns from their scores",
-        )
-    yield from _micro_batch_problems(config, method)
-
-
-def _draft_problems(config: "RunConfig", method: Draft) -> Iterator[Problem]:
-    num_steps = config.model.num_steps
-    if config.model.is_few_step:
-        yield Problem(
-            "model.num_steps",
-            f"draft trains models of 50 steps, given {num_steps}; of a model of few steps lasro's "
-            "gradient goes through the steps themselves",
-        )
-    if method.path == "last" and method.last_steps > num_steps:
-        yield Problem(
-            "method.last_steps",
-            f"must be at most model.num_steps = {num_steps}, given {method.last_steps}",
-        )
-    yield from _micro_batch_problems(config, method)
-
-
-def _likelihood_problems(config: "RunConfig", method: Gors | Dpo) -> Iterator[Problem]:
-    if isinstance(method, Gors) and config.model.is_few_step and config.model.teacher is None:
-        yield Problem(
-            "model.teacher",
-            "is missing: of a model of few steps gors distils from it; name a multi-step pipeline",
-        )
-    if isinstance(method, Dpo) and config.model.is_few_step:
-        yield Problem(
-            "model.num_steps",
-            f"dpo trains models of 50 steps, given {config.model.num_steps}: its loss is that of a "
-            "denoiser; prefer pairs of few-step models by pso",
-        )
-    if isinstance(method, Dpo):
-        yield from _pair_problems(config)
-    yield from _micro_batch_problems(config, method)
-
-
-def _pair_problems(config: "RunConfig") -> Iterator[Problem]:
-    if config.actors.group_size < 2:
-        yield Problem(
-            "actors.group_size",
-            f"must be at least 2, given {config.actors.group_size}: the better picture of a group "
-            "is preferred to the worse",
-        )
-
-
-def _on_policy_problems(config: "RunConfig", method: Ppo | Pso) -> Iterator[Problem]:
-    num_steps = config.model.num_steps
-    if isinstance(method, Pso):
-        yield from _pair_problems(config)
-    elif isinstance(method, Ppo):
-        yield from _ppo_problems(config, method)
-    if config.model.is_few_step and method.kept_steps is not None:
-        yield Problem(
-            "method.kept_steps",
-            f"is for models of 50 steps, given {method.kept_steps}; leave it out: of "
-            f"{num_steps} steps all that add noise are trained on",
-        )
-    if not config.model.is_few_step and method.kept_steps and method.kept_steps > num_steps:
-        yield Problem(
-            "method.kept_steps",
-            f"must be at most model.num_steps = {num_steps}, given {method.kept_steps}",
-        )
-    if method.steps_trained(num_steps) == 0:
-        yield Problem(
-            "model.num_steps",
-            "is 1, and the only step of a one-step model adds no noise, so it has no probability "
-            "to raise; train it with lasro",
-        )
-    if config.replay.max_staleness:
-        yield Problem(
-            "replay.max_staleness",
-            f"must be 0 with method.kind: {method.kind}, given {config.replay.max_staleness}: a "
-            "ratio of probabilities is of one version to the next",
-        )
-    yield from _micro_batch_problems(config, method)
-
-
-def _ppo_problems(config: "RunConfig", method: Ppo) -> Iterator[Problem]:
-    if method.baseline == "group" and config.actors.group_size < 2:
-        yield Problem(
-            "actors.group_size",
-            f"must be at least 2, given {config.actors.group_size}: a picture's reward is compared "
-            "with those of its group; or take method.baseline: batch",
-        )
-    if not config.model.is_few_step and method.last_call:
-        yield Problem("method.last_call", "is for models of few steps; every step of 50 adds noise")
-
-
-def _micro_batch_problems(
-    config: "RunConfig", method: Sqdf | OnPolicy | Draft | Likelihood
-) -> Iterator[Problem]:
-    rows = method.policy_batch // config.learner.ranks
-    if rows % method.micro_batches:
-        yield Problem(
-            "method.micro_batches",
-            f"must divide a rank's rows, method.policy_batch / learner.ranks = {rows}, given "
-            f"{method.micro_batches}: parts of one size have the gradient of the whole",
-        )
-
-
-def _lasro_problems(config: "RunConfig", method: Lasro) -> Iterator[Problem]:
-    model = config.model
-    if not model.is_few_step:
-        yield Problem(
-            "model.num_steps",
-            f"lasro trains models of 1, 2, 3, 4 or 8 steps, given {model.num_steps}",
-        )
-    weights = method.step_weights
-    if weights is not None and len(weights) != config.rewarded_steps:
-        yield Problem(
-            "method.step_weights",
-            f"must hold {config.rewarded_steps} weights, one for each rewarded step "
-            f"(model.num_steps {model.num_steps}, reward_steps {method.reward_steps}), "
-            f"given {len(weights)}",
-        )
-    if method.anchor.data != "none" and model.teacher is None:
-        yield Problem(
-            "model.teacher",
-            "is missing: method.anchor distils from it; name a multi-step pipeline, or set "
-            "method.anchor.data: none",
-        )
 
 
 def _pace_problems(config: "RunConfig") -> Iterator[Problem]:
@@ -271,7 +122,7 @@ def _capacity_problems(config: "RunConfig") -> Iterator[Problem]:
 
 
 def _rank_problems(config: "RunConfig") -> Iterator[Problem]:
-    ranks, method = config.learner.ranks, config.method
+    ranks = config.learner.ranks
     if ranks > 1 and 0 < config.learner.num_gpus < 1:
         yield Problem(
             "learner.num_gpus",
@@ -283,12 +134,7 @@ def _rank_problems(config: "RunConfig") -> Iterator[Problem]:
             "learner.offload",
             "cpu is done by ZeRO, and learner.zero_stage is 0: set it to 1 or 2",
         )
-    batches = {"method.policy_batch": method.policy_batch}
-    if (learning := config.alternation) is not None:
-        batches["method.surrogate.batch_groups"] = learning.surrogate.batch_groups
-    if isinstance(method, Lasro) and method.anchor.data != "none":
-        batches["method.anchor.batch"] = method.anchor.batch
-    for name, size in batches.items():
+    for name, size in config.method.batches.items():
         if size % ranks:
             yield Problem(
                 name,

@@ -34,9 +34,9 @@ from learner.settings.cycles import Alternation
 from learner.settings.draft import Draft
 from learner.settings.lasro import Lasro
 from learner.settings.learner import Learner
-from learner.settings.likelihood import Dpo, Gors, Likelihood
+from learner.settings.likelihood import Dpo, Gors
 from learner.settings.model import Model
-from learner.settings.on_policy import OnPolicy, Ppo, Pso
+from learner.settings.on_policy import Ppo, Pso
 from learner.settings.sqdf import Sqdf
 from learner.settings.types import Section
 
@@ -153,11 +153,7 @@ class RunConfig(Section):
     @property
     def rewarded_steps(self) -> int:
         """Clean latents of one trajectory that are scored."""
-        method = self.method
-        if isinstance(method, Lasro):
-            return self.model.num_steps if method.reward_steps == "all" else 1
-        told = method.states.kept if isinstance(method, Sqdf) and method.states.score_clean else 0
-        return 1 + told
+        return self.method.scored_latents(self.model.num_steps)
 
     @property
     def queries_per_record(self) -> int:
@@ -191,16 +187,11 @@ class RunConfig(Section):
         Of cycles that differ, in the one that inserts fewest. Learner and samplers take turns, so
         the ratio holds whatever their speeds are.
         """
-        method, drawn = self.method, 0.0
-        if isinstance(method, OnPolicy):
-            rows = method.policy_steps * method.policy_batch * (2 if isinstance(method, Pso) else 1)
-            drawn += rows / max(1, method.steps_trained(self.model.num_steps))
+        method = self.method
+        drawn = method.draws_per_cycle(self.model.num_steps)
         if (learning := self.alternation) is not None:
             rows = learning.surrogate.batch_groups * self.actors.group_size
             drawn += learning.surrogate_steps * rows
-        if isinstance(method, Sqdf | Draft | Likelihood):
-            pairs = 2 if isinstance(method, Dpo) else 1
-            drawn += method.policy_steps * method.policy_batch * pairs
         return drawn / (min(method.cycle_sizes) * self.actors.group_size)
 
     @property

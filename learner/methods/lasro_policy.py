@@ -240,8 +240,8 @@ class LasroPolicy:
 
 def rewarded_steps(settings: Lasro, model: Model) -> tuple[int, ...]:
     """Which of the sampler's clean latents carry reward, counted from 0."""
-    first = 0 if settings.reward_steps == "all" else model.num_steps - 1
-    return tuple(range(first, model.num_steps))
+    num_steps = model.num_steps
+    return tuple(range(num_steps - settings.scored_latents(num_steps), num_steps))
 
 
 def step_weights(settings: Lasro, model: Model) -> tuple[float, ...]:

@@ -28,7 +28,7 @@ from learner.policy.components import PipelineFolder, PromptEncoder
 from learner.policy.denoiser import Denoiser
 from learner.policy.precision import round_frozen
 from learner.seat import Seat
-from learner.settings.cycles import Alternation, Climbing, Cycles, MicroBatched
+from learner.settings.cycles import Alternation, Climbing, Cycles
 from learner.settings.learner import Learner
 from learner.settings.model import Model
 from learner.settings.surrogate import Surrogate
@@ -150,7 +150,7 @@ def policy_engine(settings: Cycles, learner: Learner, denoiser: Denoiser) -> Eng
         offload=learner.offload == "cpu",
         grad_clip=learner.grad_clip,
         rows_per_rank=settings.policy_batch // learner.ranks,
-        micro_batches=settings.micro_batches if isinstance(settings, MicroBatched) else 1,
+        micro_batches=settings.parts_of_step,
     )
 
 

@@ -39,7 +39,7 @@ def build_sqdf(
     consistency = with_lora(base, settings.clean.lora) if settings.clean.lora else None
     network = Denoiser.of(policy_over(base, model, seed=seat.seed), model)
     # The end of a trajectory is scored first, and what is told of its states after it.
-    told = settings.states.kept if settings.states.score_clean else 0
+    told = settings.clean_states
     ends = (*range(1, told + 1), 0)
     labels = [*(f"told{part}" for part in range(1, told + 1)), f"{model.num_steps}step"]
     parts = parts_around(network, settings, given, pipeline, steps=ends, labels=labels)

@@ -1,11 +1,17 @@
-"""What a user sets of any method: rounds of fresh samples, policy steps, a surrogate to climb."""
+"""What a user sets of any method: rounds of fresh samples, policy steps, a surrogate to climb.
 
-from collections.abc import Sequence
+What others have to know of a method, its settings tell: how often it draws, what it asks of
+samplers, what its networks are. A new method needs no change of those who ask.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from learner.settings.graph_rows import GraphRows
+from learner.settings.model import Model
 from learner.settings.surrogate import Pretrain, Surrogate
 from learner.settings.types import (
     Count,
@@ -17,9 +23,21 @@ from learner.settings.types import (
     refuse_unused,
 )
 
+Finding = tuple[str, str]
+"""A setting, by its dotted path in a run's config, and what is wrong with it."""
+
 
 class Cycles(Section):
     """What all methods share: rounds of fresh samples and policy steps."""
+
+    rows_per_example: ClassVar[int] = 1
+    """Latents in one of the rows that `policy_batch` counts."""
+    tells_steps: ClassVar[bool] = False
+    """Whether a surrogate is told which of a trajectory's scored latents one is."""
+    holds_reference: ClassVar[bool] = True
+    """Whether the learner holds the untouched network beside the policy."""
+    takes_parts: ClassVar[bool] = False
+    """Whether `micro_batches` cuts a rank's rows of a policy step into parts."""
 
     cycles: Count = 20
     """Rounds of fresh samples and policy steps, and of surrogate steps where there are any."""
@@ -55,6 +73,64 @@ class Cycles(Section):
     def is_on_policy(self) -> bool:
         """Whether a cycle trains on nothing but what the newest policy version sampled."""
         return False
+
+    @property
+    def parts_of_step(self) -> int:
+        """Parts that a rank's rows of a policy step go through in."""
+        return 1
+
+    @property
+    def batches(self) -> Mapping[str, int]:
+        """Rows of each kind of step, which ranks share evenly, by their setting."""
+        return {"method.policy_batch": self.policy_batch}
+
+    @property
+    def consistency_lora(self) -> str | None:
+        """LCM-LoRA over the policy's pipeline that tells clean latents; None: there is none."""
+        return None
+
+    @property
+    def clean_states(self) -> int:
+        """States of a trajectory whose clean latent samplers predict, to be scored."""
+        return 0
+
+    @property
+    def reference_states(self) -> int:
+        """States of a trajectory at which samplers keep the original model's noise."""
+        return 0
+
+    @property
+    def latents_per_state(self) -> int:
+        """Latents that a record holds for each state that it keeps, that state among them."""
+        return 1 + (self.clean_states > 0) + (self.reference_states > 0)
+
+    def scored_latents(self, num_steps: int) -> int:
+        """Clean latents of one trajectory that are scored."""
+        return 1 + self.clean_states
+
+    def draws_per_cycle(self, num_steps: int) -> float:
+        """Trajectories that the policy steps of a cycle draw from the replay."""
+        return self.policy_steps * self.policy_batch * self.rows_per_example
+
+    def distils(self, is_few_step: bool) -> bool:
+        """Whether the policy is held to a teacher by a distillation loss."""
+        return False
+
+    def needs_teacher(self, is_few_step: bool) -> bool:
+        """Whether a teacher's network is read, for distillation or to copy its blocks."""
+        return self.distils(is_few_step)
+
+    def title_and_paper(self, is_few_step: bool) -> tuple[str, str]:
+        """Name of the method as these settings have it, and its paper."""
+        raise NotImplementedError
+
+    def graph_rows(self, model: Model, ranks: int) -> GraphRows:
+        """Of one rank's micro-batch."""
+        raise NotImplementedError
+
+    def problems(self, model: Model, group_size: int, ranks: int) -> Iterator[Finding]:
+        """What is impossible of these settings with that model and groups of that size."""
+        yield from ()
 
     @property
     def cycle_sizes(self) -> tuple[int, ...]:
@@ -120,12 +196,44 @@ class Cycles(Section):
         return self
 
 
+def lone_pictures(group_size: int) -> Iterator[Finding]:
+    """Groups in which no picture is the better one."""
+    if group_size < 2:
+        yield (
+            "actors.group_size",
+            f"must be at least 2, given {group_size}: the better picture of a group is preferred "
+            "to the worse",
+        )
+
+
 class MicroBatched(Cycles):
     """What methods share whose policy step may take a rank's rows part by part."""
+
+    takes_parts: ClassVar[bool] = True
 
     micro_batches: Count = 1
     """Parts that a rank's rows of a policy step go through in, one after the other, for less
     memory."""
+
+    @property
+    def parts_of_step(self) -> int:
+        """As many as are set."""
+        return self.micro_batches
+
+    def problems(self, model: Model, group_size: int, ranks: int) -> Iterator[Finding]:
+        """Parts of different sizes."""
+        rows = self.policy_batch // ranks
+        if rows % self.micro_batches:
+            yield (
+                "method.micro_batches",
+                f"must divide a rank's rows, method.policy_batch / learner.ranks = {rows}, given "
+                f"{self.micro_batches}: parts of one size have the gradient of the whole",
+            )
+        yield from super().problems(model, group_size, ranks)
+
+    def rows_at_once(self, ranks: int) -> int:
+        """Rows of a rank's micro-batch, the largest of them."""
+        return -(-(self.policy_batch // ranks) // self.micro_batches)
 
 
 class Alternation(Cycles):
@@ -144,6 +252,13 @@ class Alternation(Cycles):
     def learns_surrogate(self) -> bool:
         """Its settings mean nothing where none is climbed."""
         return True
+
+    @property
+    def batches(self) -> Mapping[str, int]:
+        """With the groups of a surrogate step, where there are any."""
+        if not self.learns_surrogate:
+            return super().batches
+        return {**super().batches, "method.surrogate.batch_groups": self.surrogate.batch_groups}
 
     @property
     def round_sizes(self) -> tuple[int, ...]:

@@ -1,11 +1,20 @@
 """What a user sets of reward gradients through a sampler's last steps: DRaFT, ReFL, SEIKO."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from learner.settings.cycles import Climbing, MicroBatched
+from learner.settings.cycles import Climbing, Finding, MicroBatched
+from learner.settings.graph_rows import GraphRows
+from learner.settings.model import Model
 from learner.settings.types import Count, NonNegative, Number, Share, refuse_unused
+
+_TITLES = {
+    "last": ("DRaFT-K", "arXiv:2309.17400"),
+    "renoised": ("DRaFT-LV", "arXiv:2309.17400"),
+    "stopped": ("ReFL", "arXiv:2304.05977"),
+}
 
 
 class Draft(MicroBatched, Climbing):
@@ -60,3 +69,37 @@ class Draft(MicroBatched, Climbing):
         if self.kl_over == "path" or self.path == "last":
             return 1
         return len(self.starts(num_steps)) if self.path == "stopped" else 0
+
+    def title_and_paper(self, is_few_step: bool) -> tuple[str, str]:
+        """By the path; SEIKO where a surrogate's doubt is a bonus at its end."""
+        optimistic = self.surrogate.confidence != "pessimistic"
+        seiko = self.reward == "surrogate" and optimistic and self.path == "last"
+        return ("SEIKO", "arXiv:2402.16359") if seiko else _TITLES[self.path]
+
+    def graph_rows(self, model: Model, ranks: int) -> GraphRows:
+        """Calls of the path, and those that tell a KL."""
+        rows, doubled = self.rows_at_once(ranks), 1 + model.is_guided
+        copies = rows * (self.renoisings if self.path == "renoised" else 1)
+        calls = (copies * doubled,) * (self.last_steps if self.path == "last" else 1)
+        if self.alpha == 0:
+            return GraphRows(rows, calls, climbed=copies)
+        beside = (rows * doubled,) if self.steps_beside(model.num_steps) else ()
+        asked = (calls[0] if self.path_counts(model.num_steps) else 0) + sum(beside)
+        # From the second step on, a state has a gradient by the steps before it.
+        return GraphRows(rows, calls + beside, calls[1:], climbed=copies, reference=asked)
+
+    def problems(self, model: Model, group_size: int, ranks: int) -> Iterator[Finding]:
+        """A model of few steps, a path longer than the chain."""
+        num_steps = model.num_steps
+        if model.is_few_step:
+            yield (
+                "model.num_steps",
+                f"draft trains models of 50 steps, given {num_steps}; of a model of few steps "
+                "lasro's gradient goes through the steps themselves",
+            )
+        if self.path == "last" and self.last_steps > num_steps:
+            yield (
+                "method.last_steps",
+                f"must be at most model.num_steps = {num_steps}, given {self.last_steps}",
+            )
+        yield from super().problems(model, group_size, ranks)

@@ -1,10 +1,13 @@
 """What a user sets of LaSRO."""
 
-from typing import Literal, Self
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from learner.settings.cycles import Alternation
+from learner.settings.cycles import Alternation, Finding
+from learner.settings.graph_rows import GraphRows
+from learner.settings.model import Model
 from learner.settings.types import Count, NonNegative, Number, Positive, Section
 
 
@@ -31,6 +34,9 @@ class Anchor(Section):
 class Lasro(Alternation):
     """LaSRO: a learned latent surrogate of any reward, for models of few steps."""
 
+    tells_steps: ClassVar[bool] = True
+    holds_reference: ClassVar[bool] = False
+
     kind: Literal["lasro"] = "lasro"
     """Which method this is."""
     reward_steps: Literal["all", "last"] = "all"
@@ -41,3 +47,63 @@ class Lasro(Alternation):
     """Let a later step's gradient flow into the step before it."""
     anchor: Anchor = Anchor()
     """The distillation loss beside the reward."""
+
+    @property
+    def batches(self) -> Mapping[str, int]:
+        """With the images of an anchor step, where there is an anchor."""
+        if self.anchor.data == "none":
+            return super().batches
+        return {**super().batches, "method.anchor.batch": self.anchor.batch}
+
+    def scored_latents(self, num_steps: int) -> int:
+        """Those of the rewarded steps, the last ones."""
+        return num_steps if self.reward_steps == "all" else 1
+
+    def draws_per_cycle(self, num_steps: int) -> float:
+        """None: fresh noise is enough."""
+        return 0.0
+
+    def distils(self, is_few_step: bool) -> bool:
+        """For its anchor."""
+        return self.anchor.data != "none"
+
+    def needs_teacher(self, is_few_step: bool) -> bool:
+        """In any case: the surrogate copies blocks of it."""
+        return True
+
+    def title_and_paper(self, is_few_step: bool) -> tuple[str, str]:
+        """Always these."""
+        return "LaSRO", "arXiv:2411.15247"
+
+    def graph_rows(self, model: Model, ranks: int) -> GraphRows:
+        """All calls of a sample, the first of them with the anchor's rows."""
+        rows = self.policy_batch // ranks
+        anchored = -(-self.anchor.batch // ranks) if self.anchor.data != "none" else 0
+        return GraphRows(
+            rows,
+            (rows + anchored, *(rows,) * (model.num_steps - 1)),
+            climbed=rows * self.scored_latents(model.num_steps),
+            reference=2 * anchored,
+            target=anchored,
+        )
+
+    def problems(self, model: Model, group_size: int, ranks: int) -> Iterator[Finding]:
+        """A model of many steps, weights of other steps, an anchor without its teacher."""
+        if not model.is_few_step:
+            yield (
+                "model.num_steps",
+                f"lasro trains models of 1, 2, 3, 4 or 8 steps, given {model.num_steps}",
+            )
+        weights, scored = self.step_weights, self.scored_latents(model.num_steps)
+        if weights is not None and len(weights) != scored:
+            yield (
+                "method.step_weights",
+                f"must hold {scored} weights, one for each rewarded step (model.num_steps "
+                f"{model.num_steps}, reward_steps {self.reward_steps}), given {len(weights)}",
+            )
+        if self.anchor.data != "none" and model.teacher is None:
+            yield (
+                "model.teacher",
+                "is missing: method.anchor distils from it; name a multi-step pipeline, or set "
+                "method.anchor.data: none",
+            )

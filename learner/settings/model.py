@@ -108,6 +108,11 @@ class Model(Section):
         """Whether the policy is a model of few steps and not a chain of small ones."""
         return self.num_steps <= FEW_STEPS
 
+    @property
+    def is_guided(self) -> bool:
+        """Whether networks are called on doubled rows, for classifier-free guidance."""
+        return not self.is_few_step and self.guidance_scale != 1
+
     @field_validator("lora_targets")
     @classmethod
     def _something_is_trained(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:

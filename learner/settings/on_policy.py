@@ -1,11 +1,13 @@
 """What a user sets of methods that train on the newest policy's own steps: DDPO, RLCM, PSO."""
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from learner.settings.cycles import MicroBatched
-from learner.settings.model import FEW_STEPS
+from learner.settings.cycles import Finding, MicroBatched, lone_pictures
+from learner.settings.graph_rows import GraphRows
+from learner.settings.model import FEW_STEPS, Model
 from learner.settings.types import Count, NonNegative, Positive
 
 
@@ -31,6 +33,43 @@ class OnPolicy(MicroBatched):
         if num_steps > FEW_STEPS:
             return self.kept_steps or num_steps
         return num_steps - 1 + self.made_up_steps
+
+    @property
+    def asks_reference(self) -> bool:
+        """Whether a policy step asks the original model."""
+        return True
+
+    def draws_per_cycle(self, num_steps: int) -> float:
+        """Rows are steps, of which a trajectory has several."""
+        return super().draws_per_cycle(num_steps) / max(1, self.steps_trained(num_steps))
+
+    def graph_rows(self, model: Model, ranks: int) -> GraphRows:
+        """One call, and one of the original model."""
+        rows = self.rows_at_once(ranks)
+        asked = rows * (1 + model.is_guided) * self.rows_per_example
+        return GraphRows(rows, (asked,), reference=asked if self.asks_reference else 0)
+
+    def problems(self, model: Model, group_size: int, ranks: int) -> Iterator[Finding]:
+        """Steps that a chain has not, or none that adds noise."""
+        num_steps = model.num_steps
+        if model.is_few_step and self.kept_steps is not None:
+            yield (
+                "method.kept_steps",
+                f"is for models of 50 steps, given {self.kept_steps}; leave it out: of "
+                f"{num_steps} steps all that add noise are trained on",
+            )
+        if not model.is_few_step and self.kept_steps and self.kept_steps > num_steps:
+            yield (
+                "method.kept_steps",
+                f"must be at most model.num_steps = {num_steps}, given {self.kept_steps}",
+            )
+        if self.steps_trained(num_steps) == 0:
+            yield (
+                "model.num_steps",
+                "is 1, and the only step of a one-step model adds no noise, so it has no "
+                "probability to raise; train it with lasro",
+            )
+        yield from super().problems(model, group_size, ranks)
 
 
 class Ppo(OnPolicy):
@@ -58,9 +97,34 @@ class Ppo(OnPolicy):
         """The last call, where it is asked for."""
         return int(self.last_call)
 
+    @property
+    def asks_reference(self) -> bool:
+        """For its KL."""
+        return self.alpha > 0
+
+    def title_and_paper(self, is_few_step: bool) -> tuple[str, str]:
+        """By the model, and of many steps by the KL."""
+        if is_few_step:
+            return "RLCM", "arXiv:2404.03673"
+        return ("PPO with a KL" if self.alpha else "DDPO"), "arXiv:2305.13301"
+
+    def problems(self, model: Model, group_size: int, ranks: int) -> Iterator[Finding]:
+        """Groups of one, where they are compared with themselves; a last call of many steps."""
+        if self.baseline == "group" and group_size < 2:
+            yield (
+                "actors.group_size",
+                f"must be at least 2, given {group_size}: a picture's reward is compared with "
+                "those of its group; or take method.baseline: batch",
+            )
+        if not model.is_few_step and self.last_call:
+            yield "method.last_call", "is for models of few steps; every step of 50 adds noise"
+        yield from super().problems(model, group_size, ranks)
+
 
 class Pso(OnPolicy):
     """Pairwise sample optimisation: steps to the better picture of a group against the worse."""
+
+    rows_per_example: ClassVar[int] = 2
 
     kind: Literal["pso"] = "pso"
     """Which method this is."""
@@ -68,3 +132,12 @@ class Pso(OnPolicy):
     """Sharpness of the preference."""
     ratio_clip: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """How far a step's ratio to the original model may move before it no longer counts."""
+
+    def title_and_paper(self, is_few_step: bool) -> tuple[str, str]:
+        """Always these."""
+        return "PSO", "arXiv:2410.03190"
+
+    def problems(self, model: Model, group_size: int, ranks: int) -> Iterator[Finding]:
+        """Groups of one."""
+        yield from lone_pictures(group_size)
+        yield from super().problems(model, group_size, ranks)

@@ -1,10 +1,13 @@
 """What a user sets of SQDF."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from learner.settings.cycles import Climbing, MicroBatched
+from learner.settings.cycles import Climbing, Finding, MicroBatched
+from learner.settings.graph_rows import GraphRows
+from learner.settings.model import Model
 from learner.settings.types import Count, NonNegative, Positive, Section, Share, refuse_unused
 
 
@@ -95,3 +98,58 @@ class Sqdf(MicroBatched, Climbing):
                 "alpha to begin with, such as 1, or leave target_kl out"
             )
         return self
+
+    @property
+    def consistency_lora(self) -> str | None:
+        """Of the consistency model, where one predicts clean latents."""
+        return self.clean.lora
+
+    @property
+    def clean_states(self) -> int:
+        """All that are kept, or none."""
+        return self.states.kept if self.states.score_clean else 0
+
+    @property
+    def reference_states(self) -> int:
+        """All that are kept, or none."""
+        return self.states.kept if self.states.store_reference else 0
+
+    def title_and_paper(self, is_few_step: bool) -> tuple[str, str]:
+        """Always these."""
+        return "SQDF", (
+            "Diffusion Fine-Tuning via Reparameterized Policy Gradient of the Soft Q-Function, "
+            "ICLR 2026"
+        )
+
+    def graph_rows(self, model: Model, ranks: int) -> GraphRows:
+        """One step, and what predicts the clean latent after it."""
+        rows = self.rows_at_once(ranks)
+        guided = rows * (1 + model.is_guided)
+        clean = {
+            "consistency": (rows,),
+            "tweedie": (guided,),
+            "ddim": (guided,) * self.clean.calls,
+        }
+        asked = 0 if self.states.store_reference else guided
+        return GraphRows(rows, (guided,), clean[self.clean.by], climbed=rows, reference=asked)
+
+    def problems(self, model: Model, group_size: int, ranks: int) -> Iterator[Finding]:
+        """A model of few steps, more states than a chain has, clean latents without a model."""
+        if model.is_few_step:
+            yield (
+                "model.num_steps",
+                f"sqdf trains models of 50 steps, given {model.num_steps}: a few-step model has no "
+                "chain of small steps; train it with lasro",
+            )
+        if self.states.kept > model.num_steps:
+            yield (
+                "method.states.kept",
+                f"must be at most model.num_steps = {model.num_steps}, given {self.states.kept}",
+            )
+        if self.states.score_clean and (self.clean.lora is None or not self.learns_surrogate):
+            yield (
+                "method.states.score_clean",
+                "needs method.clean.by: consistency, whose model tells clean latents, and method."
+                "reward: surrogate, which learns from their scores",
+            )
+        yield from super().problems(model, group_size, ranks)
