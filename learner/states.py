@@ -18,8 +18,12 @@ from buffer.index import IndexEntry
 from buffer.sampling import fresh_first, prioritised, rank_priority, uniform
 from learner.diffusion.strata import Strata
 from learner.groups import ScoredGroups
+from learner.settings.cycles import Cycles
 from learner.settings.draft import Draft
+from learner.settings.model import Model
+from learner.settings.on_policy import OnPolicy
 from learner.settings.sqdf import Sqdf, StateDraw
+from learner.transitions import trained_strata
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,21 @@ def kept_parts(settings: Draft, num_steps: int) -> Strata | None:
     parts = starting_parts(settings, num_steps)
     edges = tuple(edge for edge in parts.edges if edge <= num_steps)
     return Strata(num_steps, edges) if len(edges) > 1 else None
+
+
+def kept_strata(settings: Cycles, model: Model) -> Strata | None:
+    """Parts of a chain of many steps; of each, a trajectory keeps one state for the learner.
+
+    None: it keeps none. The clean latent is kept in any case, and a model of few steps keeps all
+    of its own.
+    """
+    if model.is_few_step:
+        return None
+    if isinstance(settings, Sqdf):
+        return strata_of(settings, model.num_steps)
+    if isinstance(settings, OnPolicy):
+        return trained_strata(settings, model.num_steps)
+    return kept_parts(settings, model.num_steps) if isinstance(settings, Draft) else None
 
 
 class StateReplay:

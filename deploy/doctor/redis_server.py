@@ -7,7 +7,6 @@ from buffer.connection import ServerFacts
 from buffer.replay_settings import PUT_SHARE
 from buffer.urls import masked, urls_in
 from deploy.doctor.units import in_bytes
-from deploy.run.policy_build import kept_strata
 from deploy.settings.run_config import RunConfig
 
 _STRING_BYTES = 10
@@ -20,9 +19,11 @@ def latents_kept(config: RunConfig) -> int:
     """Most latents that a trajectory's record holds."""
     if config.model.is_few_step:
         return config.model.num_steps
-    strata, method = kept_strata(config), config.method
+    from learner.states import kept_strata
+
+    strata = kept_strata(config.method, config.model)
     states = 0 if strata is None else len(strata.edges) - 1
-    return 1 + states * method.latents_per_state
+    return 1 + states * config.method.latents_per_state
 
 
 def replay_bytes(config: RunConfig, latent_values: int) -> int:

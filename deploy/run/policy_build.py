@@ -1,6 +1,6 @@
 """The policy of a config, ready to sample, as samplers and the evaluator hold it.
 
-The heavy imports are inside, where they are needed: `kept_strata` is asked without a network, too.
+The heavy imports are inside: a config's mistake is told of before torch is there.
 """
 
 from __future__ import annotations
@@ -8,10 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
-
-from learner.settings.draft import Draft
-from learner.settings.on_policy import OnPolicy
-from learner.settings.sqdf import Sqdf
 
 if TYPE_CHECKING:
     from actors.rollout import FewStepPolicy, ManyStepPolicy
@@ -23,25 +19,6 @@ if TYPE_CHECKING:
 def device_of(num_gpus: float) -> str:
     """Where a process that booked so many GPUs computes: Ray shows it no other."""
     return "cuda" if num_gpus > 0 else "cpu"
-
-
-def kept_strata(config: RunConfig) -> Strata | None:
-    """Parts of a chain of many steps; of each, a trajectory keeps one state for the learner.
-
-    None: it keeps none. The clean latent is kept in any case, and a model of few steps keeps all
-    of its own.
-    """
-    from learner.states import kept_parts, strata_of
-    from learner.transitions import trained_strata
-
-    method, num_steps = config.method, config.model.num_steps
-    if config.model.is_few_step:
-        return None
-    if isinstance(method, Sqdf):
-        return strata_of(method, num_steps)
-    if isinstance(method, OnPolicy):
-        return trained_strata(method, num_steps)
-    return kept_parts(method, num_steps) if isinstance(method, Draft) else None
 
 
 def policy_of(
@@ -65,6 +42,7 @@ def policy_of(
     from learner.policy.denoiser import Denoiser
     from learner.policy.flops import FlopMeter, Metered
     from learner.policy.views import SamplingPolicy
+    from learner.states import kept_strata
 
     base: Any = pipeline.unet(config.model.attention).requires_grad_(False)
     base.to(device)  # before others share its tensors
@@ -93,8 +71,9 @@ def policy_of(
         )
     if only_clean:
         return ManyStepPolicy(**parts, keep=lambda seed: ())
+    strata = kept_strata(config.method, config.model)
     beside = _asked_beside(config, base, lambda unet: Metered(denoiser(unet), meter))
-    return ManyStepPolicy(**parts, keep=_keep(kept_strata(config)), **beside)
+    return ManyStepPolicy(**parts, keep=_keep(strata), **beside)
 
 
 def _keep(strata: Strata | None) -> Callable[[int], tuple[int, ...]]:
@@ -109,9 +88,9 @@ def _asked_beside(config: RunConfig, base: Any, network: Callable[[Any], Any]) -
     from learner.policy.views import with_lora
 
     method, asked = config.method, {}
-    if isinstance(method, Sqdf) and method.states.score_clean:
-        assert method.clean.lora is not None
-        asked["consistency"] = network(with_lora(base, method.clean.lora))
-    if isinstance(method, Sqdf) and method.states.store_reference:
+    if method.clean_states:
+        assert method.consistency_lora is not None
+        asked["consistency"] = network(with_lora(base, method.consistency_lora))
+    if method.reference_states:
         asked["reference"] = network(base)
     return asked
