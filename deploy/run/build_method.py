@@ -8,7 +8,7 @@ from learner.groups import GroupSource
 from learner.methods.draft_build import build_draft
 from learner.methods.lasro_build import build_lasro
 from learner.methods.likelihood_build import build_likelihood
-from learner.methods.own_steps_build import build_own_steps
+from learner.methods.on_policy_build import build_on_policy
 from learner.methods.sqdf_build import build_sqdf
 from learner.seat import Seat
 from learner.settings.draft import Draft
@@ -27,7 +27,7 @@ def build_method(config: RunConfig, source: GroupSource, seat: Seat) -> Method:
     known: Any = {"source": source, "prompts": prompts.prompts, "seat": seat}
     if isinstance(method, Ppo | Pso):
         shared = config.actors.fixed_initial_noise
-        return build_own_steps(method, *parts, **known, shared_initial_noise=shared)
+        return build_on_policy(method, *parts, **known, shared_initial_noise=shared)
     if isinstance(method, Gors | Dpo):
         return build_likelihood(method, *parts, **known)
     if isinstance(method, Lasro):

@@ -6,7 +6,7 @@ from torch import Tensor
 from learner.engine import Engine
 from learner.methods.ddpo import log_ratio
 from learner.methods.likelihood import pso_loss
-from learner.methods.own_steps_policy import AskEps, Asking, GaussianChain
+from learner.methods.on_policy_policy import AskEps, Asking, GaussianChain
 from learner.methods.updates import update_in_parts
 from learner.policy.denoiser import Network
 from learner.policy.text import Encode

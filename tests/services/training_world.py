@@ -26,7 +26,7 @@ from learner.groups import GroupSource, ScoredGroups
 from learner.methods.alternation import Alternating
 from learner.methods.lasro_build import build_lasro
 from learner.methods.likelihood_build import build_likelihood
-from learner.methods.own_steps_build import build_own_steps
+from learner.methods.on_policy_build import build_on_policy
 from learner.methods.sqdf_build import build_sqdf
 from learner.policy.board import PolicyBoard, Weights
 from learner.policy.components import PipelineFolder, decode_latents
@@ -234,7 +234,7 @@ class World:
         parts, seat = (self.model, Learner()), Seat(SEED)
         known: Any = {"source": self._source(stopping), "prompts": PROMPTS}
         if isinstance(self.settings, OnPolicy):
-            return build_own_steps(
+            return build_on_policy(
                 self.settings, *parts, **known, shared_initial_noise=False, seat=seat
             )
         if isinstance(self.settings, Gors | Dpo):

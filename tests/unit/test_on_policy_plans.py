@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.methods.own_steps import Plan, every_step, steps_of_pairs
+from learner.methods.on_policy import Plan, every_step, steps_of_pairs
 from learner.seat import Seat
 from learner.settings.on_policy import Ppo, Pso
 

@@ -7,8 +7,8 @@ from torch import Tensor
 from learner.diffusion.chain import Chain
 from learner.groups import GroupSource
 from learner.methods.alternation import Alternating
-from learner.methods.own_steps import OwnSteps, every_step, steps_of_pairs
-from learner.methods.own_steps_policy import AskEps
+from learner.methods.on_policy import OnPolicySteps, every_step, steps_of_pairs
+from learner.methods.on_policy_policy import AskEps
 from learner.methods.parts import Given, parts_around, untouched
 from learner.methods.ppo_policy import PpoPolicy
 from learner.methods.pso_policy import PsoPolicy
@@ -22,7 +22,7 @@ from learner.settings.on_policy import Ppo, Pso
 from learner.transitions import KeptSteps, Renoised, trained_strata
 
 
-def build_own_steps(
+def build_on_policy(
     settings: Ppo | Pso,
     model: Model,
     learner: Learner,
@@ -63,7 +63,7 @@ def build_own_steps(
     else:
         held_to = reference if settings.alpha > 0 else None
         policy, plan = PpoPolicy(settings, *shared, held_to), every_step(settings)
-    own = OwnSteps(settings, policy, steps, plan, parts.journal, seat)
+    own = OnPolicySteps(settings, policy, steps, plan, parts.journal, seat)
     return parts.alternating(settings, own)
 
 

@@ -31,7 +31,7 @@ _DRAWS = 5
 """The stream of random numbers that decides the order of rows."""
 
 
-class OwnStepsPolicy(UpdatedPolicy[Transitions], Protocol):
+class RememberingPolicy(UpdatedPolicy[Transitions], Protocol):
     """A policy that is improved from its own steps.
 
     Among a step's metrics is `clip_fraction`, the share of rows that the clip leaves no gradient.
@@ -73,13 +73,13 @@ class MakePlan(Protocol):
         ...
 
 
-class OwnSteps:
+class OnPolicySteps:
     """Implements `learner.methods.alternation.PolicySteps`."""
 
     def __init__(
         self,
         settings: OnPolicy,
-        policy: OwnStepsPolicy,
+        policy: RememberingPolicy,
         steps: Steps,
         plan: MakePlan,
         journal: Journal,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from learner.journal import Journal
-from learner.methods.own_steps import OwnSteps, Plan
+from learner.methods.on_policy import OnPolicySteps, Plan
 from learner.seat import Seat
 from learner.settings.on_policy import Pso
 from learner.transitions import Transitions
@@ -57,11 +57,13 @@ def plan(*given: object) -> Plan:
     return Plan([entry], [0.0], np.zeros((UPDATES, 1), np.int64), replaces=False)
 
 
-def run(shares: list[float], *, rank: int = 0, resumed: dict[str, Any] | None = None) -> OwnSteps:
+def run(
+    shares: list[float], *, rank: int = 0, resumed: dict[str, Any] | None = None
+) -> OnPolicySteps:
     """Cycles until there are no more clip fractions."""
     policy, cycles = Scripted(shares), len(shares) // UPDATES
     fakes: Any = policy, OneStep(), plan
-    steps = OwnSteps(SETTINGS, *fakes, Journal(), Seat(0, rank, 2))
+    steps = OnPolicySteps(SETTINGS, *fakes, Journal(), Seat(0, rank, 2))
     groups: Any = SimpleNamespace(
         of_version=lambda tickets, version: tickets,
         tell_fetched=lambda entries: None,
