@@ -21,6 +21,7 @@ from learner.engine import join_ranks, leave_ranks
 from learner.groups import GroupSource
 from learner.methods.alternation import Alternating
 from learner.methods.lasro_build import build_lasro
+from learner.methods.parts import Given
 from learner.policy.components import PipelineFolder
 from learner.seat import Seat
 from learner.settings.lasro import Lasro
@@ -98,22 +99,17 @@ def _config(path: Path, teacher: Path, *, repeats: int, few: bool) -> RunConfig:
 
 def _method(config: RunConfig, replay: RedisReplay) -> Alternating:
     assert isinstance(config.method, Lasro)
-    return build_lasro(
-        config.method,
-        config.model,
-        config.learner,
-        source=GroupSource(
-            replay=replay,
-            rewards={"noise": 1.0},
-            group_size=config.actors.group_size,
-            max_open=1,
-            capacity_groups=10**5,
-            stall_s=60.0,
-            stopping=threading.Event(),
-        ),
-        prompts=[f"a {colour} circle above a blue square" for colour in ("red", "green")],
-        seat=Seat(0),
+    source = GroupSource(
+        replay=replay,
+        rewards={"noise": 1.0},
+        group_size=config.actors.group_size,
+        max_open=1,
+        capacity_groups=10**5,
+        stall_s=60.0,
+        stopping=threading.Event(),
     )
+    prompts = [f"a {colour} circle above a blue square" for colour in ("red", "green")]
+    return build_lasro(config.method, Given(config.model, config.learner, source, prompts, Seat(0)))
 
 
 def _fill(replay: RedisReplay, config: RunConfig) -> None:

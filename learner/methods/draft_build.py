@@ -1,48 +1,27 @@
 """Puts DRaFT, ReFL and SEIKO together on one rank."""
 
-from collections.abc import Mapping, Sequence
-
 from numpy.random import Generator
 
 from learner.diffusion.chain import Chain
-from learner.groups import GroupSource
 from learner.methods.alternation import Alternating
 from learner.methods.draft_policy import DraftBatch, DraftPolicy
 from learner.methods.drawn_steps import DrawnSteps
 from learner.methods.parts import Given, climbed_reward, parts_around, untouched
 from learner.policy.denoiser import Denoiser
 from learner.policy.views import policy_over
-from learner.seat import Seat
 from learner.settings.draft import Draft
-from learner.settings.learner import Learner
-from learner.settings.model import Model
 from learner.settings.sqdf import StateDraw
 from learner.states import StateReplay, starting_parts
-from reward_servers.base import DifferentiableReward
 
 
-def build_draft(
-    settings: Draft,
-    model: Model,
-    learner: Learner,
-    *,
-    source: GroupSource,
-    prompts: Sequence[str],
-    rewards: Mapping[str, DifferentiableReward],
-    seat: Seat,
-) -> Alternating:
-    """The method, ready for the trainer.
-
-    Args:
-        prompts: all of the run.
-        rewards: by the names of `source.rewards`; none where a surrogate is climbed.
-    """
-    given = Given(model, learner, source, prompts, seat)
+def build_draft(settings: Draft, given: Given) -> Alternating:
+    """The method, ready for the trainer."""
+    model, seat = given.model, given.seat
     pipeline, base = untouched(given)
     network = Denoiser.of(policy_over(base, model, seed=seat.seed), model)
     labels = [f"{model.num_steps}step"]
     parts = parts_around(network, settings, given, pipeline, steps=[0], labels=labels)
-    reward, surrogate = climbed_reward(settings, parts, base, rewards)
+    reward, surrogate = climbed_reward(settings, parts, base)
     policy = DraftPolicy(
         settings,
         parts.engine,

@@ -1,10 +1,7 @@
 """Puts LaSRO together on one rank: models from the pipelines, engines, and what connects them."""
 
-from collections.abc import Sequence
-
 import torch
 
-from learner.groups import GroupSource
 from learner.methods.alternation import Alternating
 from learner.methods.lasro_policy import LasroPolicy, rewarded_steps
 from learner.methods.lasro_steps import LasroSteps
@@ -12,28 +9,13 @@ from learner.methods.parts import Given, Surrogacy, parts_around
 from learner.policy.components import PipelineFolder
 from learner.policy.denoiser import Denoiser
 from learner.policy.trainable import trainable_unet
-from learner.seat import Seat
 from learner.settings.lasro import Lasro
-from learner.settings.learner import Learner
-from learner.settings.model import Model
 
 
-def build_lasro(
-    settings: Lasro,
-    model: Model,
-    learner: Learner,
-    *,
-    source: GroupSource,
-    prompts: Sequence[str],
-    seat: Seat,
-) -> Alternating:
-    """The method, ready for the trainer.
-
-    Args:
-        prompts: all of the run.
-    """
-    given = Given(model, learner, source, prompts, seat)
-    torch.set_num_threads(learner.threads)
+def build_lasro(settings: Lasro, given: Given) -> Alternating:
+    """The method, ready for the trainer."""
+    model, seat = given.model, given.seat
+    torch.set_num_threads(given.learner.threads)
     pipeline = PipelineFolder.of(model)
     teacher = PipelineFolder.teacher_of(model).unet(model.attention)
     teacher.requires_grad_(False)
@@ -56,4 +38,4 @@ def build_lasro(
         surrogate.climb,
         seat,
     )
-    return parts.alternating(settings, LasroSteps(settings, climb, prompts), surrogate.steps)
+    return parts.alternating(settings, LasroSteps(settings, climb, given.prompts), surrogate.steps)

@@ -1,10 +1,8 @@
 """Puts GORS, GORS-LCM and Diffusion-DPO together on one rank."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from learner.clean_latents import CleanLatents
-from learner.groups import GroupSource
 from learner.methods.alternation import Alternating
 from learner.methods.drawn_steps import DrawnSteps
 from learner.methods.likelihood_policy import DpoPolicy, GorsPolicy
@@ -12,27 +10,12 @@ from learner.methods.parts import Given, parts_around, untouched
 from learner.policy.components import PipelineFolder
 from learner.policy.denoiser import Denoiser, guidance_rows
 from learner.policy.views import policy_over
-from learner.seat import Seat
-from learner.settings.learner import Learner
 from learner.settings.likelihood import Dpo, Gors
-from learner.settings.model import Model
 
 
-def build_likelihood(
-    settings: Gors | Dpo,
-    model: Model,
-    learner: Learner,
-    *,
-    source: GroupSource,
-    prompts: Sequence[str],
-    seat: Seat,
-) -> Alternating:
-    """The method, ready for the trainer. Of a few-step model GORS distils from `model.teacher`.
-
-    Args:
-        prompts: all of the run.
-    """
-    given = Given(model, learner, source, prompts, seat)
+def build_likelihood(settings: Gors | Dpo, given: Given) -> Alternating:
+    """The method, ready for the trainer. Of a few-step model GORS distils from `model.teacher`."""
+    model, seat = given.model, given.seat
     pipeline, base = untouched(given)
     network = Denoiser.of(policy_over(base, model, seed=seat.seed), model)
     labels = [f"{model.num_steps}step"]

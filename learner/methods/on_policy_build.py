@@ -1,11 +1,8 @@
 """Puts methods together on one rank that train on their own steps: DDPO, RLCM, PSO."""
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from learner.diffusion.chain import Chain
-from learner.groups import GroupSource
 from learner.methods.alternation import Alternating
 from learner.methods.on_policy import OnPolicySteps, every_step, steps_of_pairs
 from learner.methods.on_policy_policy import AskEps
@@ -15,30 +12,13 @@ from learner.methods.pso_policy import PsoPolicy
 from learner.policy.denoiser import Denoiser, Network, guidance_rows, guided_call
 from learner.policy.text import Text
 from learner.policy.views import policy_over
-from learner.seat import Seat
-from learner.settings.learner import Learner
-from learner.settings.model import Model
 from learner.settings.on_policy import Ppo, Pso
 from learner.transitions import KeptSteps, Renoised, trained_strata
 
 
-def build_on_policy(
-    settings: Ppo | Pso,
-    model: Model,
-    learner: Learner,
-    *,
-    source: GroupSource,
-    prompts: Sequence[str],
-    shared_initial_noise: bool,
-    seat: Seat,
-) -> Alternating:
-    """The method, ready for the trainer.
-
-    Args:
-        prompts: all of the run.
-        shared_initial_noise: whether samplers start all members of a group from one noise.
-    """
-    given = Given(model, learner, source, prompts, seat)
+def build_on_policy(settings: Ppo | Pso, given: Given) -> Alternating:
+    """The method, ready for the trainer."""
+    model, seat = given.model, given.seat
     pipeline, base = untouched(given)
     network = Denoiser.of(policy_over(base, model, seed=seat.seed), model)
     labels = [f"{model.num_steps}step"]
@@ -54,7 +34,7 @@ def build_on_policy(
             chain,
             pipeline.latent_shape,
             settings.steps_trained(model.num_steps),
-            shared_initial_noise=shared_initial_noise,
+            shared_initial_noise=given.shared_initial_noise,
         )
         ask = _embedded(model.guidance_scale, base.config["time_cond_proj_dim"])
     shared = parts.engine, chain, parts.encode, ask

@@ -1,6 +1,6 @@
 """What alternating methods are put together from, alike for all of them.
 
-    given = Given(model, learner, source, prompts, seat)
+    given = Given(model, learner, source, prompts, seat)     by whoever builds a method
     pipeline, base = untouched(given)
     parts = parts_around(policy, settings, given, pipeline, steps=..., labels=...)
     ...                                                  what is the method's own
@@ -11,7 +11,7 @@ what is placed is rounded to what it computes in.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -43,6 +43,8 @@ class Given:
 
     Args:
         prompts: all of the run.
+        rewards: by the names of `source.rewards`, where they are climbed by their own gradient.
+        shared_initial_noise: whether samplers start all members of a group from one noise.
     """
 
     model: Model
@@ -50,6 +52,8 @@ class Given:
     source: GroupSource
     prompts: Sequence[str]
     seat: Seat
+    rewards: Mapping[str, DifferentiableReward] = field(default_factory=dict)
+    shared_initial_noise: bool = False
 
 
 @dataclass(frozen=True)
@@ -221,13 +225,11 @@ def climbed_reward(
     settings: Climbing,
     parts: Parts,
     base: UNet2DConditionModel,
-    rewards: Mapping[str, DifferentiableReward],
 ) -> tuple[DecodedReward | SurrogateReward, SurrogateSteps | None]:
     """What is climbed by its own gradient, and the steps of its surrogate if it is one.
 
     Args:
         base: whose blocks a surrogate copies.
-        rewards: by name; used where they are climbed themselves.
     """
     if settings.reward == "decoded":
         vae = parts.pipeline.vae(str(parts.engine.device)).requires_grad_(False)
@@ -235,7 +237,7 @@ def climbed_reward(
         round_frozen(vae, precision)
         decoded = DecodedReward(
             vae,
-            rewards,
+            parts.given.rewards,
             parts.groups.weighed,
             precision=precision,
             checkpointing=parts.given.learner.gradient_checkpointing,

@@ -1,40 +1,19 @@
 """Puts SQDF together on one rank: one base, three networks over it, engines, what connects them."""
 
-from collections.abc import Mapping, Sequence
-
 from learner.diffusion.chain import Chain
-from learner.groups import GroupSource
 from learner.methods.alternation import Alternating
 from learner.methods.drawn_steps import DrawnSteps
 from learner.methods.parts import Given, climbed_reward, parts_around, untouched
 from learner.methods.sqdf_policy import SqdfPolicy
 from learner.policy.denoiser import Denoiser
 from learner.policy.views import policy_over, with_lora
-from learner.seat import Seat
-from learner.settings.learner import Learner
-from learner.settings.model import Model
 from learner.settings.sqdf import Sqdf
 from learner.states import StateReplay, strata_of
-from reward_servers.base import DifferentiableReward
 
 
-def build_sqdf(
-    settings: Sqdf,
-    model: Model,
-    learner: Learner,
-    *,
-    source: GroupSource,
-    prompts: Sequence[str],
-    rewards: Mapping[str, DifferentiableReward],
-    seat: Seat,
-) -> Alternating:
-    """The method, ready for the trainer.
-
-    Args:
-        prompts: all of the run.
-        rewards: by the names of `source.rewards`; none where a surrogate is climbed.
-    """
-    given = Given(model, learner, source, prompts, seat)
+def build_sqdf(settings: Sqdf, given: Given) -> Alternating:
+    """The method, ready for the trainer."""
+    model, seat = given.model, given.seat
     pipeline, base = untouched(given)
     consistency = with_lora(base, settings.clean.lora) if settings.clean.lora else None
     network = Denoiser.of(policy_over(base, model, seed=seat.seed), model)
@@ -43,7 +22,7 @@ def build_sqdf(
     ends = (*range(1, told + 1), 0)
     labels = [*(f"told{part}" for part in range(1, told + 1)), f"{model.num_steps}step"]
     parts = parts_around(network, settings, given, pipeline, steps=ends, labels=labels)
-    reward, surrogate = climbed_reward(settings, parts, base, rewards)
+    reward, surrogate = climbed_reward(settings, parts, base)
     policy = SqdfPolicy(
         settings,
         parts.engine,

@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -14,8 +13,8 @@ from actors.sampling import kept_states
 from actors.worker import SamplerWorker
 from learner.diffusion.strata import Strata
 from learner.methods.alternation import Alternating
-from learner.methods.draft_build import build_draft
-from learner.methods.sqdf_build import build_sqdf
+from learner.methods.build import BUILDERS
+from learner.methods.parts import Given
 from learner.policy.components import PipelineFolder
 from learner.policy.denoiser import Denoiser
 from learner.policy.trainable import load_arrays, trainable_unet
@@ -79,15 +78,15 @@ class ManyStepWorld(World):
         )
 
     def _method(self, stopping: threading.Event) -> Alternating:
-        known: Any = {
-            "source": self._source(stopping),
-            "prompts": PROMPTS,
-            "rewards": {} if self.climbing.learns_surrogate else {"brightness": Bright()},
-            "seat": Seat(SEED),
-        }
-        if isinstance(self.climbing, Sqdf):
-            return build_sqdf(self.climbing, self.model, Learner(), **known)
-        return build_draft(self.climbing, self.model, Learner(), **known)
+        given = Given(
+            self.model,
+            Learner(),
+            self._source(stopping),
+            PROMPTS,
+            Seat(SEED),
+            rewards={} if self.climbing.learns_surrogate else {"brightness": Bright()},
+        )
+        return BUILDERS[self.climbing.kind](self.climbing, given)
 
     def _sampler(self, shelf: Shelf, number: int) -> SamplerWorker:
         pipeline = PipelineFolder.of(self.model)

@@ -24,10 +24,8 @@ from buffer.replay_settings import ReplaySettings
 from buffer.sharded_replay import ShardedReplay, connect_replay
 from learner.groups import GroupSource, ScoredGroups
 from learner.methods.alternation import Alternating
-from learner.methods.lasro_build import build_lasro
-from learner.methods.likelihood_build import build_likelihood
-from learner.methods.on_policy_build import build_on_policy
-from learner.methods.sqdf_build import build_sqdf
+from learner.methods.build import BUILDERS
+from learner.methods.parts import Given
 from learner.policy.board import PolicyBoard, Weights
 from learner.policy.components import PipelineFolder, decode_latents
 from learner.policy.denoiser import Denoiser
@@ -36,9 +34,9 @@ from learner.seat import Seat
 from learner.settings.cycles import Cycles
 from learner.settings.lasro import Lasro
 from learner.settings.learner import Learner
-from learner.settings.likelihood import Dpo, Gors
+from learner.settings.likelihood import Dpo
 from learner.settings.model import Model
-from learner.settings.on_policy import OnPolicy, Ppo, Pso
+from learner.settings.on_policy import Ppo, Pso
 from learner.settings.sqdf import Sqdf
 from learner.settings.types import Precision
 from learner.states import strata_of
@@ -231,19 +229,15 @@ class World:
         return life
 
     def _method(self, stopping: threading.Event) -> Alternating:
-        parts, seat = (self.model, Learner()), Seat(SEED)
-        known: Any = {"source": self._source(stopping), "prompts": PROMPTS}
-        if isinstance(self.settings, OnPolicy):
-            return build_on_policy(
-                self.settings, *parts, **known, shared_initial_noise=False, seat=seat
-            )
-        if isinstance(self.settings, Gors | Dpo):
-            return build_likelihood(self.settings, *parts, **known, seat=seat)
-        if isinstance(self.settings, Sqdf):
-            climbed: Any = {"brightness": BrightnessToClimb()}
-            return build_sqdf(self.settings, *parts, **known, rewards=climbed, seat=seat)
-        assert isinstance(self.settings, Lasro)
-        return build_lasro(self.settings, *parts, **known, seat=seat)
+        given = Given(
+            self.model,
+            Learner(),
+            self._source(stopping),
+            PROMPTS,
+            Seat(SEED),
+            rewards={"brightness": BrightnessToClimb()},
+        )
+        return BUILDERS[self.settings.kind](self.settings, given)
 
     def complete_groups(self) -> list[int]:
         """Tickets whose every record has its rewards."""
