@@ -58,6 +58,11 @@ class PolicySteps(Protocol):
         """Of the next step, if not all cost the same."""
         ...
 
+    @property
+    def steps_taken(self) -> int:
+        """Updates so far, those before a checkpoint among them."""
+        ...
+
     def step(self) -> dict[str, float]:
         """One policy update; returns its metrics."""
         ...
@@ -110,8 +115,7 @@ class Alternating:
         self._seat = seat
         # Whether some group of the untouched policy had all its rewards.
         self._begun = False
-        # Whether some cycle had policy steps, and cycles in a row, up to now, that told nothing.
-        self._learned = False
+        # Cycles in a row, up to now, that told nothing.
         self._uninformed = 0
         self._next_ticket = 0
         self._average: WeightAverage | None = None
@@ -158,7 +162,7 @@ class Alternating:
             if lack := self._lack(wanted, cycle):
                 self._leave_out(cycle, lack)
                 return
-            self._learned, self._uninformed = True, 0
+            self._uninformed = 0
             for _ in range(self._settings.policy_steps):
                 with self.journal.counted("policy", self._steps.kind):
                     metrics = self._steps.step()
@@ -224,7 +228,6 @@ class Alternating:
             self._surrogate.load(folder, state["surrogate"])
         self.journal.seconds, self.journal.flops = state["seconds"], state["flops"]
         self._begun, self.prepared = state["begun"], state["prepared"]
-        self._learned = state["learned"]
         # Settings may have changed since: a run that had come to rest has one cycle to show it.
         self._uninformed = min(state["uninformed"], most_in_a_row(self._settings.cycles) - 1)
         if self._averages and (folder / _AVERAGE_FILE).exists():
@@ -249,7 +252,6 @@ class Alternating:
             "surrogate": None if self._surrogate is None else self._surrogate.state(),
             "prepared": self.prepared,
             "begun": self._begun,
-            "learned": self._learned,
             "uninformed": self._uninformed,
             "reward_moments": self._groups.moments,
             "next_ticket": self._next_ticket,
@@ -306,7 +308,7 @@ class Alternating:
             f"policy nothing, so the run ends; of the last one: {lack}"
         )
         if self._has_come_to_rest:
-            if not self._learned:
+            if self._steps.steps_taken == 0:
                 raise ValueError(told)
             self.cycles = cycle + 1
         else:

@@ -6,7 +6,6 @@ Shape suffixes: B rows of this rank, K steps, C H W latent.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ from learner.methods.draft import (
     through_one_call,
     through_renoised,
 )
-from learner.methods.updates import step_generator, update_in_parts
+from learner.methods.updates import CountedUpdates, step_generator
 from learner.policy.denoiser import Denoiser, Network, guided_call
 from learner.policy.text import Encode, Text
 from learner.seat import Seat
@@ -49,7 +48,7 @@ class DraftBatch:
         return DraftBatch(self.start.rows(rows), self.beside and self.beside.rows(rows))
 
 
-class DraftPolicy:
+class DraftPolicy(CountedUpdates):
     """The policy under its engine, and the steps that improve it.
 
     Args:
@@ -70,8 +69,8 @@ class DraftPolicy:
         guidance_scale: float,
         seat: Seat,
     ) -> None:
+        super().__init__(engine, settings.micro_batches)
         self._settings = settings
-        self._engine = engine
         self._chain = chain
         self._encode = encode
         self._reference = reference
@@ -79,24 +78,11 @@ class DraftPolicy:
         self._guidance_scale = guidance_scale
         self._seat = seat
         self._form = KlForm(settings.kl_reduce, settings.kl_std)
-        self.steps_taken = 0
 
     def step(self, batch: DraftBatch) -> dict[str, float]:
         """One update from rows of this rank; returns its metrics."""
         noise_KBCHW = self._noise(batch.start.latents_BCHW)
-        metrics = update_in_parts(
-            self._engine,
-            self._settings.micro_batches,
-            lambda rows: self._loss(batch.rows(rows), noise_KBCHW[:, rows]),
-        )
-        self.steps_taken += 1
-        return metrics
-
-    def to_json(self) -> dict[str, Any]:
-        return {"step": self.steps_taken}
-
-    def from_json(self, state: dict[str, Any]) -> None:
-        self.steps_taken = state["step"]
+        return self._update(lambda rows: self._loss(batch.rows(rows), noise_KBCHW[:, rows]))
 
     def _loss(self, batch: DraftBatch, noise_KBCHW: Tensor) -> tuple[Tensor, dict[str, float]]:
         settings, times, num_steps = self._settings, self._copies, self._chain.num_steps

@@ -52,6 +52,10 @@ class DrawnSteps(Generic[_Batch]):
     def kind(self) -> str:
         return ""
 
+    @property
+    def steps_taken(self) -> int:
+        return self._policy.steps_taken
+
     def step(self) -> dict[str, float]:
         rng = np.random.default_rng([self._seat.seed, _DRAWS, self._policy.steps_taken])
         return self._policy.step(self._draw(rng))

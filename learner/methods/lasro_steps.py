@@ -43,6 +43,10 @@ class LasroSteps:
     def kind(self) -> str:
         return "with the anchor's weight" if self._policy.measures_anchor else ""
 
+    @property
+    def steps_taken(self) -> int:
+        return self._policy.state.step
+
     def step(self) -> dict[str, float]:
         return self._policy.step(self._prompts, self._anchor)
 

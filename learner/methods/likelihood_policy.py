@@ -5,7 +5,6 @@ Shape suffixes: B rows of this rank, C H W latent.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,43 +14,32 @@ from learner.diffusion.schedule import NoiseSchedule, add_noise
 from learner.engine import Engine
 from learner.methods.distillation import NUM_TIMES, distillation_error, distilled
 from learner.methods.likelihood import dpo_loss, reward_weighted, squared_error
-from learner.methods.updates import step_generator, update_in_parts
+from learner.methods.updates import CountedUpdates, step_generator
 from learner.policy.denoiser import Network
 from learner.policy.text import Encode, Text
 from learner.seat import Seat
-from learner.settings.likelihood import Dpo, Gors
+from learner.settings.likelihood import Dpo, Gors, Likelihood
 
 Guidance = Callable[[int], Tensor | None]
 """Rows -> the guidance embedding that a consistency model takes; None: it takes none."""
 
 
-class _Noising:
-    """What both share: latents that are noised to random times.
-
-    Args:
-        batch: rows of a step, over all ranks.
-
-    Attributes:
-        steps_taken: updates so far.
-    """
+class _Noising(CountedUpdates):
+    """What both share: latents that are noised to random times."""
 
     def __init__(
-        self, batch: int, engine: Engine, schedule: NoiseSchedule, encode: Encode, seat: Seat
+        self,
+        settings: Likelihood,
+        engine: Engine,
+        schedule: NoiseSchedule,
+        encode: Encode,
+        seat: Seat,
     ) -> None:
-        self._engine = engine
+        super().__init__(engine, settings.micro_batches)
         self._schedule = schedule
         self._encode = encode
-        self._batch = batch
+        self._batch = settings.policy_batch
         self._seat = seat
-        self.steps_taken = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """What a step carries to the next, beside weights and optimizer."""
-        return {"step": self.steps_taken}
-
-    def from_json(self, state: dict[str, Any]) -> None:
-        """Restores it."""
-        self.steps_taken = state["step"]
 
     def _draw(self, batch: CleanBatch, num_times: int) -> tuple[Tensor, Tensor]:
         """This rank's share of a step's noise, and of its times below `num_times`."""
@@ -83,7 +71,7 @@ class GorsPolicy(_Noising):
         guidance_scale: float,
         seat: Seat,
     ) -> None:
-        super().__init__(settings.policy_batch, engine, schedule, encode, seat)
+        super().__init__(settings, engine, schedule, encode, seat)
         self._settings = settings
         self._teacher = teacher
         self._guidance = guidance
@@ -93,13 +81,7 @@ class GorsPolicy(_Noising):
         """One update from latents of this rank; returns its metrics."""
         times = self._schedule.num_train_timesteps if self._teacher is None else NUM_TIMES
         noise, time_B = self._draw(batch, times)
-        metrics = update_in_parts(
-            self._engine,
-            self._settings.micro_batches,
-            lambda rows: self._loss(batch.rows(rows), noise[rows], time_B[rows]),
-        )
-        self.steps_taken += 1
-        return metrics
+        return self._update(lambda rows: self._loss(batch.rows(rows), noise[rows], time_B[rows]))
 
     def _loss(
         self, batch: CleanBatch, noise: Tensor, time_B: Tensor
@@ -156,21 +138,14 @@ class DpoPolicy(_Noising):
         *,
         seat: Seat,
     ) -> None:
-        super().__init__(settings.policy_batch, engine, schedule, encode, seat)
+        super().__init__(settings, engine, schedule, encode, seat)
         self._settings = settings
         self._reference = reference
 
     def step(self, batch: PairBatch) -> dict[str, float]:
         """One update from pairs of this rank; returns its metrics."""
-        settings, times = self._settings, self._schedule.num_train_timesteps
-        noise, t_B = self._draw(batch.winners, times)
-        metrics = update_in_parts(
-            self._engine,
-            settings.micro_batches,
-            lambda rows: self._loss(batch.rows(rows), noise[rows], t_B[rows]),
-        )
-        self.steps_taken += 1
-        return metrics
+        noise, t_B = self._draw(batch.winners, self._schedule.num_train_timesteps)
+        return self._update(lambda rows: self._loss(batch.rows(rows), noise[rows], t_B[rows]))
 
     def _loss(
         self, batch: PairBatch, noise: Tensor, t_B: Tensor

@@ -142,6 +142,10 @@ class OnPolicySteps:
     def kind(self) -> str:
         return ""
 
+    @property
+    def steps_taken(self) -> int:
+        return self._policy.steps_taken
+
     def step(self) -> dict[str, float]:
         metrics = self._policy.step(self._batches.pop())
         change = self._clipped.seen(metrics["clip_fraction"], is_last=not self._batches)
@@ -154,7 +158,7 @@ class OnPolicySteps:
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
         self._policy.from_json(state)
-        self._clipped = ClipWatch(is_all=state.get("all_clipped", False))
+        self._clipped = ClipWatch(is_all=state["all_clipped"])
 
     def state(self) -> dict[str, Any]:
         return {**self._policy.to_json(), "all_clipped": self._clipped.is_all}

@@ -4,14 +4,16 @@ Shape suffixes: B rows of this rank, C H W latent.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from learner.engine import Engine
+from learner.methods.updates import CountedUpdates
 from learner.policy.denoiser import Network
 from learner.policy.text import Encode, Text
+from learner.settings.on_policy import OnPolicy
 from learner.transitions import Transitions
 
 AskEps = Callable[[Network, Tensor, Tensor, Text, Text], Tensor]
@@ -30,23 +32,26 @@ class GaussianChain(Protocol):
         ...
 
 
-class Asking:
+class Asking(CountedUpdates):
     """Networks, asked about steps.
 
     Args:
         engine: of the policy's `Denoiser`.
         ask: how a network is asked for its noise.
-
-    Attributes:
-        steps_taken: updates so far.
     """
 
-    def __init__(self, engine: Engine, chain: GaussianChain, encode: Encode, ask: AskEps) -> None:
-        self._engine = engine
+    def __init__(
+        self,
+        settings: OnPolicy,
+        engine: Engine,
+        chain: GaussianChain,
+        encode: Encode,
+        ask: AskEps,
+    ) -> None:
+        super().__init__(engine, settings.micro_batches)
         self._chain = chain
         self._encode = encode
         self._ask = ask
-        self.steps_taken = 0
 
     @torch.no_grad()
     def remembered(self, taken: Transitions, *, rows_at_once: int) -> Transitions:
@@ -56,14 +61,6 @@ class Asking:
             for i in range(0, len(taken), rows_at_once)
         ]
         return taken.remembering(torch.cat([part.cpu() for part in parts]))
-
-    def to_json(self) -> dict[str, Any]:
-        """What a step carries to the next, beside weights and optimizer."""
-        return {"step": self.steps_taken}
-
-    def from_json(self, state: dict[str, Any]) -> None:
-        """Restores it."""
-        self.steps_taken = state["step"]
 
     def _moments(self, network: Network, batch: Transitions) -> tuple[Tensor, Tensor]:
         """Mean and deviation of what a network says that steps lead to."""

@@ -7,7 +7,6 @@ from learner.diffusion.ddim import gaussian_kl
 from learner.engine import Engine
 from learner.methods.ddpo import clipped_loss, log_ratio
 from learner.methods.on_policy_policy import AskEps, Asking, GaussianChain
-from learner.methods.updates import update_in_parts
 from learner.policy.denoiser import Network
 from learner.policy.text import Encode
 from learner.settings.on_policy import Ppo
@@ -30,19 +29,13 @@ class PpoPolicy(Asking):
         ask: AskEps,
         reference: Network | None,
     ) -> None:
-        super().__init__(engine, chain, encode, ask)
+        super().__init__(settings, engine, chain, encode, ask)
         self._settings = settings
         self._reference = reference
 
     def step(self, batch: Transitions) -> dict[str, float]:
         """One update from rows of this rank; returns its metrics."""
-        metrics = update_in_parts(
-            self._engine,
-            self._settings.micro_batches,
-            lambda rows: self._loss(batch.rows(range(len(batch))[rows])),
-        )
-        self.steps_taken += 1
-        return metrics
+        return self._update(lambda rows: self._loss(batch.rows(range(len(batch))[rows])))
 
     def _loss(self, batch: Transitions) -> tuple[Tensor, dict[str, float]]:
         settings, device = self._settings, self._engine.device

@@ -7,7 +7,6 @@ from learner.engine import Engine
 from learner.methods.ddpo import log_ratio
 from learner.methods.likelihood import pso_loss
 from learner.methods.on_policy_policy import AskEps, Asking, GaussianChain
-from learner.methods.updates import update_in_parts
 from learner.policy.denoiser import Network
 from learner.policy.text import Encode
 from learner.settings.on_policy import Pso
@@ -30,7 +29,7 @@ class PsoPolicy(Asking):
         ask: AskEps,
         reference: Network,
     ) -> None:
-        super().__init__(engine, chain, encode, ask)
+        super().__init__(settings, engine, chain, encode, ask)
         self._settings = settings
         self._reference = reference
 
@@ -42,9 +41,7 @@ class PsoPolicy(Asking):
             better = range(pairs)[rows]
             return self._loss(batch.rows([*better, *(pairs + row for row in better)]))
 
-        metrics = update_in_parts(self._engine, self._settings.micro_batches, loss_of)
-        self.steps_taken += 1
-        return metrics
+        return self._update(loss_of)
 
     def _loss(self, batch: Transitions) -> tuple[Tensor, dict[str, float]]:
         settings, noise = self._settings, batch.noise_BCHW.to(self._engine.device)

@@ -5,8 +5,6 @@ the batch over ranks changes nothing but the order of a sum.
 Shape suffixes: B rows of this rank, C H W latent.
 """
 
-import dataclasses
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,7 +25,7 @@ from learner.methods.sqdf import (
     soft_q_loss,
     take_step,
 )
-from learner.methods.updates import step_generator, update_in_parts
+from learner.methods.updates import CountedUpdates, step_generator
 from learner.policy.denoiser import Denoiser, Network, guided_call
 from learner.policy.text import Encode, Text
 from learner.seat import Seat
@@ -35,15 +33,7 @@ from learner.settings.sqdf import Sqdf
 from learner.states import StateBatch
 
 
-@dataclass(frozen=True)
-class SqdfState:
-    """What a policy step carries to the next, beside weights and optimizer."""
-
-    step: int = 0
-    alpha: float = 1.0
-
-
-class SqdfPolicy:
+class SqdfPolicy(CountedUpdates):
     """The policy under its engine, and the steps that improve it.
 
     Args:
@@ -51,6 +41,9 @@ class SqdfPolicy:
         reference: the untouched network, frozen.
         consistency: a frozen consistency model; None where the reference tells clean latents.
         guidance_scale: of policy and reference; the consistency model has none.
+
+    Attributes:
+        alpha: weight of the KL in the next update.
     """
 
     def __init__(
@@ -66,8 +59,8 @@ class SqdfPolicy:
         guidance_scale: float,
         seat: Seat,
     ) -> None:
+        super().__init__(engine, settings.micro_batches)
         self._settings = settings
-        self._engine = engine
         self._chain = chain
         self._encode = encode
         self._reference = reference
@@ -75,35 +68,23 @@ class SqdfPolicy:
         self._reward = reward
         self._guidance_scale = guidance_scale
         self._seat = seat
-        self.state = SqdfState(alpha=settings.alpha)
-
-    @property
-    def steps_taken(self) -> int:
-        """Updates so far."""
-        return self.state.step
+        self.alpha = settings.alpha
 
     def to_json(self) -> dict[str, Any]:
-        """Of the state."""
-        return dataclasses.asdict(self.state)
+        """With the weight of the KL."""
+        return {**super().to_json(), "alpha": self.alpha}
 
     def from_json(self, state: dict[str, Any]) -> None:
         """Restores it; a weight that nothing steers is that of the settings."""
-        self.state = SqdfState(**state)
-        if self._settings.target_kl is None:
-            self.state = dataclasses.replace(self.state, alpha=self._settings.alpha)
+        super().from_json(state)
+        self.alpha = self._settings.alpha if self._settings.target_kl is None else state["alpha"]
 
     def step(self, batch: StateBatch) -> dict[str, float]:
         """One update from states of this rank; returns its metrics."""
         noise = self._noise(batch.latents_BCHW)
-        metrics = update_in_parts(
-            self._engine,
-            self._settings.micro_batches,
-            lambda rows: self._loss(batch.rows(rows), noise[rows]),
-        )
-        alpha = self.state.alpha
+        metrics = self._update(lambda rows: self._loss(batch.rows(rows), noise[rows]))
         if self._settings.target_kl is not None:
-            alpha = adapted_alpha(alpha, metrics["kl_nats"], self._settings.target_kl)
-        self.state = SqdfState(self.state.step + 1, alpha)
+            self.alpha = adapted_alpha(self.alpha, metrics["kl_nats"], self._settings.target_kl)
         return metrics
 
     def _loss(self, batch: StateBatch, noise: Tensor) -> tuple[Tensor, dict[str, float]]:
@@ -125,7 +106,7 @@ class SqdfPolicy:
         kl_B = gaussian_kl(taken.mean, taken.ref_mean, std, reduce=settings.kl_reduce)
         weight_B = self._weights(step_B).to(reward_B)
         loss = soft_q_loss(
-            reward_B, kl_B, weight_B, alpha=self.state.alpha, positive_only=settings.positive_only
+            reward_B, kl_B, weight_B, alpha=self.alpha, positive_only=settings.positive_only
         )
         nats = gaussian_kl(taken.mean.detach(), taken.ref_mean, taken.std)
         return loss, {
@@ -133,8 +114,8 @@ class SqdfPolicy:
             f"{settings.reward}_reward": float(reward_B.detach().mean()),
             "weighted_reward": float((weight_B * reward_B.detach()).mean()),
             "kl_nats": float(nats.mean()),
-            "kl_penalty": self.state.alpha * float(kl_B.detach().mean()),
-            "alpha": self.state.alpha,
+            "kl_penalty": self.alpha * float(kl_B.detach().mean()),
+            "alpha": self.alpha,
         }
 
     def _weights(self, step_B: Tensor) -> Tensor:
@@ -145,7 +126,7 @@ class SqdfPolicy:
 
     def _noise(self, x: Tensor) -> Tensor:
         """This rank's share of the step's noise, like its states."""
-        generator = step_generator(self._seat.seed, self.state.step)
+        generator = step_generator(self._seat.seed, self.steps_taken)
         shape = (self._settings.policy_batch, *x.shape[1:])
         return torch.randn(shape, generator=generator)[self._seat.share].to(x)
 

@@ -35,6 +35,37 @@ class UpdatedPolicy(Protocol[_Batch]):
         ...
 
 
+class CountedUpdates:
+    """What policies share whose update goes through in parts, and that count their updates.
+
+    Args:
+        engine: of the policy.
+        parts: that this rank's rows of an update go through in.
+
+    Attributes:
+        steps_taken: updates so far.
+    """
+
+    def __init__(self, engine: Engine, parts: int) -> None:
+        self._engine = engine
+        self._parts = parts
+        self.steps_taken = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """What a step carries to the next, beside weights and optimizer."""
+        return {"step": self.steps_taken}
+
+    def from_json(self, state: dict[str, Any]) -> None:
+        """Restores it."""
+        self.steps_taken = state["step"]
+
+    def _update(self, loss_of: PartLoss) -> dict[str, float]:
+        """One update; returns its metrics."""
+        metrics = update_in_parts(self._engine, self._parts, loss_of)
+        self.steps_taken += 1
+        return metrics
+
+
 def step_generator(seed: int, step: int) -> torch.Generator:
     """What an update draws its random numbers from: alike on every rank, whatever came before.
 

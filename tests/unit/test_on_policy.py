@@ -103,10 +103,3 @@ def test_a_resumed_run_does_not_tell_again(caplog: pytest.LogCaptureFixture) -> 
     caplog.clear()
     run([*CLIPPED], resumed=state)
     assert caplog.messages == []
-
-
-def test_a_checkpoint_from_before_it_was_watched_can_be_resumed(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    run([*CLIPPED], resumed={"step": 3})
-    assert "no longer learns from its reward" in caplog.text

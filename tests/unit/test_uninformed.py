@@ -30,7 +30,7 @@ class Told:
 
     def __init__(self, nothing: set[int]) -> None:
         self._nothing = nothing
-        self.steps = 0
+        self.steps_taken = 0
 
     def prepare(self, groups: ScoredGroups, tickets: object) -> None: ...
 
@@ -39,16 +39,16 @@ class Told:
             raise NothingToLearnError("all are alike: look at the reward")
 
     def step(self) -> dict[str, float]:
-        self.steps += 1
+        self.steps_taken += 1
         return {"loss": 0.0}
 
     def save(self, folder: Path) -> None: ...
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
-        self.steps = state["steps"]
+        self.steps_taken = state["steps"]
 
     def state(self) -> dict[str, Any]:
-        return {"steps": self.steps}
+        return {"steps": self.steps_taken}
 
 
 class Groups:
@@ -118,7 +118,7 @@ def test_a_cycle_that_tells_nothing_has_no_step_and_is_recorded_as_braked() -> N
     method.prepare(lambda: None)
     train(method, range(4))
     assert braked(method) == [0.0, 1.0, 1.0, 0.0]
-    assert steps.steps == 2 * SETTINGS.policy_steps
+    assert steps.steps_taken == 2 * SETTINGS.policy_steps
 
 
 def test_too_many_in_a_row_before_any_step_fail_with_the_reason() -> None:
@@ -208,7 +208,7 @@ def test_what_another_rank_lacks_is_left_out_here_too(monkeypatch: pytest.Monkey
     method.prepare(lambda: None)
     monkeypatch.setattr("learner.methods.alternation.any_rank", lambda flag: True)
     train(method, range(1))
-    assert (braked(method), steps.steps) == ([1.0], 0)
+    assert (braked(method), steps.steps_taken) == ([1.0], 0)
 
 
 def test_a_short_run_ends_when_all_of_it_told_nothing() -> None:
