@@ -15,7 +15,7 @@ from torch import Tensor
 
 from buffer.sampling import fresh_first, uniform
 from learner.groups import ScoredGroups
-from learner.methods.likelihood import best_and_worst, groups_that_differ, kept_rows
+from learner.methods.likelihood import kept_rows, preferred_pairs
 from learner.methods.uninformed import NothingToLearnError
 
 
@@ -128,9 +128,8 @@ class CleanLatents:
         """
         reward_N = self._rewards()
         rows_GM = self._groups.index.groups(np.arange(len(reward_N)))
-        best_G, worst_G, differ_G = best_and_worst(torch.from_numpy(reward_N[rows_GM]))
-        told = groups_that_differ(differ_G)
-        columns = [rows_GM[told, member_G.numpy()[told]] for member_G in (best_G, worst_G)]
+        pairs = preferred_pairs(reward_N[rows_GM])
+        columns = [rows_GM[pairs.group, member_P] for member_P in (pairs.winner, pairs.loser)]
         return np.stack(columns, axis=1)
 
     def _rewards(self) -> np.ndarray:

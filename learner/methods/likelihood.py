@@ -4,15 +4,16 @@ GORS (Huang et al. 2023, T2I-CompBench, arXiv:2307.06350) fine-tunes on those wi
 each weighted by it; GORS-LCM does so with the distillation loss of a consistency model.
 Diffusion-DPO (Wallace et al. 2024, arXiv:2311.12908) prefers the better picture of a pair to the
 worse; PSO (Miao et al. 2025, arXiv:2410.03190) the steps that led there, for models of few steps.
-Shape suffixes: N trajectories, B rows or pairs; tensors without one are [B, C, H, W].
+Shape suffixes: N trajectories, B rows or pairs, G groups, M members; tensors without one are
+[B, C, H, W].
 """
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from learner.methods.uninformed import NothingToLearnError
+from buffer.sampling import Pairs, best_worst_pairs
+from learner.methods.uninformed import no_signal
 
 
 def kept_rows(
@@ -72,23 +73,15 @@ def pso_loss(
     return -(weight_B * F.logsigmoid(beta * difference_B)).mean()
 
 
-def best_and_worst(reward_GN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of every group its best and worst member, int64 [G], and whether they differ, bool [G]."""
-    best_G, worst_G = reward_GN.argmax(dim=1), reward_GN.argmin(dim=1)
-    rows = torch.arange(len(reward_GN))
-    return best_G, worst_G, reward_GN[rows, best_G] > reward_GN[rows, worst_G]
-
-
-def groups_that_differ(differ_G: Tensor) -> np.ndarray:
-    """Groups in which there is something to prefer, int64.
+def preferred_pairs(reward_GM: np.ndarray) -> Pairs:
+    """The best of every group against its worst, where there is something to prefer.
 
     Raises:
-        NothingToLearnError: there is none.
+        NothingToLearnError: in no group there is.
     """
-    told = np.flatnonzero(differ_G.numpy())
-    if not len(told):
-        raise NothingToLearnError(
-            "in no group one picture is better than another, so there is nothing to prefer: look "
-            "at the reward, which may tell nothing apart, or raise actors.group_size"
+    pairs = best_worst_pairs(reward_GM[:, :, None])
+    if not len(pairs):
+        raise no_signal(
+            "in no group one picture is better than another, so there is nothing to prefer"
         )
-    return told
+    return pairs

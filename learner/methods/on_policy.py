@@ -19,8 +19,8 @@ from learner.groups import ScoredGroups
 from learner.journal import Journal
 from learner.methods.clip_watch import ClipWatch
 from learner.methods.ddpo import advantages
-from learner.methods.likelihood import best_and_worst, groups_that_differ
-from learner.methods.uninformed import NothingToLearnError
+from learner.methods.likelihood import preferred_pairs
+from learner.methods.uninformed import NothingToLearnError, no_signal
 from learner.methods.updates import UpdatedPolicy
 from learner.seat import Seat
 from learner.settings.on_policy import OnPolicy, Ppo, Pso
@@ -190,9 +190,8 @@ def every_step(settings: Ppo) -> MakePlan:
             clip=settings.advantage_clip,
         )
         if not advantage_GN.any():
-            raise NothingToLearnError(
-                "no picture is better than those it is compared with, so every advantage is 0: "
-                "look at the reward, which may tell nothing apart, or raise actors.group_size"
+            raise no_signal(
+                "no picture is better than those it is compared with, so every advantage is 0"
             )
         entries = groups.entries(tickets)
         rows_UB = shuffled_batches(
@@ -214,17 +213,16 @@ def steps_of_pairs(settings: Pso) -> MakePlan:
         groups: ScoredGroups, tickets: Sequence[int], slots: int, rng: Generator, seat: Seat
     ) -> Plan:
         """Slots of the pairs whose rewards differ."""
-        best_G, worst_G, differ_G = best_and_worst(groups.rewards(tickets)[:, :, -1])
-        told = groups_that_differ(differ_G)
+        pairs = preferred_pairs(groups.rewards(tickets)[:, :, -1].numpy())
         members = groups.source.group_size
         entries = groups.entries(tickets)
-        pairs_UP = shuffled_batches(
-            len(told) * slots, settings.policy_steps, settings.policy_batch, rng
+        row_UP = shuffled_batches(
+            len(pairs) * slots, settings.policy_steps, settings.policy_batch, rng
         )[:, seat.share]
-        group_UP, slot_UP = told[pairs_UP // slots], pairs_UP % slots
+        pair_UP, slot_UP = row_UP // slots, row_UP % slots
         halves = [
-            (group_UP * members + member_G.numpy()[group_UP]) * slots + slot_UP
-            for member_G in (best_G, worst_G)
+            (pairs.group[pair_UP] * members + member_P[pair_UP]) * slots + slot_UP
+            for member_P in (pairs.winner, pairs.loser)
         ]
         # Pairs of different prompts would be no pairs.
         return Plan(entries, [0.0] * len(entries), np.concatenate(halves, axis=1), replaces=False)

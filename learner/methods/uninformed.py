@@ -12,6 +12,17 @@ class NothingToLearnError(LookupError):
     """
 
 
+def no_signal(lack: str) -> NothingToLearnError:
+    """Rewards that tell no picture from another.
+
+    Args:
+        lack: what there is none of therefore.
+    """
+    return NothingToLearnError(
+        f"{lack}: look at the reward, which may tell nothing apart, or raise actors.group_size"
+    )
+
+
 def most_in_a_row(cycles: int) -> int:
     """Cycles that tell nothing of which the last one ends a run.
 

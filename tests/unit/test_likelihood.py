@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from learner.methods.likelihood import (
-    best_and_worst,
     dpo_loss,
-    groups_that_differ,
     kept_rows,
+    preferred_pairs,
     pso_loss,
     reward_weighted,
     squared_error,
@@ -108,9 +107,8 @@ def test_pso_prefers_the_winner_until_its_ratio_is_clipped() -> None:
 
 
 def test_a_group_whose_members_are_alike_has_no_pair() -> None:
-    best, worst, differ = best_and_worst(torch.tensor([[0.1, 0.7, 0.3], [0.5, 0.5, 0.5]]))
-    assert (best[0], worst[0]) == (1, 0)
-    assert differ.tolist() == [True, False]
-    assert groups_that_differ(differ).tolist() == [0]
+    reward_GM = np.array([[0.1, 0.7, 0.3], [0.5, 0.5, 0.5]])
+    pairs = preferred_pairs(reward_GM)
+    assert (pairs.group.tolist(), pairs.winner.tolist(), pairs.loser.tolist()) == ([0], [1], [0])
     with pytest.raises(NothingToLearnError, match="look at the reward"):
-        groups_that_differ(differ[1:])
+        preferred_pairs(reward_GM[1:])
