@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deploy.doctor.bookings import Room, booking_findings, bookings
 from deploy.doctor.gpu_memory import smallest_gpu_bytes
+from deploy.run.bookings import Room, booking_findings, bookings
 from deploy.run.replay_servers import out_of_reach
 from deploy.settings.run_config import RunConfig
 

@@ -38,7 +38,6 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from deploy.doctor.bookings import Booking, Room, booking_findings, bookings
 from deploy.doctor.gpu_memory import (
     Share,
     memory_findings,
@@ -47,6 +46,7 @@ from deploy.doctor.gpu_memory import (
     smallest_gpu_bytes,
 )
 from deploy.doctor.units import in_bytes, in_flops
+from deploy.run.bookings import Booking, Room, booking_findings, bookings
 from deploy.run.plan import check_environment
 from deploy.settings.run_config import RunConfig, load_config
 from learner.settings.learner import LARGE

@@ -8,8 +8,8 @@ process needs more than its plan tells, which is of tensors alone: see `needed_b
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from deploy.doctor.bookings import Booking, Room
 from deploy.doctor.units import in_bytes
+from deploy.run.bookings import Booking, Room
 from deploy.settings.run_config import RunConfig
 
 _PLANS = {

@@ -28,7 +28,6 @@ from buffer.redis_replay import RedisReplay
 from buffer.replay import Replay
 from buffer.sharded_replay import ShardedReplay, connect_replay
 from deploy.callbacks import Callbacks, callbacks_of
-from deploy.doctor.bookings import Room
 from deploy.evaluation.handle import EvaluatorHandle
 from deploy.evaluation.monitor import Monitor
 from deploy.fleet.autoscale import Bounds
@@ -41,6 +40,7 @@ from deploy.fleet.reward_pools import (
     role_of,
 )
 from deploy.profile import Profile
+from deploy.run.bookings import Room
 from deploy.run.build import reward_server, sampler
 from deploy.run.curves import Curves
 from deploy.run.files import EVALUATION_PHASE

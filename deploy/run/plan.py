@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
+from deploy.run.bookings import bookings
 from deploy.run.files import CONFIG_FILE
 from deploy.run.model_checks import model_problems
 from deploy.settings.problems import without_password
@@ -225,15 +226,9 @@ def _own_fleets(config: RunConfig) -> str:
 
 
 def _resources(config: RunConfig) -> str:
-    parts = [
-        (config.actors.count, config.actors),
-        (config.scoring.servers, config.scoring),
-        *((r.fleet.servers, r.fleet) for r in config.rewards.values() if r.fleet),
-        (config.learner.ranks, config.learner),
-        (1, config.evaluation),
-    ]
-    cpus = sum(count * part.num_cpus for count, part in parts)
-    gpus = sum(count * part.num_gpus for count, part in parts)
+    booked = bookings(config)
+    cpus = sum(each.count * each.cpus for each in booked)
+    gpus = sum(each.count * each.gpus for each in booked)
     return f"{cpus:g} CPUs, {gpus:g} GPUs"
 
 

@@ -11,7 +11,7 @@ from buffer.connection import connect, translated
 from buffer.keys import key
 from buffer.replay_settings import ReplaySettings
 from buffer.urls import urls_in
-from deploy.doctor.bookings import Room, bookings
+from deploy.run.bookings import Room, bookings
 from deploy.settings.run_config import RunConfig
 
 _AT_THE_REPLAY = ("learner", "actors", "scoring")

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from deploy.doctor.bookings import Room
 from deploy.doctor.command import (
     disk_findings,
     examine,
@@ -19,6 +18,7 @@ from deploy.doctor.command import (
     version_findings,
 )
 from deploy.doctor.units import in_bytes
+from deploy.run.bookings import Room
 from deploy.settings.run_config import RunConfig, load_config
 from learner.settings.learner import LARGE
 

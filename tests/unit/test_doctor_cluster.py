@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from buffer.connection import ServerFacts
-from deploy.doctor.bookings import Booking, Room, booking_findings, bookings
 from deploy.doctor.cluster import NodeFacts, answer, cluster_findings
 from deploy.doctor.hub import cache_folder, hub_findings, hub_ids, is_cached
 from deploy.doctor.redis_server import latents_kept, redis_findings, replay_bytes
+from deploy.run.bookings import Booking, Room, booking_findings, bookings
 from deploy.settings.run_config import RunConfig, load_config
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from deploy.doctor.bookings import Room, bookings
 from deploy.doctor.gpu_memory import memory_findings, memory_notes, needed_bytes, shares
+from deploy.run.bookings import Room, bookings
 from deploy.settings.run_config import RunConfig, load_config
 
 ROOT = Path(__file__).resolve().parents[2]

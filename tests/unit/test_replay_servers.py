@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from deploy.doctor.bookings import Room
+from deploy.run.bookings import Room
 from deploy.run.controller import Controller
 from deploy.run.replay_servers import out_of_reach, replay_settings, server_folders
 from deploy.settings.run_config import load_config
