@@ -8,6 +8,9 @@ illegal address, a lost device or an ECC error, and every later call repeats the
 def is_gpu_lost(error: BaseException) -> bool:
     """Whether an error, or what it was raised from, says that; memory that runs out does not."""
     cause = error.__cause__ or error.__context__
-    text = str(error)
-    is_it = "CUDA error" in text and "out of memory" not in text
-    return is_it or (cause is not None and is_gpu_lost(cause))
+    return tells_of_lost_gpu(str(error)) or (cause is not None and is_gpu_lost(cause))
+
+
+def tells_of_lost_gpu(text: str) -> bool:
+    """Likewise of an error's text."""
+    return "CUDA error" in text and "out of memory" not in text

@@ -57,6 +57,7 @@ from learner.diagnostics import (
     shares,
 )
 from learner.diffusion.noise import INITIAL_NOISE, group_noise
+from learner.methods import ddpo
 from learner.policy.components import PipelineFolder, decode_latents
 from learner.policy.denoiser import Denoiser, guidance_rows
 from learner.policy.trainable import trainable_unet
@@ -69,7 +70,6 @@ _NUDGE = 0.01
 """Length of the step that a gain is measured with, in deviations of the initial noise."""
 _MADE_UP = 10_000
 """Stream of the noise that no picture shows."""
-_ALIKE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,9 @@ def diagnose(subject: Subject, steps: int) -> Diagnosis:
             pathwise[k] += each
         if steps == 1:
             continue
-        advantage = _advantage(subject.rewards(clean, prompt)).to(subject.device)
+        reward_M = subject.rewards(clean, prompt)
+        advantage = ddpo.advantages(reward_M[None], baseline="batch", clip=math.inf)[0]
+        advantage = advantage.to(subject.device)
         alike += int(not advantage.any())
         first = score_vectors(advantage, injected[0])
         rho2.append(first.signal)
@@ -235,13 +237,6 @@ def diagnose(subject: Subject, steps: int) -> Diagnosis:
         spread=_interval(spreads),
         alike=alike,
     )
-
-
-def _advantage(reward_M: Tensor) -> Tensor:
-    """In deviations of the draws; 0 where all are alike."""
-    std = float(reward_M.std(correction=0))
-    difference = reward_M - reward_M.mean()
-    return (difference / std if std > _ALIKE else torch.zeros_like(difference)).float()
 
 
 def _gradient(

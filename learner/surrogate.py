@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from learner.policy.precision import computing_in
 from learner.policy.text import Text
+from learner.settings.surrogate import Surrogate
 from learner.settings.types import Precision
 
 Backbone = Literal["unet_encoder", "unet", "conv"]
@@ -304,3 +305,18 @@ def new_surrogate(
             )
     # The UNet that was copied may be frozen.
     return surrogate.requires_grad_(True)
+
+
+def surrogate_by(
+    options: Surrogate, unet: UNet2DConditionModel, *, num_steps: int, seed: int
+) -> "UNetSurrogate | ConvSurrogate":
+    """Likewise, as settings have it."""
+    return new_surrogate(
+        options.backbone,
+        unet,
+        num_steps=num_steps,
+        heads=options.heads,
+        timestep=options.timestep,
+        precision=options.precision,
+        seed=seed,
+    )

@@ -20,6 +20,7 @@ from typing import Protocol
 from buffer.backoff import Backoff
 from buffer.errors import ReplayFull
 from buffer.heartbeat import Heartbeat
+from buffer.lost_gpu import tells_of_lost_gpu
 from buffer.records import Record, Scores
 from buffer.stage_seconds import StageSeconds
 from reward_servers.base import Failure, RewardModel
@@ -305,8 +306,7 @@ def _is_lost(reason: str) -> bool:
 
     By the decoder, which is here: a reward may pass on what went wrong in another process.
     """
-    is_here = reason.startswith("not decoded")
-    return is_here and "CUDA error" in reason and "out of memory" not in reason
+    return reason.startswith("not decoded") and tells_of_lost_gpu(reason)
 
 
 def _cut(records: list[Record], max_images: int) -> Iterator[list[Record]]:

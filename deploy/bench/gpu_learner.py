@@ -29,7 +29,7 @@ from learner.seat import Seat
 from learner.settings.lasro import Lasro
 from learner.settings.sqdf import Sqdf
 from learner.states import StateBatch
-from learner.surrogate import new_surrogate
+from learner.surrogate import surrogate_by
 from learner.surrogate_training import SurrogateTrainer
 from reward_servers.base import DifferentiableReward
 from reward_servers.registry import build_reward
@@ -215,16 +215,7 @@ def _surrogate(config: RunConfig, unet: Any, num_steps: int) -> torch.nn.Module:
     """Over blocks of a UNet, where it copies them."""
     learning = config.alternation
     assert learning is not None
-    options = learning.surrogate
-    surrogate = new_surrogate(
-        options.backbone,
-        unet,
-        num_steps=num_steps,
-        heads=options.heads,
-        timestep=options.timestep,
-        precision=options.precision,
-        seed=config.seed,
-    )
+    surrogate = surrogate_by(learning.surrogate, unet, num_steps=num_steps, seed=config.seed)
     if config.learner.gradient_checkpointing:
         surrogate.enable_gradient_checkpointing()
     return surrogate

@@ -26,7 +26,7 @@ from learner.policy.text import Text
 from learner.policy.trainable import make_trainable
 from learner.policy.views import policy_over, shared_view
 from learner.settings.model import Model
-from learner.surrogate import new_surrogate
+from learner.surrogate import surrogate_by
 
 Device = torch.device | str
 T = TypeVar("T")
@@ -294,13 +294,8 @@ def latent_size(model: Model, parts: Architecture) -> tuple[int, int]:
 def _surrogate(config: RunConfig, unet: UNet2DConditionModel) -> nn.Module | None:
     if (learning := config.alternation) is None:
         return None
-    options = learning.surrogate
+    num_steps = config.rewarded_steps if learning.tells_steps else 1
+    # On the meta device all is counted in float32.
+    options = learning.surrogate.model_copy(update={"precision": "fp32"})
     with torch.device("meta"):
-        return new_surrogate(
-            options.backbone,
-            unet,
-            num_steps=config.rewarded_steps if learning.tells_steps else 1,
-            heads=options.heads,
-            timestep=options.timestep,
-            seed=config.seed,
-        )
+        return surrogate_by(options, unet, num_steps=num_steps, seed=config.seed)

@@ -32,7 +32,7 @@ from learner.settings.cycles import Alternation, Climbing, Cycles
 from learner.settings.learner import Learner
 from learner.settings.model import Model
 from learner.settings.surrogate import Surrogate
-from learner.surrogate import new_surrogate
+from learner.surrogate import surrogate_by
 from learner.surrogate_training import SurrogateTrainer
 from reward_servers.base import DifferentiableReward
 
@@ -177,28 +177,12 @@ class Surrogacy:
 
     Args:
         unet: whose blocks it copies.
-        tells_steps: whether it knows which of a trajectory's rewarded latents one is; all have one
-            scale otherwise.
     """
 
-    def __init__(
-        self,
-        settings: Alternation,
-        parts: Parts,
-        unet: UNet2DConditionModel,
-        *,
-        tells_steps: bool = True,
-    ) -> None:
+    def __init__(self, settings: Alternation, parts: Parts, unet: UNet2DConditionModel) -> None:
         options, learner, seat = settings.surrogate, parts.given.learner, parts.given.seat
-        network = new_surrogate(
-            options.backbone,
-            unet,
-            num_steps=len(parts.labels) if tells_steps else 1,
-            heads=options.heads,
-            timestep=options.timestep,
-            precision=options.precision,
-            seed=seat.seed,
-        )
+        num_steps = len(parts.labels) if settings.tells_steps else 1
+        network = surrogate_by(options, unet, num_steps=num_steps, seed=seat.seed)
         if learner.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         engine = surrogate_engine(options, learner, network)
@@ -209,7 +193,7 @@ class Surrogacy:
                 options,
                 engine,
                 parts.encode,
-                tells_steps=tells_steps,
+                tells_steps=settings.tells_steps,
                 groups_at_once=options.batch_groups // learner.ranks,
             ),
             engine,
@@ -243,5 +227,5 @@ def climbed_reward(
             checkpointing=parts.given.learner.gradient_checkpointing,
         )
         return decoded, None
-    surrogate = Surrogacy(settings, parts, base, tells_steps=False)
+    surrogate = Surrogacy(settings, parts, base)
     return SurrogateReward(surrogate.climb), surrogate.steps

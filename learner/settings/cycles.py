@@ -33,7 +33,8 @@ class Cycles(Section):
     rows_per_example: ClassVar[int] = 1
     """Latents in one of the rows that `policy_batch` counts."""
     tells_steps: ClassVar[bool] = False
-    """Whether a surrogate is told which of a trajectory's scored latents one is."""
+    """Whether a surrogate is told which of a trajectory's scored latents one is; all have one scale
+    otherwise."""
     holds_reference: ClassVar[bool] = True
     """Whether the learner holds the untouched network beside the policy."""
     takes_parts: ClassVar[bool] = False
