@@ -237,7 +237,8 @@ class World:
             Seat(SEED),
             rewards={"brightness": BrightnessToClimb()},
         )
-        return BUILDERS[self.settings.kind](self.settings, given)
+        settings: Any = self.settings  # all methods' have a kind, what they share has none
+        return BUILDERS[settings.kind](settings, given)
 
     def complete_groups(self) -> list[int]:
         """Tickets whose every record has its rewards."""
