@@ -122,9 +122,24 @@ class Shards(Generic[S]):
         return self._shards[number].ask_if_due(question)
 
     def tell(self, question: Callable[[S], T]) -> dict[int, T]:
-        """Answers of those that answer; ReplayUnavailable once one is away for `outage_s`."""
-        answers = dict(self._answers(question, first=0))
+        """Answers of those that answer.
+
+        Raises:
+            ReplayUnavailable: one is away for `outage_s`.
+            ReplayError: one refused. In any case the others have been told.
+        """
+        answers: dict[int, T] = {}
+        errors: list[ReplayError] = []
+        for number in self._due(0):
+            try:
+                answers[number] = self._shards[number].ask(question)
+            except ReplayUnavailable:
+                continue
+            except ReplayError as error:
+                errors.append(error)
         self.bear_outages()
+        if errors:
+            raise errors[0]
         return answers
 
     def settle(self, questions: Mapping[int, Callable[[S], T]]) -> dict[int, T]:

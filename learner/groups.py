@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from buffer.admission import limit_by_window
-from buffer.errors import ReplayFull
+from buffer.errors import ReplayError, ReplayFull
 from buffer.index import LogIndex
 from buffer.records import Counters, IndexEntry, LogEntry, furthest, parse_position
 from buffer.replay import Replay
@@ -105,6 +105,8 @@ class ScoredGroups:
         self._admitted = 0
         # Why a server refused to admit more, while it does.
         self._full: ReplayFull | None = None
+        # Whether the replay failed between two waits.
+        self._has_failed = False
         # Mean and deviation of what is standardised; saved with the method.
         self.moments: dict[str, tuple[float, float]] = {}
 
@@ -163,8 +165,8 @@ class ScoredGroups:
                 f"the checkpoint is at ticket {next_ticket}, and the replay holds none before it "
                 "any more: too many later groups were scored before the learner was lost. Remove "
                 "this run's records (its folder's `redis`, or python -m deploy.erase NAME) and "
-                "resume: it then goes on from the checkpoint with new samples. That it does not "
-                "happen again, raise replay.capacity_groups, or replay.capacity_mb if it is set, "
+                "resume: it then goes on from the checkpoint with new samples. To prevent this, "
+                "raise replay.capacity_groups, or replay.capacity_mb if it is set, "
                 "or lower learner.checkpoint_every_cycles"
             )
 
@@ -192,7 +194,7 @@ class ScoredGroups:
         wanted = f"tickets {tickets.start} to {tickets.stop - 1}"
         news_at = told_at = time.monotonic()
         while True:
-            num_new, counters = on_all_ranks(self._look, wanted)
+            num_new, counters = on_all_ranks(self._look, f"in the wait for {wanted}")
             if num_new:
                 news_at = time.monotonic()
             if not any_rank(self._missing(tickets)):
@@ -217,7 +219,9 @@ class ScoredGroups:
 
         Before a wait may end, too: what comes after is sampled while the learner learns.
         """
-        return self.catch_up(), self._admit()
+        found = self.catch_up(), self._admit()
+        self._has_failed = False
+        return found
 
     def _missing(self, tickets: range) -> bool:
         return not self.index.finished(tickets.start, tickets.stop)
@@ -225,10 +229,16 @@ class ScoredGroups:
     def top_up(self) -> None:
         """Lets more tickets be issued where there was no room for all of them.
 
-        To be called between steps, so that samplers work while the learner does.
+        To be called between steps, so that samplers work while the learner does. A replay that
+        fails is left to the next wait, in which all ranks fail together and lose no step.
         """
-        if self._admitted < self._horizon(self._asked[0]):
+        if self._has_failed or self._admitted >= self._horizon(self._asked[0]):
+            return
+        try:
             self._admit()
+        except ReplayError as error:
+            self._has_failed = True
+            log.warning("no more tickets are issued before the next wait: %s", error)
 
     def _admit(self) -> Counters | None:
         """Lets tickets be issued; the counts it went by, on the rank that does.
@@ -270,7 +280,7 @@ class ScoredGroups:
         budget = self.source.max_records
         if budget is None:
             return True
-        counters = on_all_ranks(self._replay.counters, "what the budget of queries has paid for")
+        counters = on_all_ranks(self._replay.counters, "while the query budget was checked")
         asked = tickets.stop * self.source.group_size + counters.retried
         return not any_rank(asked > budget)
 

@@ -7,7 +7,7 @@ out, and none could write a checkpoint, which takes all of them.
 from collections.abc import Callable
 from typing import Literal, TypeVar
 
-from buffer.errors import ReplayError, ReplayFull
+from buffer.errors import ReplayError, ReplayFull, ReplayUnfit
 from buffer.records import Counters
 from buffer.replay import Replay
 from learner.collectives import any_rank
@@ -43,14 +43,15 @@ def standing(replay: Replay, full: ReplayFull | None) -> str:
     return counts if full is None else f"{counts}, and issues no tickets: {full}"
 
 
-def on_all_ranks(ask: Callable[[], _Answer], wanted: str) -> _Answer:
+def on_all_ranks(ask: Callable[[], _Answer], when: str) -> _Answer:
     """What the replay answers this rank; every rank must call it.
 
     Args:
-        wanted: what is waited for, for the error.
+        when: it is asked, for the error.
 
     Raises:
         StallError: the replay has failed on this rank or on another.
+        ReplayUnfit: it is not this run's to use any more: nothing is to be written for it either.
     """
     answers: list[_Answer] = []
     failure: ReplayError | None = None
@@ -59,6 +60,8 @@ def on_all_ranks(ask: Callable[[], _Answer], wanted: str) -> _Answer:
     except ReplayError as error:
         failure = error
     if any_rank(failure is not None):
+        if any_rank(isinstance(failure, ReplayUnfit)):
+            raise failure or ReplayUnfit(f"another rank of the learner was refused {when}")
         told = failure or "another rank of the learner cannot reach it"
-        raise StallError(f"the replay has failed in the wait for {wanted}: {told}") from failure
+        raise StallError(f"the replay has failed {when}: {told}") from failure
     return answers[0]

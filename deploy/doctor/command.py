@@ -164,7 +164,7 @@ def examine(
     """
     from deploy.doctor.hub import hub_findings
     from deploy.doctor.meta_networks import Networks, parameters_of
-    from deploy.doctor.redis_server import examine_servers
+    from deploy.doctor.redis_server import capacity_findings, examine_servers
     from deploy.doctor.size_plan import checkpoint_bytes, latent_values, size_plan
 
     notes, checkpoint, latent = [], 0, 0
@@ -184,6 +184,7 @@ def examine(
     except ValueError as error:
         notes.append(f"memory was not planned: {error}")
     found += disk_findings(config.run_folder(environ), checkpoint, config.learner.keep_checkpoints)
+    found += capacity_findings(config, latent)
     found += examine_servers(config, environ, latent)
     missing, downloads = hub_findings(config, environ)
     return [*found, *missing], [*notes, *downloads]

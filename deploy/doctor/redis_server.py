@@ -7,6 +7,7 @@ from buffer.connection import ServerFacts
 from buffer.replay_settings import PUT_SHARE
 from buffer.urls import masked, urls_in
 from deploy.doctor.units import in_bytes
+from deploy.settings.checks import groups_to_hold
 from deploy.settings.run_config import RunConfig
 
 _STRING_BYTES = 10
@@ -39,6 +40,21 @@ def replay_bytes(config: RunConfig, latent_values: int) -> int:
         kept = min(kept, -(-config.capacity_bytes // payload))
     records = kept + config.replay.max_pending_records
     return records * (latents_kept(config) * latent + _RECORD_BYTES)
+
+
+def capacity_findings(config: RunConfig, latent_values: int) -> Iterator[str]:
+    """Of a replay that is bounded by its size, and so evicts more than its groups tell."""
+    if not (config.capacity_bytes and latent_values):
+        return
+    payload = latents_kept(config) * latent_frame_bytes(latent_values)
+    needed = groups_to_hold(config) * config.actors.group_size
+    if config.capacity_bytes // payload < needed:
+        yield (
+            f"replay.capacity_mb = {config.replay.capacity_mb:g} has room for "
+            f"{config.capacity_bytes // payload} trajectories, and a learner that is restarted "
+            f"needs {needed} of them: raise it to {-(-needed * payload // 2**20)}, or lower "
+            "learner.checkpoint_every_cycles"
+        )
 
 
 def _allocated(size: int) -> int:

@@ -106,18 +106,26 @@ def _buffer_problems(config: "RunConfig") -> Iterator[Problem]:
         )
 
 
+def groups_to_hold(config: "RunConfig") -> int:
+    """Those that a learner needs when it goes on from its newest checkpoint.
+
+    What may be sampled by then: the last round before it, those of the cycles up to the next one,
+    and those that samplers are ahead.
+    """
+    rounds = config.learner.checkpoint_every_cycles + 1 + config.max_staleness
+    return config.method.most_groups(rounds)
+
+
 def _capacity_problems(config: "RunConfig") -> Iterator[Problem]:
-    """A learner that dies goes on from its newest checkpoint. What may be sampled by then: the last
-    round before it, those of the cycles up to the next one, and those that samplers are ahead."""
     every, ahead = config.learner.checkpoint_every_cycles, config.max_staleness
-    needed, given = config.method.most_groups(every + 1 + ahead), config.replay.capacity_groups
+    needed, given = groups_to_hold(config), config.replay.capacity_groups
     if given < needed:
         yield Problem(
             "replay.capacity_groups",
-            f"must be at least {needed}, given {given}: so many groups are in "
-            f"learner.checkpoint_every_cycles + 1 + replay.max_staleness = {every} + 1 + {ahead} "
-            "rounds in a row, and with room for fewer a learner that goes on from its checkpoint "
-            "would not find what it trains on there; or lower learner.checkpoint_every_cycles",
+            f"must be at least {needed}, given {given}: learner.checkpoint_every_cycles "
+            f"+ 1 + replay.max_staleness = {every} + 1 + {ahead} consecutive rounds hold that many "
+            "groups, and a learner that is restarted needs them; raise it, or lower "
+            "learner.checkpoint_every_cycles",
         )
 
 
@@ -174,10 +182,11 @@ def _wait_problems(config: "RunConfig") -> Iterator[Problem]:
     }
     for name, (times, seconds, first) in shorter.items():
         if times * seconds >= stall_s:
+            factor = f"{times} × " if times > 1 else ""
             yield Problem(
                 "limits.stall_s",
-                f"must be above {times} × {name} = {seconds:g}, given {stall_s:g}: the run would "
-                f"end before {first}",
+                f"must be above {factor}{name} = {times * seconds:g}, given {stall_s:g}: the run "
+                f"would end before {first}",
             )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from buffer.embedded import EmbeddedServer
-from buffer.errors import ReplayError, ReplayFull, ReplayUnavailable
+from buffer.errors import ReplayError, ReplayFull, ReplayUnavailable, ReplayUnfit
 from buffer.records import Record, Scores
 from buffer.redis_replay import RedisReplay
 from learner.checkpoint import newest
@@ -113,7 +113,7 @@ def test_a_budget_that_cannot_be_looked_at_ends_a_run_as_a_wait_in_vain(
 ) -> None:
     failing = Failing(replay)
     failing.failing["counters"] = AWAY
-    with pytest.raises(StallError, match="the budget of queries has paid for: nobody answers"):
+    with pytest.raises(StallError, match="query budget was checked: nobody answers"):
         view(failing, max_records=10).affords(range(1))
 
 
@@ -168,6 +168,56 @@ def test_tickets_that_a_full_server_has_refused_are_asked_for_between_steps(
 def test_what_another_rank_cannot_reach_ends_the_wait_here_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("learner.waits.any_rank", lambda flag: True)
+    failed_and_unfit = iter((True, False))
+    monkeypatch.setattr("learner.waits.any_rank", lambda flag: next(failed_and_unfit))
     with pytest.raises(StallError, match="another rank of the learner cannot reach it"):
-        on_all_ranks(lambda: np.zeros(1), "tickets 0 to 1")
+        on_all_ranks(lambda: np.zeros(1), "in the wait for tickets 0 to 1")
+
+
+@pytest.mark.parametrize("is_refused_here", [True, False])
+def test_a_run_that_another_start_has_taken_is_not_waited_for_on_any_rank(
+    monkeypatch: pytest.MonkeyPatch, is_refused_here: bool
+) -> None:
+    def ask() -> None:
+        if is_refused_here:
+            raise ReplayUnfit("the run is another start's")
+
+    monkeypatch.setattr("learner.waits.any_rank", lambda flag: True)
+    with pytest.raises(ReplayUnfit, match=r"another start's|another rank .* was refused"):
+        on_all_ranks(ask, "in the wait for tickets 0 to 1")
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_a_start_whose_run_was_taken_leaves_no_checkpoint_for_the_other(
+    server: EmbeddedServer, pipelines: Path, tmp_path: Path
+) -> None:
+    world = FailingWorld(server.url, tmp_path.name, tmp_path, pipelines)
+    taken = ReplayUnfit("the run is another start's")
+
+    def end(version: int, stopping: threading.Event) -> None:
+        if version == 3:
+            world.seen[-1].failing["any"] = taken
+
+    with pytest.raises(ReplayUnfit):
+        world.live(at_version=end)
+    found = newest(tmp_path)
+    assert found is not None
+    assert found.name == "00000002"
+
+
+def test_an_outage_between_steps_is_left_to_the_next_wait(
+    replay: RedisReplay, make_group: Callable[..., list[Record]]
+) -> None:
+    replay.admit(limit=1, policy_version=0)
+    score(replay, make_group(0))
+    failing = Failing(replay)
+    failing.failing["admit"] = FULL
+    groups = view(failing, max_staleness=1)
+    groups.collect(range(1), 0)
+    failing.failing["counters"] = AWAY
+    groups.top_up()
+    failing.failing.clear()
+    groups.top_up()  # another outage would hold the steps up once more
+    assert replay.counters().admitted == 1
+    groups.collect(range(1), 0)
+    assert replay.counters().admitted == 2

@@ -38,7 +38,7 @@ def test_several_cross_problems_are_reported_at_once() -> None:
         (["learner.ranks=2", "learner.num_gpus=0.5"], "learner.num_gpus", "0 or at least 1"),
         (["actors.auto=[4, 2]"], "actors.auto", "with actors.count = 1 between them"),
         (["scoring.auto=[2, 4]"], "scoring.auto", "with scoring.servers = 1 between them"),
-        (["actors.lease_s=300"], "limits.stall_s", "above 2 × actors.lease_s = 300, given 600"),
+        (["actors.lease_s=300"], "limits.stall_s", "above 2 × actors.lease_s = 600, given 600"),
         (["scoring.lease_s=300"], "limits.stall_s", "dead actor"),
         (["scoring.timeout_s=150"], "limits.stall_s", "a reward that stalls"),
         (["scoring.outage_s=600"], "limits.stall_s", "a reward that is down"),

@@ -10,7 +10,12 @@ import torch
 from buffer.connection import ServerFacts
 from deploy.doctor.cluster import NodeFacts, answer, cluster_findings
 from deploy.doctor.hub import cache_folder, hub_findings, hub_ids, is_cached
-from deploy.doctor.redis_server import latents_kept, redis_findings, replay_bytes
+from deploy.doctor.redis_server import (
+    capacity_findings,
+    latents_kept,
+    redis_findings,
+    replay_bytes,
+)
 from deploy.run.bookings import Booking, Room, booking_findings, bookings
 from deploy.settings.run_config import RunConfig, load_config
 
@@ -234,3 +239,16 @@ def test_models_that_a_reward_takes_by_default_are_looked_for() -> None:
 def test_the_cache_is_where_the_hub_s_client_has_it() -> None:
     assert cache_folder({"HF_HUB_CACHE": "/c", "HF_HOME": "/h"}) == Path("/c")
     assert cache_folder({}) == Path.home() / ".cache" / "huggingface" / "hub"
+
+
+def test_a_replay_bounded_by_size_must_hold_what_a_restarted_learner_needs() -> None:
+    small, large = (
+        load_config("deploy/configs/shapes-lasro.yaml", ["name=n", f"replay.capacity_mb={size}"])
+        for size in (1, 500)
+    )
+    (finding,) = capacity_findings(small, 256)
+    raised = load_config(
+        "deploy/configs/shapes-lasro.yaml",
+        ["name=n", f"replay.capacity_mb={finding.split('raise it to ')[1].split(',')[0]}"],
+    )
+    assert list(capacity_findings(large, 256)) == list(capacity_findings(raised, 256)) == []

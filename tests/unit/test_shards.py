@@ -82,6 +82,14 @@ def test_a_refusal_is_raised_when_the_others_have_answered() -> None:
     assert [server.asked for server in servers] == [1, 1, 1]
 
 
+def test_a_server_that_refuses_keeps_no_other_from_being_told() -> None:
+    servers, shards = made(1, outage_s=9)
+    servers[0].error = ReplayFull("a is full")
+    with pytest.raises(ReplayFull):
+        shards.tell(Server.answer)
+    assert [server.asked for server in servers] == [1, 1, 1]
+
+
 def test_nobody_waits_for_a_server_whose_part_it_is_not() -> None:
     servers, shards = made(0, outage_s=9)
     assert shards.settle({2: Server.answer}) == {2: "c"}
