@@ -62,8 +62,8 @@ def take_run(
 def taken_over(link: RedisLink, run: str) -> ReplayUnfit:
     """For a start that is no longer the run's."""
     return ReplayUnfit(
-        f"{link!r} does not hold this start's run any more: it was gone on with from a copy of its "
-        "folder, erased and begun again, or the server came back with what it held before. "
+        f"{link!r} does not hold this start's run any more: a copy of its folder has continued it, "
+        "it was erased and begun again, or the server came back with what it held before. "
         f"Continue with --resume where nobody else is at work on {run!r}"
     )
 
