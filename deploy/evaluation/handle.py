@@ -1,8 +1,9 @@
-"""The controller's handle on the evaluator, a Ray actor, and on its first evaluation."""
+"""The controller's handle on the evaluator, a Ray actor, and on what a run needs of it."""
 
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ray
@@ -21,6 +22,12 @@ from deploy.settings.run_config import RunConfig
 log = logging.getLogger(__name__)
 _MAX_RETRIES = 5
 """Of one evaluation whose evaluator dies; Ray starts an evaluator again however often it dies."""
+_MOST_AGAIN = 3
+"""Times that what a run needs is begun again: a fault that returns would else keep it for days."""
+
+
+class EvaluatorLostError(RunFailedError):
+    """The evaluator was late, is gone or has lost its GPU; a new one has taken its place."""
 
 
 class EvaluatorHandle:
@@ -89,7 +96,7 @@ class EvaluatorHandle:
         return bool(ray.wait([ref], timeout=0)[0])
 
     def is_late(self) -> bool:
-        """Whether what was begun last has had `evaluation.timeout_s`."""
+        """Whether the last begun evaluation had `evaluation.timeout_s`; exports are not counted."""
         return time.monotonic() - self._began_at > self._timeout_s
 
     def replace(self) -> None:
@@ -102,20 +109,19 @@ class EvaluatorHandle:
     def result(self, ref: Any, meanwhile: Callable[[], None] = lambda: None) -> Any:
         """Waits for what `measure` or `export` began.
 
-        An evaluator that is late, is gone, or has lost its GPU, is replaced before this raises.
-
         Args:
             meanwhile: called about once a second; what it raises ends the wait.
 
         Raises:
-            RunFailedError: that, or the evaluation raised.
+            EvaluatorLostError: it was late, is gone or has lost its GPU, and is replaced.
+            RunFailedError: the evaluation raised.
         """
         deadline = time.monotonic() + self._timeout_s
         while not ray.wait([ref], timeout=1.0)[0]:
             meanwhile()
             if time.monotonic() > deadline:
                 self.replace()
-                raise RunFailedError(
+                raise EvaluatorLostError(
                     f"the evaluator took longer than evaluation.timeout_s of {self._timeout_s:g} s:"
                     " raise it, or lower evaluation.samples"
                 )
@@ -125,7 +131,63 @@ class EvaluatorHandle:
             log.error("the evaluator ended with an error", exc_info=error)
             if isinstance(error, LOST) or is_gpu_lost(getattr(error, "cause", None) or error):
                 self.replace()
+                raise EvaluatorLostError(f"the evaluator was lost: {reason_of(error)}") from error
             raise RunFailedError(f"the evaluation failed: {reason_of(error)}") from error
+
+
+class Needed:
+    """What a run cannot do without: begun again, a few times, by an evaluator that takes the place.
+
+    Args:
+        what: for the log.
+        begin: begins it by a call of the evaluator.
+    """
+
+    def __init__(self, evaluator: EvaluatorHandle, what: str, begin: Callable[[], Any]) -> None:
+        self._evaluator = evaluator
+        self._what = what
+        self._begin = begin
+        self._num_again = 0
+        self._under_way = begin()
+
+    def look(self) -> Any:
+        """Its result, or None where it is not there yet; waits for nobody.
+
+        Raises:
+            RunFailedError: as `wait`.
+        """
+        if self._evaluator.is_ready(self._under_way):
+            try:
+                return self._evaluator.result(self._under_way)
+            except EvaluatorLostError as error:
+                self._begin_again(error)
+        elif self._evaluator.is_late():
+            self._evaluator.replace()
+            self._begin_again(EvaluatorLostError("it took too long"))
+        return None
+
+    def wait(self, meanwhile: Callable[[], None]) -> Any:
+        """Its result, as `EvaluatorHandle.result`.
+
+        Raises:
+            RunFailedError: it raised, or the evaluator was lost too often.
+        """
+        while True:
+            try:
+                return self._evaluator.result(self._under_way, meanwhile)
+            except EvaluatorLostError as error:
+                self._begin_again(error)
+
+    def _begin_again(self, error: EvaluatorLostError) -> None:
+        if self._num_again == _MOST_AGAIN:
+            raise RunFailedError(
+                f"{self._what} was begun again {_MOST_AGAIN} times, and each time the evaluator "
+                "died, lost its GPU or took longer than evaluation.timeout_s; at last: "
+                f"{error}. Raise that, or lower evaluation.samples, if it was the time"
+            ) from error
+        self._num_again += 1
+        log.warning("%s is begun again (%d): %s", self._what, self._num_again, error)
+        self._under_way = self._begin()
 
 
 class FirstEvaluation:
@@ -140,30 +202,36 @@ class FirstEvaluation:
 
     def __init__(self, evaluator: EvaluatorHandle, folder: RunFolder) -> None:
         self.metrics = folder.read_before()
-        self._evaluator = evaluator
         self._folder = folder
         self._writing = BestEffort(f"{BEFORE_FILE}, which a resumed run would measure once more")
-        self._measuring = None if self.metrics else evaluator.measure(BEFORE, [])
+        self._measuring: Needed | None = None
+        if not self.metrics:
+            begin = partial(evaluator.measure, BEFORE, [])
+            self._measuring = Needed(evaluator, "the first evaluation", begin)
 
     def look(self) -> None:
-        """Keeps them as soon as they are there, whatever becomes of the run."""
+        """Keeps them as soon as they are there, whatever becomes of the run.
+
+        Raises:
+            RunFailedError: it raised, or the evaluator was lost too often.
+        """
         if self._writing.fails:
             self._write()
-        if self._measuring is None:
-            return
-        if self._evaluator.is_ready(self._measuring):
-            self.wait()
-        elif self._evaluator.is_late():
-            log.warning("the first evaluation took too long and is begun again")
-            self._evaluator.replace()
-            self._measuring = self._evaluator.measure(BEFORE, [])
+        if self._measuring is not None and (metrics := self._measuring.look()) is not None:
+            self._take(metrics)
 
     def wait(self, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Until they are there."""
+        """Until they are there.
+
+        Raises:
+            RunFailedError: as `look`.
+        """
         if self._measuring is not None:
-            self.metrics = self._evaluator.result(self._measuring, meanwhile)
-            self._measuring = None
-            self._write()
+            self._take(self._measuring.wait(meanwhile))
+
+    def _take(self, metrics: dict[str, float]) -> None:
+        self.metrics, self._measuring = metrics, None
+        self._write()
 
     def _write(self) -> None:
         with self._writing:

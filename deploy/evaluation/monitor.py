@@ -5,15 +5,17 @@
 
 Nothing waits for the evaluator, and nothing in training depends on it: it reads what is published
 anyway. A slow one leaves versions out, and never has more than one to do. One that fails, or takes
-longer than its deadline, is told in the log and left out.
+longer than its deadline, is told in the log and left out. Only the first evaluation and the last
+are needed: they are begun again where a new evaluator had to take the place.
 """
 
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from deploy.evaluation.handle import EvaluatorHandle, FirstEvaluation
+from deploy.evaluation.handle import EvaluatorHandle, FirstEvaluation, Needed
 from deploy.evaluation.host import WeightsSource
 from deploy.evaluation.kept import read_evaluations, thin_pictures, write_evaluations
 from deploy.evaluation.stopping import Measured, best_of, why_stop
@@ -114,7 +116,8 @@ class Monitor:
             report: the learner's newest.
 
         Raises:
-            RunFailedError: the evaluator finds no place.
+            RunFailedError: the evaluator finds no place, or has not got the run's folder; the first
+                evaluation raised, or its evaluator was lost or late too often.
         """
         self._evaluator.check_placed()
         had_first = bool(self.before)
@@ -156,6 +159,10 @@ class Monitor:
             refs: of the last version's weights.
             cycle: cycles behind it.
             meanwhile: called about once a second; what it raises ends the wait.
+
+        Raises:
+            RunFailedError: the first or the last evaluation or an export raised, or its evaluator
+                was lost or late too often.
         """
         self._meanwhile = meanwhile
         if not self.before:
@@ -240,10 +247,12 @@ class Monitor:
         self._rows.append(row)
 
     def _measure(self, moment: str, source: WeightsSource) -> dict[str, float]:
-        return self._evaluator.result(self._evaluator.measure(moment, source), self._meanwhile)
+        begin = partial(self._evaluator.measure, moment, source)
+        return Needed(self._evaluator, "the last evaluation", begin).wait(self._meanwhile)
 
     def _export(self, source: WeightsSource) -> str:
-        return self._evaluator.result(self._evaluator.export(source), self._meanwhile)
+        begin = partial(self._evaluator.export, source)
+        return Needed(self._evaluator, "the export", begin).wait(self._meanwhile)
 
 
 def is_due(published: int, tried: int, every: int) -> bool:
