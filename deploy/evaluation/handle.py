@@ -203,7 +203,9 @@ class FirstEvaluation:
     def __init__(self, evaluator: EvaluatorHandle, folder: RunFolder) -> None:
         self.metrics = folder.read_before()
         self._folder = folder
-        self._writing = BestEffort(f"{BEFORE_FILE}, which a resumed run would measure once more")
+        self._writing = BestEffort(
+            BEFORE_FILE, meanwhile="which a resumed run would measure once more"
+        )
         self._measuring: Needed | None = None
         if not self.metrics:
             begin = partial(evaluator.measure, BEFORE, [])

@@ -14,14 +14,16 @@ class BestEffort:
 
     Args:
         what: is not written then, for the log.
+        meanwhile: what becomes of it until it can be, such as "which wait"; for the log.
 
     Attributes:
         fails: whether it did the last time.
     """
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, *, meanwhile: str = "") -> None:
         self.fails = False
         self._what = what
+        self._lacking = f"{what}, {meanwhile}" if meanwhile else what
 
     def __enter__(self) -> Self:
         return self
@@ -35,8 +37,8 @@ class BestEffort:
         if error is not None and not isinstance(error, OSError):
             return False
         if error is not None and not self.fails:
-            log.warning("the run goes on without %s: %s", self._what, error)
+            log.warning("the run goes on without %s: %s", self._lacking, error)
         if error is None and self.fails:
-            log.warning("the run goes on with %s again", self._what)
+            log.warning("%s can be written again", self._what)
         self.fails = error is not None
         return self.fails

@@ -67,11 +67,11 @@ class Curves:
         self._done_phases = done_phases
         self._clock = clock
         self._started_s = 0.0
-        self._saving = BestEffort(f"new points in {METRICS_FILE}, which wait")
+        self._saving = BestEffort(f"new points in {METRICS_FILE}", meanwhile="which wait")
         self._unsaved: deque[Point] = deque(maxlen=_ROOM)
         # Phases that are to lose their points in the file from a step on.
         self._forgotten: dict[str, int] = {}
-        self._showing = BestEffort("TensorBoard's files, which wait")
+        self._showing = BestEffort("TensorBoard's files", meanwhile="which wait")
         self._events: Any = None
         self._unshown_from = math.inf
         # By phase, its last step, and what was written of that.

@@ -101,7 +101,7 @@ class Progress:
         self._clock = clock
         self._estimate = Estimate(total_cycles, clock)
         self._live: Live | None = None
-        self._writing = BestEffort("its lines of progress")
+        self._writing = BestEffort("lines of progress")
         self._last_line_s = -math.inf
         self._last_stage: object = None
 

@@ -27,15 +27,15 @@ def full() -> OSError:
 def test_an_error_of_the_disk_is_told_once_until_it_works_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    writing = BestEffort("notes")
+    writing = BestEffort("notes", meanwhile="which wait")
     for fails in (False, True, True, False, False, True):
         with writing:
             if fails:
                 raise full()
     assert [record.message.partition(":")[0] for record in caplog.records] == [
-        "the run goes on without notes",
-        "the run goes on with notes again",
-        "the run goes on without notes",
+        "the run goes on without notes, which wait",
+        "notes can be written again",
+        "the run goes on without notes, which wait",
     ]
 
 
