@@ -15,6 +15,7 @@ from huggingface_hub import try_to_load_from_cache
 from deploy.report.data import read_pictures
 from deploy.run.files import AFTER
 from deploy.run.model_checks import is_hub_id
+from deploy.run.whole_files import write_whole
 from deploy.settings.run_config import RunConfig
 from learner.settings.model import Model
 
@@ -37,7 +38,7 @@ def write_card(
     pictures = read_pictures(folder, AFTER, [])
     prompt = pictures.prompts[0] if pictures and pictures.prompts else "a photo of a cat"
     path = target / CARD_FILE
-    path.write_text(card_text(config, summary, form, prompt), encoding="utf-8")
+    write_whole(path, card_text(config, summary, form, prompt))
     return path
 
 

@@ -174,27 +174,36 @@ class RunFolder:
     def close(self, outcome: Outcome) -> dict[str, Any]:
         """Writes the summary, the result's card, and the report; returns the summary.
 
-        An outcome whose files find no room has failed; the log tells which one it was.
+        An outcome whose summary finds no room has failed. A card or a report that finds none is
+        left out, with a line in the log: the summary has told by then how the run went.
         """
         summary = outcome.summary()
         try:
-            report = self._write_end(outcome, summary)
+            write_whole(self.path / SUMMARY_FILE, json.dumps(summary, indent=2))
         except OSError as error:
             log.error("the run's end cannot be written: %s", error)
             outcome.status, outcome.reason = "failed", outcome.reason or str(error)
             return outcome.summary()
-        log.info("%s after %.0f s; report: %s", outcome.status, summary["wall_s"], report)
+        report = self._write_pages(outcome, summary)
+        log.info("%s after %.0f s; report: %s", outcome.status, summary["wall_s"], report or "none")
         if outcome.after:
             for name, value in outcome.after.items():
                 log.info("%-14s %.3f -> %.3f", name, outcome.before.get(name, float("nan")), value)
         return summary
 
-    def _write_end(self, outcome: Outcome, summary: dict[str, Any]) -> Path:
+    def _write_pages(self, outcome: Outcome, summary: dict[str, Any]) -> Path | None:
+        """The card and the report; where that is, or None: it could not be written."""
         from deploy.report.card import Form, write_card
         from deploy.report.write import write_report
 
-        write_whole(self.path / SUMMARY_FILE, json.dumps(summary, indent=2))
         if outcome.exported is not None:
             form: Form = "adapter" if outcome.config.model.trainable == "lora" else "unet"
-            write_card(self.path, outcome.config, summary, form, Path(outcome.exported))
-        return write_report(self.path)
+            try:
+                write_card(self.path, outcome.config, summary, form, Path(outcome.exported))
+            except OSError as error:
+                log.error("the result's card cannot be written: %s", error)
+        try:
+            return write_report(self.path)
+        except OSError as error:
+            log.error("the report cannot be written: %s", error)
+            return None

@@ -29,7 +29,7 @@ def curves(folder: Path, limit: Callable[[], None]) -> None:
 def summary(folder: Path, limit: Callable[[], None]) -> None:
     """The end of a run that has trained to it, and the status that its driver ends with."""
     config = load_config("deploy/configs/smoke.yaml", ["name=mine"])
-    outcome = Outcome(config, setup_s=0, status="finished")
+    outcome = Outcome(config, setup_s=0, status="finished", exported=str(folder / "adapter"))
     limit()
     told = RunFolder(folder).close(outcome)
     sys.stdout.write(f"{told['status']} {outcome.exit_status}\n")

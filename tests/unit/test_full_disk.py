@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from deploy.report.card import CARD_FILE
 from deploy.run.curves import Curves, read_points
-from deploy.run.files import METRICS_FILE, SUMMARY_FILE
+from deploy.run.files import METRICS_FILE, REPORT_FILE, SUMMARY_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,3 +78,17 @@ def test_a_run_whose_summary_finds_no_room_says_so_and_has_failed(tmp_path: Path
         f"the run's end cannot be written: [Errno 27] File too large: '{tmp_path / SUMMARY_FILE}'",
         "failed 1",
     ]
+
+
+def test_a_run_that_only_its_card_and_its_report_find_no_room_for_has_finished(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "adapter").mkdir()
+    card, report = tmp_path / "adapter" / CARD_FILE, tmp_path / REPORT_FILE
+    assert told(tmp_path, "summary", 1500).splitlines() == [
+        f"the result's card cannot be written: [Errno 27] File too large: '{card}'",
+        f"the report cannot be written: [Errno 27] File too large: '{report}'",
+        "finished 0",
+    ]
+    assert json.loads((tmp_path / SUMMARY_FILE).read_text())["status"] == "finished"
+    assert not card.exists()
