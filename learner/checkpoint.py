@@ -9,8 +9,8 @@
                                     and its own checksum
 
 The newest whole folder is the one to resume from; nobody needs to be told which. One that a full
-disk or a lost machine has damaged is passed over for the one before it. Where all are damaged
-nothing is resumed: to begin anew would be to lose the run in silence.
+disk or a lost machine has damaged, or that cannot be read, is passed over for the one before it.
+Where all are damaged nothing is resumed: to begin anew would be to lose the run in silence.
 """
 
 import json
@@ -154,7 +154,10 @@ def _damage(path: Path) -> str | None:
         return None
     if state.pop(_SEAL, None) != _seal(state):
         return f"{_STATE} is damaged"
-    found = _files(path)
+    try:
+        found = _files(path)
+    except OSError as error:
+        return f"a file of it cannot be read: {error}"
     odd = [name for name, told in state["files"].items() if found.get(name) != told]
     return f"missing or damaged: {', '.join(odd)}" if odd else None
 

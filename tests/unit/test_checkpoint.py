@@ -159,6 +159,12 @@ def change_a_digit_of_state(folder: Path) -> None:
     state.write_text(state.read_text().replace('"next_cycle": 4', '"next_cycle": 9'))
 
 
+def have_weights_fail_to_read(folder: Path) -> None:
+    (folder / "weights").unlink()
+    # There, and EIO when its first byte is read, where nothing of the process lies.
+    (folder / "weights").symlink_to("/proc/self/mem")
+
+
 def forget_files(folder: Path) -> None:
     (folder / "state.json").write_text(json.dumps({"format": checkpoint.FORMAT, "next_cycle": 4}))
 
@@ -172,6 +178,7 @@ def forget_files(folder: Path) -> None:
         cut_state,
         list_for_state,
         change_a_digit_of_state,
+        have_weights_fail_to_read,
         forget_files,
     ],
 )
