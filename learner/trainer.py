@@ -252,7 +252,7 @@ class Trainer:
                 self._folder,
                 self._next_cycle,
                 {"next_cycle": self._next_cycle, **midway, "method": method.state()},
-                method.save,
+                self._save_part,
                 midway=self._is_midway,
                 rank=self._rank,
                 barrier=barrier,
@@ -261,22 +261,34 @@ class Trainer:
         self._saved = self._here
         self._saved_at = time.monotonic()
 
+    def _save_part(self, folder: Path) -> None:
+        """This rank's share of a checkpoint.
+
+        torch tells of a full disk by a RuntimeError; one between shares is of a rank that was lost.
+        """
+        try:
+            self._method.save(folder)
+        except RuntimeError as error:
+            raise OSError(str(error)) from error
+
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Has an error in the block say what was being written, and what was written of it go: of a
-        full disk the system names no file, and torch the place in its own code; the run's summary
-        needs the room."""
+        """Names the checkpoint in an error of the block, and removes the partial one.
+
+        Of a full disk the system names no file, and the run's summary needs the room.
+        """
         try:
             yield
-        except (OSError, RuntimeError) as error:
+        except OSError as error:
             if self._rank == 0:
                 for left in (self._folder / "checkpoints").glob("*.partial"):
                     shutil.rmtree(left, ignore_errors=True)
-            reason = str(error).partition("\n")[0]
+            cause = error.__cause__ if isinstance(error.__cause__, RuntimeError) else error
+            reason = str(cause).partition("\n")[0]
             raise OSError(
                 f"a checkpoint cannot be written to {self._folder / 'checkpoints'}: "
-                f"{type(error).__name__}: {reason}; {self._in_words()}"
-            ) from error
+                f"{type(cause).__name__}: {reason}; {self._in_words()}"
+            ) from cause
 
     def _publish_version(self, version: int) -> None:
         if self._rank == 0:

@@ -222,6 +222,17 @@ def test_a_checkpoint_that_finds_no_room_gives_back_what_it_took(tmp_path: Path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["00000000"]
 
 
+def test_a_rank_that_is_lost_between_shares_is_not_taken_for_a_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose_peer() -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr("learner.trainer.barrier", lose_peer)
+    with pytest.raises(RuntimeError, match=r"^Connection closed by peer$"):
+        Life(tmp_path).run()
+
+
 def test_a_run_goes_on_from_before_a_checkpoint_that_found_no_room(tmp_path: Path) -> None:
     first = Life(tmp_path)
     first.then["wait", 2] = stop
