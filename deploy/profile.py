@@ -8,6 +8,7 @@ a place for it, is what the driver saw of it. `other` is what is left of an acto
 
 import argparse
 import json
+import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from deploy.run.files import PROFILE_FILE
 from deploy.run.progress import STARTING
 from deploy.run.whole_files import write_whole
 
+log = logging.getLogger(__name__)
 _WRITE_EVERY_S = 5.0
 _USAGE_ERROR = 2
 
@@ -79,13 +81,16 @@ class Profile:
             self.add(role, stage, time.monotonic() - begun)
 
     def write(self) -> None:
-        """Keeps it in the run's folder, unless that takes nothing now."""
+        """Keeps it in the run's folder, unless that takes nothing now.
+
+        Not flushed to the disk: the driver would wait for that every few seconds.
+        """
         rounded = {
             role: {stage: round(seconds, 3) for stage, seconds in stages.items()}
             for role, stages in self._seconds.items()
         }
         with self._writing:
-            write_whole(self._file, json.dumps(rounded, indent=2))
+            write_whole(self._file, json.dumps(rounded, indent=2), durable=False)
         self._written_at = time.monotonic()
 
     def _note_actor(
@@ -114,10 +119,14 @@ class Profile:
 
 
 def read_profile(folder: Path) -> dict[str, dict[str, float]]:
-    """Role -> stage -> seconds; empty where a run has kept none yet."""
+    """Role -> stage -> seconds; empty where a run has kept none yet, or a lost machine tore it."""
+    path = folder / PROFILE_FILE
     try:
-        return json.loads((folder / PROFILE_FILE).read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        log.warning("%s is left out, as it cannot be read: %s", path, error)
         return {}
 
 

@@ -23,18 +23,22 @@ def naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """A path to write to in the block, after which what was written takes the place of `path`.
 
-    A block that raises leaves `path` as it was and nothing beside it. On the disk first: a rename
-    must not become true before what it names.
+    A block that raises leaves `path` as it was and nothing beside it.
+
+    Args:
+        durable: on the disk first, which can take seconds: a rename must not become true before
+            what it names. Without it `path` may be torn where the machine dies.
     """
     partial = path.with_name(f"{path.name}.partial")
     try:
         with naming(path):
             yield partial
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
+            if durable:
+                with partial.open("rb") as file:
+                    os.fsync(file.fileno())
             partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -56,7 +60,7 @@ def append_whole(path: Path, text: str) -> None:
         raise
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes text in UTF-8."""
-    with replacing(path) as partial:
+def write_whole(path: Path, text: str, *, durable: bool = True) -> None:
+    """Writes text in UTF-8, as `replacing`."""
+    with replacing(path, durable=durable) as partial:
         partial.write_text(text, encoding="utf-8")
