@@ -12,6 +12,7 @@ does, and until then the log says so.
 
 import contextlib
 import json
+import logging
 import math
 import shutil
 import time
@@ -29,11 +30,14 @@ from deploy.run.best_effort import BestEffort
 from deploy.run.files import EVENTS_FOLDER, METRICS_FILE
 from deploy.run.whole_files import append_whole, naming, write_whole
 
+log = logging.getLogger(__name__)
 # Their classes are made when the modules are imported, where no type checker sees them.
 event_pb2: Any = _event_pb2
 summary_pb2: Any = _summary_pb2
 _ROOM = 10_000
 """Points that wait for a disk that takes nothing; then the oldest of them are lost."""
+_SHOW_AGAIN_S = 60.0
+"""Between two tries to show points, each of which makes an event file, of a disk that is full."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class Curves:
         self._showing = BestEffort("TensorBoard's files", meanwhile="which wait")
         self._events: Any = None
         self._unshown_from = math.inf
+        self._show_again_at = -math.inf
         # By phase, its last step, and what was written of that.
         self._last: dict[str, tuple[int, set[str]]] = {}
 
@@ -91,9 +96,16 @@ class Curves:
     def __exit__(self, *exception: object) -> None:
         with self._saving:
             self._save()
-        with self._showing:
-            if self._events is not None:
-                self._events.close()
+        if self._unsaved:
+            lost = len(self._unsaved)
+            log.error("%d points are lost: %s could not be written to the end", lost, METRICS_FILE)
+        with self._showing, naming(self._folder / EVENTS_FOLDER):
+            try:
+                if self._unshown_from < math.inf:
+                    self._show_missed()
+            finally:
+                if self._events is not None:
+                    self._events.close()
 
     def write(self, step: int, phase: str, values: Mapping[str, float]) -> Point:
         """Appends one point, now or once the disk takes it, and returns it.
@@ -111,6 +123,9 @@ class Curves:
         self._unsaved.append(point)
         with self._saving:
             self._save()
+        if self._events is None and self._clock() < self._show_again_at:
+            self._unshown_from = min(step, self._unshown_from)
+            return point
         with self._showing, naming(self._folder / EVENTS_FOLDER):
             self._show(point, is_again=is_again)
         return point
@@ -140,23 +155,26 @@ class Curves:
 
     def _show(self, point: Point, *, is_again: bool) -> None:
         """Tells TensorBoard of a point, and of what it has missed or is to forget."""
-        step = min(point.step, self._unshown_from)
+        self._unshown_from = min(point.step, self._unshown_from)
         try:
             if is_again or self._events is None:
-                self._events = self._events or EventFileWriter(str(self._folder / EVENTS_FOLDER))
-                saved = filter(self._stays, read_points(self._folder / METRICS_FILE))
-                self._purge_events(int(step), (*saved, *self._unsaved))
+                self._show_missed()
             else:
                 self._add_events(point)
             self._unshown_from = math.inf
         except OSError:
-            # Its thread ends at an error for good: the next point tries a file of its own.
-            self._unshown_from = step
+            # Its thread ends at an error for good: another try needs a file of its own.
+            self._show_again_at = self._clock() + _SHOW_AGAIN_S
             events, self._events = self._events, None
             with contextlib.suppress(OSError):
                 if events is not None:
                     events.close()
             raise
+
+    def _show_missed(self) -> None:
+        self._events = self._events or EventFileWriter(str(self._folder / EVENTS_FOLDER))
+        saved = filter(self._stays, read_points(self._folder / METRICS_FILE))
+        self._purge_events(int(self._unshown_from), (*saved, *self._unsaved))
 
     def _keep(self, counts: Callable[[Point], bool]) -> list[Point]:
         """Rewrites the file with the points that count, which also drops a torn last line."""

@@ -2,6 +2,8 @@
 
 import errno
 import io
+import itertools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,15 @@ FULL = Path("/dev/full")
 
 def full() -> OSError:
     return OSError(errno.ENOSPC, "No space left on device")
+
+
+def shown_steps(folder: Path) -> list[int]:
+    """Of the rewards that TensorBoard shows."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / EVENTS_FOLDER))
+    events.Reload()
+    return [event.step for event in events.Scalars("cycle/reward")]
 
 
 def test_an_error_of_the_disk_is_told_once_until_it_works_again(
@@ -106,8 +117,6 @@ def test_what_was_told_once_more_on_a_full_disk_stands_once(
 def test_tensorboard_is_told_all_once_the_disk_takes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     def refuse(*_: object) -> None:
         raise full()
 
@@ -119,9 +128,55 @@ def test_tensorboard_is_told_all_once_the_disk_takes_it(
             for step in (1, 2):
                 curves.write(step, "cycle", {"reward": 0.1 * step})
         curves.write(3, "cycle", {"reward": 0.3})
-    events = EventAccumulator(str(tmp_path / EVENTS_FOLDER))
-    events.Reload()
-    assert [event.step for event in events.Scalars("cycle/reward")] == [0, 1, 2, 3]
+    assert shown_steps(tmp_path) == [0, 1, 2, 3]
+
+
+def test_a_full_disk_is_given_event_files_at_intervals_and_the_rest_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = itertools.count(0.0, 5.0)  # a look at it takes 5 s
+    tries = 0
+
+    def refuse(*_: object) -> None:
+        nonlocal tries
+        tries += 1
+        raise full()
+
+    with Curves(tmp_path, clock=lambda: next(now)) as curves:
+        curves.write(0, "cycle", {"reward": 0.0})
+        with monkeypatch.context() as patched:
+            patched.setattr(curves._events, "add_event", refuse)
+            patched.setattr(curves_module, "EventFileWriter", refuse)
+            for step in range(1, 19):  # in some 180 s
+                curves.write(step, "cycle", {"reward": 0.0})
+    assert tries == 3
+    assert shown_steps(tmp_path) == list(range(19))
+
+
+def test_points_that_never_found_room_are_told_of_at_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Curves(tmp_path) as curves:
+        (tmp_path / METRICS_FILE).unlink()
+        (tmp_path / METRICS_FILE).symlink_to(FULL)
+        for step in range(3):
+            curves.write(step, "cycle", {"reward": 0.0})
+    assert "3 points are lost: metrics.jsonl could not be written to the end" in caplog.messages
+
+
+def test_the_account_of_seconds_waits_for_no_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("waited"))
+    Profile(tmp_path).write()
+
+
+def test_an_account_of_seconds_that_a_lost_machine_has_torn_begins_anew(tmp_path: Path) -> None:
+    (tmp_path / PROFILE_FILE).write_bytes(bytes(9))
+    profile = Profile(tmp_path)
+    profile.add("learner", "training", 2.0)
+    profile.write()
+    assert read_profile(tmp_path) == {"learner": {"training": 2.0}}
 
 
 def test_the_account_of_seconds_is_kept_once_the_disk_takes_it(tmp_path: Path) -> None:
