@@ -71,7 +71,8 @@ class Stop:
         return self.reason is not None and not was_to_stop
 
     def fail(self, now: float) -> None:
-        """The run ends with an error, but not its learner's: it waits for that as at a limit."""
+        """The run ends for a reason outside the learner, which gets `limits.stall_s`, as at a
+        limit."""
         if self.reason is None:
             self._has_failed, self.reason = True, "the run failed"
             self._until = now + self._limits.stall_s

@@ -50,8 +50,8 @@ class SamplingPolicy:
 
     An adapter that is added once costs a forward pass nothing; beside the layers it can cost more
     than they do. It stays beside them all the same where bf16 is computed in and the base's
-    weights come from half precision: they lie on a grid, a sum with less than a step of it is
-    rounded back or to the next point, and the samples would be those of another policy than the
+    weights come from half precision: they lie on a grid, adding less than one grid step is rounded
+    away, or up to a whole step, and the samples would be those of another policy than the
     learner's. The base that it is made over stays as it is.
 
     Attributes:
