@@ -20,7 +20,7 @@ from actors.prompts import PromptSource
 from actors.rollout import Group, Policy, to_records
 from buffer.backoff import Backoff
 from buffer.errors import ReplayFull
-from buffer.heartbeat import Heartbeat
+from buffer.heartbeat import Watch
 from buffer.lost_gpu import is_gpu_lost
 from buffer.records import Record, Ticket
 from buffer.stage_seconds import StageSeconds
@@ -75,8 +75,8 @@ class WorkerSettings:
         hold_s: a batch that is in the network for longer, or weights that are loaded into it, lose
             the tickets: the sampler hangs.
         idle_s: between looks at an empty ticket counter or an old policy version.
-        version_timeout_s: a version that a ticket asks for must be published within this. A batch
-            as a whole may take twice as long, `hold_s` and `lease_s`: a full replay is waited for.
+        version_timeout_s: a version that a ticket asks for must be published within this. A whole
+            batch has lease_s + 2 × version_timeout_s + hold_s: a full replay is waited for.
         put_attempts: of one group, with back-off between them.
         full_s: between attempts to put into a full replay, which ends by itself.
         backoff_s: after the first failure; doubles up to `max_backoff_s`.
@@ -128,12 +128,16 @@ class SamplerWorker:
         self._weights = weights
         self._policy = policy
         self._owner = owner
-        self._on_hang = on_hang
         self._settings = settings or WorkerSettings()
+        self._watch = Watch(
+            hold_s=self._settings.hold_s,
+            every_s=self._settings.lease_s / 3,
+            on_hang=on_hang,
+            name=owner,
+        )
         self._version = loaded_version
         self._edition: int | None = None
         self._held: list[Ticket] = []
-        self._hangs = False
         self._stopping = threading.Event()
         self._backoff = Backoff(
             owner,
@@ -198,34 +202,16 @@ class SamplerWorker:
             with self._seconds.of("wait"):
                 self._stopping.wait(self._settings.idle_s)
             return
-        settings, self._hangs = self._settings, False
-        longest_s = settings.lease_s + 2 * settings.version_timeout_s + settings.hold_s
-        with self._watched(longest_s, self._renew_held):
+        wait_s = self._settings.lease_s + 2 * self._settings.version_timeout_s
+        with self._watch.holding(self._renew_held, wait_s=wait_s):
             self._fulfil(leased)
-
-    def _watched(self, longest_s: float, beat: Callable[[], object]) -> Heartbeat:
-        return Heartbeat(
-            beat,
-            every_s=self._settings.lease_s / 3,
-            longest_s=longest_s,
-            on_hang=self._hang,
-            name=self._owner,
-        )
-
-    def _in_network(self) -> Heartbeat:
-        """What may hang for good: all else that a batch does has a deadline of its own."""
-        return self._watched(self._settings.hold_s, lambda: None)
-
-    def _hang(self) -> None:
-        self._hangs = True
-        self._on_hang()
 
     def _fulfil(self, leased: list[Ticket]) -> None:
         """The groups of the tickets, sampled and put; nothing if stopped while it waits."""
         if not self._take_version(max(ticket.policy_version for ticket in leased)):
             return
         groups = [self._group(ticket.number) for ticket in leased]
-        with self._seconds.of("sample"), self._in_network():
+        with self._seconds.of("sample"), self._watch.working():
             rollouts = self._policy.sample(groups)
         self._flops += sum(rollout.flops for rollout in rollouts)
         for ticket, group, rollout in zip(leased, groups, rollouts, strict=True):
@@ -282,7 +268,7 @@ class SamplerWorker:
                 raise
             log.warning("%s: stays at version %d", self._owner, self._version, exc_info=True)
             return
-        with self._in_network():
+        with self._watch.working():
             self._policy.load(weights)
         self._version, self._edition = version, edition
         self._counts["loads"] += 1
@@ -321,8 +307,6 @@ class SamplerWorker:
                 self._stopping.wait(self._backoff.wait_s(failures))
 
     def _renew_held(self) -> None:
-        if self._hangs:
-            return
         for ticket in tuple(self._held):
             if not self._tickets.renew_ticket(ticket, lease_s=self._settings.lease_s):
                 log.warning("%s: the lease of ticket %d ran out", self._owner, ticket.number)

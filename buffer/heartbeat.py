@@ -74,3 +74,51 @@ class Heartbeat:
                 self._renew()
             except Exception:
                 log.warning("%s: leases not renewed", self._name, exc_info=True)
+
+
+class Watch:
+    """Watches over a worker: renews what it holds until it hangs, and tells what of it may hang.
+
+        with watch.holding(renew, wait_s=600):  # all that is done with what it holds
+            with watch.working():  # a network, say, which has no deadline of its own
+                ...
+
+    What has a deadline of its own, such as a wait for Redis, counts only against the whole.
+
+    Args:
+        hold_s: who works for longer hangs.
+        every_s: between two beats.
+        on_hang: called from another thread, such as to end the process.
+        name: who works, for the log.
+    """
+
+    def __init__(
+        self, *, hold_s: float, every_s: float, on_hang: Callable[[], object], name: str
+    ) -> None:
+        self._hold_s = hold_s
+        self._every_s = every_s
+        self._on_hang = on_hang
+        self._name = name
+        self._hangs = False
+
+    def holding(self, renew: Callable[[], object], *, wait_s: float) -> Heartbeat:
+        """Calls `renew` until the block ends, hangs, or takes longer than `hold_s` and `wait_s`."""
+        self._hangs = False
+        return self._beat(lambda: self._hangs or renew(), wait_s + self._hold_s)
+
+    def working(self) -> Heartbeat:
+        """Notes a hang once the block takes longer than `hold_s`."""
+        return self._beat(lambda: None, self._hold_s)
+
+    def _beat(self, renew: Callable[[], object], longest_s: float) -> Heartbeat:
+        return Heartbeat(
+            renew,
+            every_s=self._every_s,
+            longest_s=longest_s,
+            on_hang=self._hang,
+            name=self._name,
+        )
+
+    def _hang(self) -> None:
+        self._hangs = True
+        self._on_hang()

@@ -19,7 +19,7 @@ from typing import Protocol
 
 from buffer.backoff import Backoff
 from buffer.errors import ReplayFull
-from buffer.heartbeat import Heartbeat
+from buffer.heartbeat import Watch
 from buffer.lost_gpu import tells_of_lost_gpu
 from buffer.records import Record, Scores
 from buffer.stage_seconds import StageSeconds
@@ -69,7 +69,8 @@ class ServerSettings:
         timeout_s: of one batch in one reward; what misses it is failed.
         lease_s: of a claim; it is renewed every third of it while the server works. A dead
             server's records go to another after it.
-        hold_s: a batch that takes longer loses its claims: the server hangs.
+        hold_s: a batch that is decoded and scored for longer loses its claims: the server hangs.
+        commit_s: beside `hold_s`, of a whole batch: a replay that is full or away is waited for.
         outage_s: how long a reward that had worked may be down.
         block_s: longest wait for a first record, and so for `stop`.
         full_s: between attempts to commit to a full replay.
@@ -82,6 +83,7 @@ class ServerSettings:
     timeout_s: float = 60.0
     lease_s: float = 15.0
     hold_s: float = 1800.0
+    commit_s: float = 600.0
     outage_s: float = 600.0
     block_s: float = 1.0
     full_s: float = 1.0
@@ -106,7 +108,7 @@ class RewardServer:
         decode, rewards, called: see `Scorer`.
         owner: names the claims; unique among the reward servers of a run.
         scored_before: finds a probe where this server has scored nothing yet and then cannot.
-        on_hang: called from another thread when a batch takes longer than `hold_s`.
+        on_hang: called from another thread when a batch takes longer than it may.
     """
 
     def __init__(
@@ -126,7 +128,12 @@ class RewardServer:
         self._scorer = Scorer(decode, rewards, timeout_s=self._settings.timeout_s, called=called)
         self._owner = owner
         self._scored_before = scored_before
-        self._on_hang = on_hang
+        self._watch = Watch(
+            hold_s=self._settings.hold_s,
+            every_s=self._settings.lease_s / 3,
+            on_hang=on_hang,
+            name=owner,
+        )
         self._stopping = threading.Event()
         self._backoff = Backoff(
             owner,
@@ -195,12 +202,9 @@ class RewardServer:
         if not claimed:
             return
         left = [record.record_id for record in claimed]
-        with Heartbeat(
+        with self._watch.holding(
             lambda: self._replay.renew_claims(self._owner, tuple(left)),
-            every_s=self._settings.lease_s / 3,
-            longest_s=self._settings.hold_s,
-            on_hang=self._on_hang,
-            name=self._owner,
+            wait_s=self._settings.commit_s,
         ):
             for records in _cut(claimed, self._settings.max_batch):
                 self._score(records)
@@ -244,16 +248,23 @@ class RewardServer:
         )
 
     def _score(self, records: list[Record]) -> None:
-        with self._seconds.of("decode"):
-            pictures = self._scorer.decoded(records)
-            self._counts["images"] += sum(len(p) for p in pictures if not isinstance(p, Failure))
-        with self._seconds.of("score"):
-            outcomes = self._scorer.outcomes(records, pictures)
-            if all(isinstance(outcome, Failure) for outcome in outcomes) and self._is_down():
-                return
+        outcomes = self._outcomes(records)
+        if all(isinstance(outcome, Failure) for outcome in outcomes):
+            with self._seconds.of("score"):
+                if self._is_down():
+                    return
         self._remember(records, outcomes)
         with self._seconds.of("commit"):
             self._settle(records, outcomes)
+
+    def _outcomes(self, records: list[Record]) -> list[Scores | Failure]:
+        with self._watch.working():
+            with self._seconds.of("decode"):
+                pictures = self._scorer.decoded(records)
+            decoded = (each for each in pictures if not isinstance(each, Failure))
+            self._counts["images"] += sum(map(len, decoded))
+            with self._seconds.of("score"):
+                return self._scorer.outcomes(records, pictures)
 
     def _settle(self, records: list[Record], outcomes: list[Scores | Failure]) -> None:
         scored = []
@@ -291,7 +302,8 @@ class RewardServer:
         self._probe = self._probe or self._scored_before()
         if self._probe is None:
             return False
-        failures = self._scorer.failures_of(*self._probe)
+        with self._watch.working():
+            failures = self._scorer.failures_of(*self._probe)
         if not failures:
             self._breaker.succeed()
             return False

@@ -110,6 +110,7 @@ def reward_server(parts: RunParts, owner: str) -> RewardServer:
             timeout_s=config.scoring.timeout_s,
             lease_s=config.scoring.lease_s,
             hold_s=config.hold_s,
+            commit_s=config.limits.stall_s,
             outage_s=config.scoring.outage_s,
         ),
         on_hang=end_process,

@@ -104,6 +104,7 @@ class Scene:
         published: int = 0,
         loaded: int = -1,
         settings: WorkerSettings = FAST,
+        on_hang: Callable[[], object] = lambda: None,
     ) -> None:
         self.tickets = FakeTickets(*ticket_versions)
         self.weights = FakeWeights(published)
@@ -116,6 +117,7 @@ class Scene:
             owner="sampler-0",
             settings=settings,
             loaded_version=loaded,
+            on_hang=on_hang,
         )
 
     def run_until_empty(self) -> None:

@@ -1,6 +1,7 @@
 """The reward server while a reward stalls or is down, or the replay is full or away."""
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -229,6 +230,65 @@ def test_scores_wait_for_room_in_a_full_replay() -> None:
     model, replay = Brightness(), Full([record(0)])
     stats = serve(replay, {"light": model}, replace(FAST, full_s=0.001)).stats()
     assert (stats["failures"], model.batches) == (0, [2])
+
+
+def test_a_wait_for_the_replay_is_no_hang() -> None:
+    class Away(FakeReplay):
+        def commit(self, scored: Sequence[tuple[str, Scores]], owner: str) -> int:
+            time.sleep(0.6)  # as until Redis is back
+            return super().commit(scored, owner)
+
+    hung = threading.Event()
+    settings = replace(FAST, lease_s=0.03, timeout_s=0.2, hold_s=0.3, commit_s=60)
+    replay = Away([record(0)])
+    serve(replay, settings=settings, on_hang=hung.set)
+    assert list(replay.committed) == ids([0])
+    assert not hung.is_set()
+    assert len(replay.renewed) > 5
+
+
+def test_a_decoder_that_hangs_loses_its_claims() -> None:
+    hung, replay = threading.Event(), FakeReplay([record(0)])
+    renewed: list[int] = []
+
+    def hang(latents_BCHW: np.ndarray) -> np.ndarray:
+        hung.wait(60)
+        renewed.append(len(replay.renewed))
+        time.sleep(0.1)
+        renewed.append(len(replay.renewed))
+        return decode(latents_BCHW)
+
+    settings = replace(FAST, lease_s=0.03, timeout_s=0.05, hold_s=0.1, commit_s=60)
+    rewards = {"light": Brightness()}
+    server = RewardServer(replay, hang, rewards, owner="r-0", settings=settings, on_hang=hung.set)
+    with running(server):
+        assert replay.settled.wait(60)
+    assert hung.is_set()
+    assert 0 < renewed[0] <= renewed[1] <= renewed[0] + 1  # a beat may be under way
+
+
+def test_a_probe_that_hangs_is_a_hang_too() -> None:
+    hung = threading.Event()
+
+    def decode_one(latents_BCHW: np.ndarray) -> np.ndarray:
+        if len(latents_BCHW) == 1:
+            hung.wait(60)
+        raise RuntimeError("cannot decode")
+
+    settings = replace(FAST, lease_s=0.03, timeout_s=0.05, hold_s=0.1)
+    replay = FakeReplay([record(0)])
+    probe = np.zeros((1, 4, 2, 2), np.float16), "a prompt"
+    server = RewardServer(
+        replay,
+        decode_one,
+        {"light": Brightness()},
+        owner="r-0",
+        settings=settings,
+        on_hang=hung.set,
+        scored_before=lambda: probe,
+    )
+    with running(server):
+        assert hung.wait(60)
 
 
 def test_a_replay_that_fails_a_while_loses_nothing() -> None:

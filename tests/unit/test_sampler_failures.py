@@ -167,8 +167,8 @@ def test_a_wait_for_a_version_is_no_hang() -> None:
 
 def test_weights_that_hang_on_their_way_into_the_network_are_a_hang() -> None:
     hung = threading.Event()
-    scene = Scene(0, settings=WorkerSettings(idle_s=0.001, lease_s=0.03, hold_s=0.1))
-    scene.worker._on_hang = hung.set
+    settings = WorkerSettings(idle_s=0.001, lease_s=0.03, hold_s=0.1)
+    scene = Scene(0, settings=settings, on_hang=hung.set)
 
     def hang(weights: Mapping[str, np.ndarray], /) -> None:
         hung.wait(20)
