@@ -73,7 +73,8 @@ class WorkerSettings:
         lease_s: of a ticket; it is renewed every third of it while the worker works. A dead
             sampler's tickets are issued again after it.
         hold_s: a batch that is in the network for longer, or weights that are loaded into it, lose
-            the tickets: the sampler hangs.
+            the tickets: the sampler hangs. Four times as long for the first.
+        slow_advice: what to do about a batch that was only slow, for the log.
         idle_s: between looks at an empty ticket counter or an old policy version.
         version_timeout_s: a version that a ticket asks for must be published within this. A whole
             batch has lease_s + 2 × version_timeout_s + hold_s: a full replay is waited for.
@@ -86,6 +87,7 @@ class WorkerSettings:
     groups_per_batch: int = 1
     lease_s: float = 15.0
     hold_s: float = 1800.0
+    slow_advice: str = ""
     idle_s: float = 0.05
     version_timeout_s: float = 600.0
     put_attempts: int = 4
@@ -134,6 +136,7 @@ class SamplerWorker:
             every_s=self._settings.lease_s / 3,
             on_hang=on_hang,
             name=owner,
+            advice=self._settings.slow_advice,
         )
         self._version = loaded_version
         self._edition: int | None = None
@@ -213,6 +216,7 @@ class SamplerWorker:
         groups = [self._group(ticket.number) for ticket in leased]
         with self._seconds.of("sample"), self._watch.working():
             rollouts = self._policy.sample(groups)
+        self._watch.has_worked()
         self._flops += sum(rollout.flops for rollout in rollouts)
         for ticket, group, rollout in zip(leased, groups, rollouts, strict=True):
             if not self._put(to_records(group, rollout, self._version, sampler=self._owner)):

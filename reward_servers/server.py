@@ -70,6 +70,8 @@ class ServerSettings:
         lease_s: of a claim; it is renewed every third of it while the server works. A dead
             server's records go to another after it.
         hold_s: a batch that is decoded and scored for longer loses its claims: the server hangs.
+            Four times as long until a first one is scored.
+        slow_advice: what to do about a batch that was only slow, for the log.
         commit_s: beside `hold_s`, of a whole batch: a replay that is full or away is waited for.
         outage_s: how long a reward that had worked may be down.
         block_s: longest wait for a first record, and so for `stop`.
@@ -83,6 +85,7 @@ class ServerSettings:
     timeout_s: float = 60.0
     lease_s: float = 15.0
     hold_s: float = 1800.0
+    slow_advice: str = ""
     commit_s: float = 600.0
     outage_s: float = 600.0
     block_s: float = 1.0
@@ -133,6 +136,7 @@ class RewardServer:
             every_s=self._settings.lease_s / 3,
             on_hang=on_hang,
             name=owner,
+            advice=self._settings.slow_advice,
         )
         self._stopping = threading.Event()
         self._backoff = Backoff(
@@ -291,9 +295,10 @@ class RewardServer:
                     raise
 
     def _remember(self, records: list[Record], outcomes: list[Scores | Failure]) -> None:
-        """Keeps a latent that was scored, to probe with."""
+        """Notes that it works, and keeps a latent that was scored, to probe with."""
         for record, outcome in zip(records, outcomes, strict=True):
             if isinstance(outcome, Scores):
+                self._watch.has_worked()
                 self._probe = to_score(record)[:1].copy(), record.prompt
                 return
 

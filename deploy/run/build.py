@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from reward_servers.base import RewardModel
     from reward_servers.server import RewardServer
 
+_SLOW_ADVICE = (
+    "if it was only slow, raise limits.stall_s: one batch may take half of it, and the first of a "
+    "process twice all of it"
+)
+"""Of `RunConfig.hold_s` and the first batch of a `Watch`."""
+
 
 def end_process() -> None:
     """Ends an actor that hangs, from another thread; the fleet puts a new one in its place."""
@@ -58,6 +64,7 @@ def sampler(parts: RunParts, board: Any, owner: str) -> SamplerWorker:
             groups_per_batch=config.actors.groups_per_batch,
             lease_s=config.actors.lease_s,
             hold_s=config.hold_s,
+            slow_advice=_SLOW_ADVICE,
             version_timeout_s=config.limits.stall_s,
         ),
         loaded_version=0,
@@ -110,6 +117,7 @@ def reward_server(parts: RunParts, owner: str) -> RewardServer:
             timeout_s=config.scoring.timeout_s,
             lease_s=config.scoring.lease_s,
             hold_s=config.hold_s,
+            slow_advice=_SLOW_ADVICE,
             commit_s=config.limits.stall_s,
             outage_s=config.scoring.outage_s,
         ),

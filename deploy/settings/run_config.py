@@ -128,7 +128,8 @@ class RunConfig(Section):
     def hold_s(self) -> float:
         """A sampler or a reward server that is busy with one batch for longer hangs.
 
-        Another one has as long again to make that batch, before the learner has waited in vain.
+        Another one has as long again to make that batch, before the learner has waited in vain. A
+        process's first batch may take four times as long.
         """
         return self.limits.stall_s / 2
 

@@ -81,16 +81,22 @@ def test_a_sampler_that_hangs_loses_its_tickets_before_the_learner_has_waited_in
     replay: RedisReplay, config: RunConfig, crew: Crew
 ) -> None:
     class HangingPolicy(ConstantPolicy):
+        """But for its first batch, for which there is more time."""
+
+        has_sampled = False
+
         def sample(self, groups: Sequence[Group]) -> list[Rollout]:
-            crew.released.wait(60)
+            if self.has_sampled:
+                crew.released.wait(60)
+            self.has_sampled = True
             return super().sample(groups)
 
     hangs = sampler(replay, config, HangingPolicy(batches=-1), "sampler-0.0")
     works = sampler(replay, config, ConstantPolicy(batches=-1), "sampler-1.0")
-    replay.admit(limit=1, policy_version=5)
+    replay.admit(limit=2, policy_version=5)
     crew.start(hangs)
-    assert within(20, lambda: hangs.stats()["held"] == 1)
-    replay.admit(limit=6, policy_version=5)
+    assert within(20, lambda: (hangs.stats()["groups"], hangs.stats()["held"]) == (1, 1))
+    replay.admit(limit=7, policy_version=5)
     crew.start(works)
     assert within(20, lambda: works.stats()["groups"] == 5)
     # Now the learner waits for the one that is left.
@@ -109,11 +115,12 @@ def decode(latents_BCHW: np.ndarray) -> np.ndarray:
 def test_a_reward_server_that_hangs_loses_its_records_before_the_learner_has_waited_in_vain(
     replay: RedisReplay, config: RunConfig, crew: Crew
 ) -> None:
-    entered = threading.Event()
+    entered, has_scored = threading.Event(), threading.Event()
 
     def hang(latents_BCHW: np.ndarray) -> np.ndarray:
-        entered.set()
-        crew.released.wait(60)
+        if has_scored.is_set():  # there is more time for a first batch
+            entered.set()
+            crew.released.wait(60)
         return decode(latents_BCHW)
 
     def server(decoder: Callable[[np.ndarray], np.ndarray], owner: str) -> RewardServer:
@@ -125,12 +132,19 @@ def test_a_reward_server_that_hangs_loses_its_records_before_the_learner_has_wai
         )
         return RewardServer(replay, decoder, {"grey": Grey()}, owner=owner, settings=settings)
 
-    replay.admit(limit=1, policy_version=5)
-    policy = ConstantPolicy(batches=1)
-    drawing = sampler(replay, config, policy, "sampler-0.0")
-    policy.stop = drawing.stop
-    drawing.run()
-    crew.start(server(hang, "reward-0.0"))
+    def draw_one_more() -> None:
+        replay.admit(limit=1 + has_scored.is_set(), policy_version=5)
+        policy = ConstantPolicy(batches=1)
+        drawing = sampler(replay, config, policy, "sampler-0.0")
+        policy.stop = drawing.stop
+        drawing.run()
+
+    hangs = server(hang, "reward-0.0")
+    draw_one_more()
+    crew.start(hangs)
+    assert within(20, lambda: hangs.stats()["scored"] == 3)
+    has_scored.set()
+    draw_one_more()
     assert entered.wait(20)
     works = server(decode, "reward-1.0")
     crew.start(works)

@@ -137,7 +137,7 @@ def test_a_sampler_that_hangs_loses_its_leases(caplog: pytest.LogCaptureFixture)
     scene.policy.before_sampling = hang
     scene.run_until_empty()
     assert told in caplog.text
-    assert scene.tickets.renewals <= 10
+    assert scene.tickets.renewals <= 40  # a first batch has four times 0.1 s, a beat takes 0.01 s
 
 
 def test_a_group_waits_for_room_in_a_full_replay() -> None:
