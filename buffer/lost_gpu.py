@@ -8,9 +8,9 @@ illegal address, a lost device or an ECC error, and every later call repeats the
 def is_gpu_lost(error: BaseException) -> bool:
     """Whether an error, or what it was raised from, says that; memory that runs out does not."""
     cause = error.__cause__ or error.__context__
-    return tells_of_lost_gpu(str(error)) or (cause is not None and is_gpu_lost(cause))
+    return tells_lost_gpu(str(error)) or (cause is not None and is_gpu_lost(cause))
 
 
-def tells_of_lost_gpu(text: str) -> bool:
-    """Likewise of an error's text."""
+def tells_lost_gpu(text: str) -> bool:
+    """Whether the text of an error says that, or a reason that was made of one."""
     return "CUDA error" in text and "out of memory" not in text

@@ -20,9 +20,11 @@ from typing import Protocol
 
 import numpy as np
 
+from buffer.lost_gpu import tells_lost_gpu
 from buffer.stage_seconds import StageSeconds
 from reward_servers.answers import all_failed
 from reward_servers.base import Failure, Outcome, RewardModel, Scored, reason_of
+from reward_servers.breaker import RewardDownError
 from reward_servers.timed import TimedReward
 
 log = logging.getLogger(__name__)
@@ -65,11 +67,22 @@ class RewardWorker:
 
     Args:
         timeout_s: of one batch.
+        has_gpu: errors of CUDA are this process's own, and none that a service passes on.
     """
 
-    def __init__(self, model: RewardModel, *, name: str, owner: str, timeout_s: float) -> None:
+    def __init__(
+        self,
+        model: RewardModel,
+        *,
+        name: str,
+        owner: str,
+        timeout_s: float,
+        has_gpu: bool = False,
+    ) -> None:
         self._reward = TimedReward(name, model, timeout_s=timeout_s)
         self._owner = owner
+        self._has_gpu = has_gpu
+        self._lost = ""
         self._stopping = threading.Event()
         self._scoring = threading.Lock()
         self._began = time.monotonic()
@@ -82,9 +95,12 @@ class RewardWorker:
 
         Raises:
             StalledError: calls of the reward hang for good.
+            RewardDownError: its GPU is lost to this process.
         """
         while not self._stopping.wait(_CHECK_EVERY_S):
             self._reward.check()
+            if self._lost:
+                raise RewardDownError(f"a new process is needed: {self._lost}")
         with self._scoring:
             self._reward.close()
 
@@ -96,16 +112,25 @@ class RewardWorker:
         """One outcome a row.
 
         Raises:
-            UnavailableError: it was asked to stop.
+            UnavailableError: it was asked to stop, or has lost its GPU.
+            MemberLostError: it has lost its GPU in this batch.
         """
         with self._scoring:
-            if self._stopping.is_set():
+            if self._stopping.is_set() or self._lost:
                 raise UnavailableError(f"{self._owner} is ending")
             with self._seconds.of("score"):
                 outcomes = self._reward.collect(self._reward.submit(images_BHWC, prompts))
+            failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+            self._lost = next((f.reason for f in failures if self._tells_lost(f)), "")
         self._images += len(outcomes)
-        self._failures += any(isinstance(outcome, Failure) for outcome in outcomes)
+        self._failures += bool(failures)
+        if self._lost:
+            # Here all that follows would fail as well, and fast: others would hand it ever more.
+            raise MemberLostError(f"{self._owner} ends: {self._lost}")
         return outcomes
+
+    def _tells_lost(self, failure: Failure) -> bool:
+        return self._has_gpu and tells_lost_gpu(failure.reason)
 
     def stats(self) -> dict[str, float | str]:
         """Counters since the start: pictures, batches with one that has no score, seconds."""

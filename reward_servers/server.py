@@ -20,7 +20,7 @@ from typing import Protocol
 from buffer.backoff import Backoff
 from buffer.errors import ReplayFull
 from buffer.heartbeat import Watch
-from buffer.lost_gpu import tells_of_lost_gpu
+from buffer.lost_gpu import tells_lost_gpu
 from buffer.records import Record, Scores
 from buffer.stage_seconds import StageSeconds
 from reward_servers.base import Failure, RewardModel
@@ -223,8 +223,10 @@ class RewardServer:
         Raises:
             RewardDownError: it cannot in this process.
         """
-        if _is_lost(self._breaker.reason):
-            raise RewardDownError(f"a new process is needed: {self._breaker.reason}")
+        reason = self._breaker.reason
+        # The decoder is here; a reward may pass on what went wrong in another process.
+        if reason.startswith("not decoded") and tells_lost_gpu(reason):
+            raise RewardDownError(f"a new process is needed: {reason}")
         with self._seconds.of("wait"):
             stopped = self._stopping.wait(self._breaker.wait_s())
         return not stopped and not self._is_down()
@@ -316,14 +318,6 @@ class RewardServer:
             log.warning("%s: a reward is down: %s", self._owner, failures[0])
         self._breaker.fail(failures[0])
         return True
-
-
-def _is_lost(reason: str) -> bool:
-    """Whether it tells of an error after which CUDA fails in this process whatever is asked.
-
-    By the decoder, which is here: a reward may pass on what went wrong in another process.
-    """
-    return reason.startswith("not decoded") and tells_of_lost_gpu(reason)
 
 
 def _cut(records: list[Record], max_images: int) -> Iterator[list[Record]]:

@@ -150,7 +150,13 @@ def reward_worker(parts: RunParts, reward: str, owner: str) -> RewardWorker:
         **prompt_set(config.prompts, config.seed).table,
     }
     model = informed(build_reward(config.rewards[reward].kind, config.rewards[reward].args), table)
-    return RewardWorker(model, name=reward, owner=owner, timeout_s=config.scoring.timeout_s)
+    return RewardWorker(
+        model,
+        name=reward,
+        owner=owner,
+        timeout_s=config.scoring.timeout_s,
+        has_gpu=num_gpus > 0,
+    )
 
 
 def pooled_rewards(config: RunConfig) -> dict[str, PooledReward]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from buffer.lost_gpu import is_gpu_lost
+from buffer.lost_gpu import is_gpu_lost, tells_lost_gpu
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,7 @@ from buffer.lost_gpu import is_gpu_lost
 )
 def test_an_error_of_cuda_is_one_but_for_want_of_memory(text: str, is_lost: bool) -> None:
     assert is_gpu_lost(RuntimeError(text)) is is_lost
+    assert tells_lost_gpu(f"not decoded: RuntimeError: {text}") is is_lost
 
 
 def raise_from_a_lost_gpu() -> None:

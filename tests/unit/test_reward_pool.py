@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from reward_servers.base import Failure, Outcome, checked_scores
+from reward_servers.breaker import RewardDownError
 from reward_servers.pool import (
     MemberLostError,
     PooledReward,
@@ -167,3 +168,48 @@ def test_a_worker_whose_calls_never_return_ends_itself() -> None:
     with pytest.raises(StalledError, match="3 calls of reward 'grey' have not returned"):
         worker.run()
     model.may_end.set()
+
+
+class Failing:
+    """Raises what it is told to."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def score(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        raise RuntimeError(self.text)
+
+
+ILLEGAL = "CUDA error: an illegal memory access was encountered"
+
+
+def failing_worker(text: str, *, has_gpu: bool) -> RewardWorker:
+    owner = "reward-grey-0.0"
+    return RewardWorker(Failing(text), name="grey", owner=owner, timeout_s=20, has_gpu=has_gpu)
+
+
+def test_a_worker_that_has_lost_its_gpu_ends_itself_and_takes_no_more() -> None:
+    worker = failing_worker(ILLEGAL, has_gpu=True)
+    with pytest.raises(MemberLostError, match=r"reward-grey-0\.0 ends: .*illegal memory access"):
+        worker.score(pictures(), PROMPTS)
+    with pytest.raises(UnavailableError):
+        worker.score(pictures(), PROMPTS)
+    with pytest.raises(RewardDownError, match=r"a new process is needed: .*illegal memory access"):
+        worker.run()
+
+
+@pytest.mark.parametrize(
+    ("text", "has_gpu"), [("CUDA error: out of memory", True), (ILLEGAL, False)]
+)
+def test_a_worker_whose_gpu_is_not_lost_fails_its_rows_alone(text: str, has_gpu: bool) -> None:
+    worker = failing_worker(text, has_gpu=has_gpu)
+    for _ in range(2):
+        assert worker.score(pictures(), PROMPTS) == [Failure(f"RuntimeError: {text}")] * 7
+
+
+def test_the_rows_of_a_member_that_lost_its_gpu_are_scored_by_another() -> None:
+    worker = failing_worker(ILLEGAL, has_gpu=True)
+    members = Some(
+        a=lambda images_BHWC: worker.score(images_BHWC, [""] * len(images_BHWC)), b=greys
+    )
+    assert scored(members) == greys(pictures())
