@@ -4,13 +4,17 @@ Told by their text, so that nobody has to import torch: the context of a process
 illegal address, a lost device or an ECC error, and every later call repeats the first one's error.
 """
 
+_NOT_LOST = ("out of memory", "ALLOC_FAILED", "no kernel image", "invalid device ordinal")
+"""Of CUDA's errors: memory that runs out is free again later, and a GPU that torch has no kernels
+for, or that is not there, is the same to a new process."""
+
 
 def is_gpu_lost(error: BaseException) -> bool:
-    """Whether an error, or what it was raised from, says that; memory that runs out does not."""
+    """Whether an error, or what it was raised from, says that."""
     cause = error.__cause__ or error.__context__
     return tells_lost_gpu(str(error)) or (cause is not None and is_gpu_lost(cause))
 
 
 def tells_lost_gpu(text: str) -> bool:
     """Whether the text of an error says that, or a reason that was made of one."""
-    return "CUDA error" in text and "out of memory" not in text
+    return "CUDA error" in text and not any(words in text for words in _NOT_LOST)

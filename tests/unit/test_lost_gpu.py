@@ -11,12 +11,18 @@ from buffer.lost_gpu import is_gpu_lost, tells_lost_gpu
         ("CUDA error: an illegal memory access was encountered", True),
         ("CUDA error: device-side assert triggered\nCUDA kernel errors might be reported", True),
         ("CUDA error: uncorrectable ECC error encountered", True),
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(...)`", True),
         ("CUDA error: out of memory", False),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", False),
+        ("CUDA error: no kernel image is available for execution on the device", False),
+        ("CUDA error: invalid device ordinal\nGPU device may be out of range", False),
         ("CUDA out of memory. Tried to allocate 2.00 GiB", False),
         ("shapes do not match", False),
     ],
 )
-def test_an_error_of_cuda_is_one_but_for_want_of_memory(text: str, is_lost: bool) -> None:
+def test_an_error_of_cuda_is_one_unless_a_new_process_would_not_help(
+    text: str, is_lost: bool
+) -> None:
     assert is_gpu_lost(RuntimeError(text)) is is_lost
     assert tells_lost_gpu(f"not decoded: RuntimeError: {text}") is is_lost
 
