@@ -26,6 +26,7 @@ from ray.exceptions import (
 )
 
 from actors.host import Worker, WorkerHost
+from buffer.lost_gpu import telling_line
 
 log = logging.getLogger(__name__)
 # Ray may take a minute to see that a node is lost.
@@ -381,6 +382,4 @@ def _reason(error: Exception | None) -> str:
     if error is None:
         return "it returned without being asked to stop"
     cause = getattr(error, "cause", None) or error
-    # Ray's own texts end with what happened, and go on with advice.
-    last_line = str(cause).strip().rpartition("\n")[2]
-    return f"{type(cause).__name__}: {last_line[:_LONGEST_REASON]}"
+    return f"{type(cause).__name__}: {telling_line(str(cause))[:_LONGEST_REASON]}"

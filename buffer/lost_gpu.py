@@ -18,3 +18,12 @@ def is_gpu_lost(error: BaseException) -> bool:
 def tells_lost_gpu(text: str) -> bool:
     """Whether the text of an error says that, or a reason that was made of one."""
     return "CUDA error" in text and not any(words in text for words in _NOT_LOST)
+
+
+def telling_line(text: str) -> str:
+    """The line of an error's text that tells most: the last, or CUDA's, as torch's advice follows.
+
+    Tracebacks, and what Ray says of an actor, end with what happened.
+    """
+    lines = text.strip().splitlines() or [""]
+    return next((line for line in reversed(lines) if "CUDA error" in line), lines[-1]).strip()

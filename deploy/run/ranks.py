@@ -18,7 +18,7 @@ from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.fleet import LOST
-from buffer.lost_gpu import is_gpu_lost
+from buffer.lost_gpu import is_gpu_lost, telling_line
 from deploy.run.build import LearnerRank
 from deploy.run.parts import RunParts
 from deploy.run.progress import STARTING
@@ -342,5 +342,5 @@ def on_nodes(node_labels: Mapping[str, str]) -> dict[str, Any]:
 def reason_of(error: RayError) -> str:
     """In one line: the error that an actor raised, or what Ray says of the actor."""
     cause = getattr(error, "cause", None) or error
-    text = str(cause).strip().splitlines()
-    return ": ".join([type(cause).__name__, *text[-1:]])
+    line = telling_line(str(cause))
+    return ": ".join([type(cause).__name__, *([line] if line else [])])

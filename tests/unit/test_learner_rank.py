@@ -8,6 +8,7 @@ import pytest
 import torch
 from ray.exceptions import RayTaskError
 
+from actors.fleet import _reason as ended_with
 from deploy.run.build import LearnerRank
 from deploy.run.parts import RunParts
 from deploy.run.ranks import reason_of
@@ -111,6 +112,14 @@ def test_memory_that_is_full_in_a_step_is_told_before_the_others_are_left(
     told = reason_of(RayTaskError("run", f"Traceback\n{broken!r}", broken))
     assert told == "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
     assert left == []
+
+
+def test_a_gpu_that_was_lost_is_told_by_its_error_and_not_by_the_advice_behind_it() -> None:
+    advice = "Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions."
+    cause = RuntimeError(f"CUDA error: unspecified launch failure\n{advice}\n")
+    told = RayTaskError("run", "Traceback", cause)
+    assert reason_of(told) == "RuntimeError: CUDA error: unspecified launch failure"
+    assert ended_with(told) == "RuntimeError: CUDA error: unspecified launch failure"
 
 
 def test_a_rank_whose_memory_was_full_still_tells_where_it_was_and_what_it_had_learned(

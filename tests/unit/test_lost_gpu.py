@@ -2,7 +2,7 @@
 
 import pytest
 
-from buffer.lost_gpu import is_gpu_lost, tells_lost_gpu
+from buffer.lost_gpu import is_gpu_lost, telling_line, tells_lost_gpu
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,22 @@ def test_an_error_that_was_raised_from_one_is_one() -> None:
     with pytest.raises(ValueError, match="the step failed") as raised:
         raise_from_a_lost_gpu()
     assert is_gpu_lost(raised.value)
+
+
+_OF_CUDA = (
+    "CUDA error: an illegal memory access was encountered\n"
+    "CUDA kernel errors might be asynchronously reported at some other API call.\n"
+    "Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (_OF_CUDA, "CUDA error: an illegal memory access was encountered"),
+        ("Traceback:\n  a line\nOSError: no such weights\n", "OSError: no such weights"),
+        ("", ""),
+    ],
+)
+def test_the_line_that_tells_most_is_the_last_or_that_of_cuda(text: str, line: str) -> None:
+    assert telling_line(text) == line
