@@ -19,8 +19,8 @@ def keep_to_share(num_gpus: float) -> None:
 def score_in_tf32(num_gpus: float) -> None:
     """Has products of float32 matrices be done in TF32, as torch does convolutions by default.
 
-    For processes that score alone: networks of rewards are of both, and rewards are float32 in
-    name only where their convolutions are not.
+    For processes that score alone. Their convolutions already run in TF32, so their matrix products
+    may too.
     """
     import torch
 
