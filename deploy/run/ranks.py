@@ -22,6 +22,7 @@ from buffer.lost_gpu import is_gpu_lost, telling_line
 from deploy.run.build import LearnerRank
 from deploy.run.parts import RunParts
 from deploy.run.progress import STARTING
+from deploy.run.stillness import Stillness
 from deploy.settings.sections import Evaluation
 from learner.settings.learner import Learner
 
@@ -30,10 +31,11 @@ _ANSWER_TIMEOUT_S = 120.0
 _MAX_RESTARTS = 5
 _BACKOFF_S = 2.0
 _HANGS_AFTER = 6
-"""Times `limits.stall_s` without any progress: a step, a checkpoint or the loading of models, which
-tell nothing before they are done, are far shorter."""
-_PROGRESS = ("stage", "cycle", "published", "seconds", "flops")
-"""Of a report, what changes while a learner works or waits."""
+_LEAST_HANG_S = 3600.0
+"""Times `limits.stall_s`, and at least so long, without any progress: a step, a checkpoint or the
+loading of models tell nothing before they are done, and take no less where waits are short."""
+_SILENCE_TAKES = 2
+"""Times as long without any report: one call may keep all of Python waiting, or a network."""
 _NOTICED_S = 20.0
 """How long after a rank's error Ray may take to tell that another one is dead."""
 
@@ -74,11 +76,11 @@ class Ranks:
         self._place: Any = None
         self._starting: _Starting | None = None
         self._asked_report: Any = None
+        self._asked_report_at = 0.0
         self._asked_board: tuple[ray.ObjectRef[int], int] | None = None
         self._stop_asked = self._ends_unplaced = False
         self._rows: list[dict[str, Any]] = []
-        self._progress: list[Any] = []
-        self._progressed_at = 0.0
+        self._stillness = Stillness()
         self.last: dict[str, Any] = {}
 
     def start(self, *, resume: bool) -> None:
@@ -140,14 +142,13 @@ class Ranks:
 
     @property
     def _hang_s(self) -> float:
-        return _HANGS_AFTER * self._parts.config.limits.stall_s
+        return max(_HANGS_AFTER * self._parts.config.limits.stall_s, _LEAST_HANG_S)
 
     def _hangs(self) -> bool:
-        """Whether what rank 0 tells has been the same for too long, or it tells nothing."""
-        now, progress = time.monotonic(), [self.last.get(name) for name in _PROGRESS]
-        if progress != self._progress:
-            self._progress, self._progressed_at = progress, now
-        return now - self._progressed_at > self._hang_s
+        """Whether rank 0 has told the same for too long, or nothing for far too long."""
+        is_asked = self._asked_report is not None
+        silent_s = time.monotonic() - self._asked_report_at if is_asked else 0.0
+        return self._stillness.still_s > self._hang_s or silent_s > _SILENCE_TAKES * self._hang_s
 
     def _run_if_placed(self, starting: _Starting) -> bool | None:
         count = len(starting.placed)
@@ -158,7 +159,7 @@ class Ranks:
                 first = self._actors[0].address.remote()
                 address, port = ray.get(first, timeout=_ANSWER_TIMEOUT_S)
                 self._starting = None
-                self._progressed_at = time.monotonic()
+                self._stillness = Stillness()
                 self._running = [
                     a.run.remote(address, port, resume=starting.resume) for a in self._actors
                 ]
@@ -236,6 +237,7 @@ class Ranks:
         """Takes a report that has come, or asks for one; what is late is not lost."""
         if self._asked_report is None:
             self._asked_report = self._actors[0].report.remote()
+            self._asked_report_at = time.monotonic()
         if not ray.wait([self._asked_report], timeout=wait_s)[0]:
             return
         asked, self._asked_report = self._asked_report, None
@@ -245,6 +247,8 @@ class Ranks:
             log.debug("no report: %s", error)
             return
         self._rows += self.last.pop("rows")
+        asked_at = self._asked_report_at
+        self._stillness.told(self.last, asked_at=asked_at, now=time.monotonic())
 
     def _read_last_report(self) -> None:
         for _ in range(2):  # the one that is under way, and the last
@@ -282,13 +286,13 @@ class Ranks:
         )
         self._restarted_at_cycle = cycle
         why = reason_of(error) if isinstance(error, RayTaskError) else error
-        log.warning("a learner rank died (%d): %s", self._restarts, why)
+        log.warning("the learner is restarted (%d): %s", self._restarts, why)
         self.kill()
         if self._ends_unplaced:
             return False
         if self._restarts_in_a_row > _MAX_RESTARTS:
             raise RunFailedError(
-                f"a learner rank died {self._restarts_in_a_row} times in cycle {cycle}: {why}"
+                f"the learner needed {self._restarts_in_a_row} restarts in cycle {cycle}: {why}"
             )
         time.sleep(_BACKOFF_S * self._restarts_in_a_row)
         self.start(resume=True)

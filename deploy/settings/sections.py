@@ -364,8 +364,8 @@ class Limits(Section):
     null: no limit."""
     stall_s: Seconds = 600.0
     """Deadline of every wait: a run without progress for so long ends with an error. A sampler or
-    reward server that is busy with one batch for half of it is taken to hang, and replaced; so is a
-    learner that tells of no progress for six times as long, longer than any step or checkpoint."""
+    reward server busy with one batch for half of it, or with its first for twice it, is taken to
+    hang, and replaced; so is a learner without progress for six times it, and at least an hour."""
 
 
 class Callback(Section):

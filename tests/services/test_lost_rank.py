@@ -68,6 +68,7 @@ class Rank:
     """Ends as it is told to, or waits, or works, for ever."""
 
     works = False
+    is_silent = False
 
     def run(self, how: str) -> bool:
         if how == "dies":
@@ -76,10 +77,13 @@ class Rank:
         if how in _RAISED:
             raise RuntimeError(_RAISED[how])
         self.works = how == "works"
+        self.is_silent = how == "is silent"
         time.sleep(3600)
         return True
 
     def report(self) -> dict[str, Any]:
+        if self.is_silent:
+            time.sleep(3600)
         now_s = time.monotonic() if self.works else 0.0
         return {"rows": [], "cycle": 3, "seconds": {"policy": now_s}}
 
@@ -114,6 +118,7 @@ def ranks_that(cluster: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
     made: list[Any] = []
 
     def make(*ends: str, stall_s: float = 600.0) -> Ranks:
+        monkeypatch.setattr("deploy.run.ranks._LEAST_HANG_S", 0.0)
         ranks: Any = Ranks(parts(stall_s), None)
         kind: Any = Rank
         ranks._actors = [kind.remote() for _ in ends]
@@ -192,10 +197,22 @@ def test_a_rank_that_dies_after_a_stop_is_placed_anew_only_for_what_it_has_to_te
 @pytest.mark.ray
 def test_a_rank_that_hangs_is_placed_anew(ranks_that: Callable[..., Any]) -> None:
     ranks, begun = ranks_that("hangs", stall_s=0.5), time.monotonic()
-    ranks._progressed_at = begun
     watched(ranks)
     assert ranks.starts == [True]
     assert time.monotonic() - begun > 6 * 0.5
+
+
+@pytest.mark.ray
+def test_a_rank_that_says_nothing_is_placed_anew(ranks_that: Callable[..., Any]) -> None:
+    ranks, begun = ranks_that("is silent", stall_s=0.5), time.monotonic()
+    watched(ranks)
+    assert ranks.starts == [True]
+    assert time.monotonic() - begun > 2 * 6 * 0.5
+
+
+def test_a_step_may_take_an_hour_however_short_waits_are() -> None:
+    assert Ranks(parts(60.0), None)._hang_s == 3600
+    assert Ranks(parts(900.0), None)._hang_s == 5400
 
 
 @pytest.mark.ray
@@ -203,7 +220,7 @@ def test_a_rank_that_works_is_left_alone_however_long_it_takes(
     ranks_that: Callable[..., Any],
 ) -> None:
     ranks = ranks_that("works", stall_s=0.5)
-    ranks._progressed_at = begun = time.monotonic()
+    begun = time.monotonic()
     while time.monotonic() - begun < 3 * 6 * 0.5:
         assert ranks.poll() is None
         time.sleep(0.1)
