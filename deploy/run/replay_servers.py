@@ -116,8 +116,8 @@ def refuse_old_run(config: RunConfig, urls: str) -> None:
 def _instead_of_old_run(name: str) -> str:
     """What to do where servers hold a run of this name."""
     return (
-        "continue that one with --resume, give this one another name, or remove its records by python -m "
-        f"deploy.erase {name}"
+        "continue that one with --resume, give this one another name, or remove its records by "
+        f"python -m deploy.erase {name}"
     )
 
 
