@@ -5,11 +5,9 @@ left out of training as a whole: its pairs would be fewer than the others'.
 """
 
 import logging
-import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -19,52 +17,16 @@ from torch import Tensor
 from buffer.admission import limit_by_window
 from buffer.errors import ReplayError, ReplayFull
 from buffer.index import LogIndex
-from buffer.records import Counters, IndexEntry, LogEntry, furthest, parse_position
-from buffer.replay import Replay
+from buffer.records import Counters, IndexEntry, furthest, parse_position
 from learner.collectives import any_rank
 from learner.group_batch import GroupBatch
+from learner.group_source import GroupSource
 from learner.methods.uninformed import NothingToLearnError
 from learner.waits import Cause, StallError, StoppedError, held_up_by, on_all_ranks, standing
 
 log = logging.getLogger(__name__)
 _POLL_S = 0.05
 _Values = TypeVar("_Values", np.ndarray, Tensor)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupSource:
-    """Where a learner's groups come from, whatever its method.
-
-    Attributes:
-        rewards: weight of every reward in the sum that is trained on, by name.
-        standardised: names of those that are brought to mean 0 and deviation 1 before.
-        max_open: groups that may be under way at once.
-        max_staleness: cycles whose groups may be issued before their turn.
-        capacity_groups: groups that the replay keeps.
-        max_records: that may be asked for, repeated ones included; None: any number.
-        fetched: told of every sample that a rank fetches how many policy versions and how many
-            seconds old it is.
-        told: given every entry of the log as it is read.
-        drawn: given what a rank fetches, after the learner's policy version.
-        stall_s: a wait without any new log entry for so long raises StallError.
-        stopping: set from another thread to end a wait.
-    """
-
-    replay: Replay
-    rewards: Mapping[str, float]
-    group_size: int
-    max_open: int
-    max_staleness: int = 0
-    capacity_groups: int
-    stall_s: float
-    stopping: threading.Event
-    max_records: int | None = None
-    standardised: frozenset[str] = frozenset()
-    fetched: Callable[[Sequence[int], Sequence[float]], object] = lambda staleness, age_s: None
-    told: Callable[[Sequence[LogEntry]], object] = lambda entries: None
-    drawn: Callable[[int, int, Sequence[IndexEntry]], object] = lambda version, moment, entries: (
-        None
-    )
 
 
 class ScoredGroups:

@@ -18,7 +18,7 @@ from buffer.redis_replay import RedisReplay, ReplaySettings
 from deploy.bench.timing import Row, spread
 from deploy.settings.run_config import RunConfig, load_config
 from learner.engine import join_ranks, leave_ranks
-from learner.groups import GroupSource
+from learner.group_source import GroupSource
 from learner.methods.alternation import Alternating
 from learner.methods.lasro_build import build_lasro
 from learner.methods.parts import Given

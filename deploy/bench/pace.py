@@ -19,7 +19,8 @@ from buffer.redis_replay import RedisReplay
 from buffer.replay_settings import ReplaySettings
 from deploy.bench.scale_samplers import MEMBERS, at_work, new_sampler, new_server
 from deploy.bench.timing import Row, spread
-from learner.groups import GroupSource, ScoredGroups
+from learner.group_source import GroupSource
+from learner.groups import ScoredGroups
 from learner.journal import Journal
 from learner.policy.board import PolicyBoard, Weights
 from learner.trainer import Trainer

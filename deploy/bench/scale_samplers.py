@@ -17,7 +17,8 @@ from actors.rollout import Group, Rollout
 from actors.worker import SamplerWorker, WeightSource, WorkerSettings
 from buffer.records import START, IndexEntry
 from buffer.redis_replay import RedisReplay, ReplaySettings
-from learner.groups import GroupSource, ScoredGroups
+from learner.group_source import GroupSource
+from learner.groups import ScoredGroups
 from learner.policy.board import Weights
 from reward_servers.server import RewardServer, ServerSettings
 

@@ -166,7 +166,7 @@ class LearnerRank:
         from deploy.run.build_method import build_method
         from deploy.run.metrics import SampleMetrics
         from learner.engine import join_ranks, leave_ranks
-        from learner.groups import GroupSource
+        from learner.group_source import GroupSource
         from learner.sample_trace import SampleTrace
         from learner.seat import Seat
         from learner.trainer import Trainer

@@ -4,7 +4,7 @@ from typing import Any
 
 from deploy.settings.prompt_sources import prompt_set
 from deploy.settings.run_config import RunConfig
-from learner.groups import GroupSource
+from learner.group_source import GroupSource
 from learner.methods.build import BUILDERS
 from learner.methods.parts import Given
 from learner.seat import Seat

@@ -19,7 +19,8 @@ from torch import nn
 
 from learner.engine import Engine
 from learner.exploration import Climb
-from learner.groups import GroupSource, ScoredGroups
+from learner.group_source import GroupSource
+from learner.groups import ScoredGroups
 from learner.journal import Journal
 from learner.methods.alternation import Alternating, PolicySteps
 from learner.methods.climbed import DecodedReward, SurrogateReward

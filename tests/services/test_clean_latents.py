@@ -9,7 +9,8 @@ import torch
 from buffer.records import Record, Scores, record_id
 from buffer.redis_replay import RedisReplay
 from learner.clean_latents import CleanLatents
-from learner.groups import GroupSource, ScoredGroups
+from learner.group_source import GroupSource
+from learner.groups import ScoredGroups
 from learner.methods.uninformed import NothingToLearnError
 
 pytestmark = pytest.mark.redis

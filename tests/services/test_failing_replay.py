@@ -16,7 +16,8 @@ from buffer.errors import ReplayError, ReplayFull, ReplayUnavailable, ReplayUnfi
 from buffer.records import Record, Scores
 from buffer.redis_replay import RedisReplay
 from learner.checkpoint import newest
-from learner.groups import GroupSource, ScoredGroups
+from learner.group_source import GroupSource
+from learner.groups import ScoredGroups
 from learner.waits import StallError, on_all_ranks
 from tests.services.training_world import World
 

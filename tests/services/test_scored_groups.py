@@ -11,7 +11,8 @@ import pytest
 from buffer.records import Counters, Record, Scores
 from buffer.redis_replay import RedisReplay
 from buffer.sharded_replay import ShardedReplay
-from learner.groups import _POLL_S, GroupSource, ScoredGroups
+from learner.group_source import GroupSource
+from learner.groups import _POLL_S, ScoredGroups
 from learner.waits import StallError, StoppedError, held_up_by
 from tests.services.replay_calls import one_server, several_servers
 

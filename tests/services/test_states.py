@@ -11,7 +11,8 @@ import torch
 from buffer.records import Record, Scores, record_id
 from buffer.redis_replay import RedisReplay
 from learner.diffusion.strata import Strata
-from learner.groups import GroupSource, ScoredGroups
+from learner.group_source import GroupSource
+from learner.groups import ScoredGroups
 from learner.methods.uninformed import NothingToLearnError
 from learner.settings.sqdf import StateDraw
 from learner.states import StateReplay, draw_trajectories

@@ -22,7 +22,8 @@ from actors.worker import SamplerWorker
 from buffer.redis_replay import RedisReplay
 from buffer.replay_settings import ReplaySettings
 from buffer.sharded_replay import ShardedReplay, connect_replay
-from learner.groups import GroupSource, ScoredGroups
+from learner.group_source import GroupSource
+from learner.groups import ScoredGroups
 from learner.methods.alternation import Alternating
 from learner.methods.build import BUILDERS
 from learner.methods.parts import Given
