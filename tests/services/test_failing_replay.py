@@ -67,6 +67,19 @@ def score(replay: RedisReplay, records: list[Record]) -> None:
     replay.commit([(r.record_id, Scores({"a": (1.0, 2.0)})) for r in records], "server")
 
 
+def with_a_refused_ticket(
+    replay: RedisReplay, make_group: Callable[..., list[Record]]
+) -> tuple[Failing, ScoredGroups]:
+    """A full replay that has issued one ticket and refused the next, after the wait for the one."""
+    replay.admit(limit=1, policy_version=0)
+    score(replay, make_group(0))
+    failing = Failing(replay)
+    failing.failing["admit"] = FULL
+    groups = view(failing, max_staleness=1)
+    groups.collect(range(1), 0)  # it has all that it waits for
+    return failing, groups
+
+
 @dataclass
 class FailingWorld(World):
     """A run whose learner, and nobody else, sees a replay that fails."""
@@ -153,12 +166,7 @@ def test_a_server_that_stays_full_ends_the_wait_and_is_named(replay: RedisReplay
 def test_tickets_that_a_full_server_has_refused_are_asked_for_between_steps(
     replay: RedisReplay, make_group: Callable[..., list[Record]]
 ) -> None:
-    replay.admit(limit=1, policy_version=0)
-    score(replay, make_group(0))
-    failing = Failing(replay)
-    failing.failing["admit"] = FULL
-    groups = view(failing, max_staleness=1)
-    groups.collect(range(1), 0)  # it has all that it waits for
+    failing, groups = with_a_refused_ticket(replay, make_group)
     groups.top_up()
     assert replay.counters().admitted == 1
     failing.failing.clear()
@@ -209,12 +217,7 @@ def test_a_start_whose_run_was_taken_leaves_no_checkpoint_for_the_other(
 def test_an_outage_between_steps_is_left_to_the_next_wait(
     replay: RedisReplay, make_group: Callable[..., list[Record]]
 ) -> None:
-    replay.admit(limit=1, policy_version=0)
-    score(replay, make_group(0))
-    failing = Failing(replay)
-    failing.failing["admit"] = FULL
-    groups = view(failing, max_staleness=1)
-    groups.collect(range(1), 0)
+    failing, groups = with_a_refused_ticket(replay, make_group)
     failing.failing["counters"] = AWAY
     groups.top_up()
     failing.failing.clear()
