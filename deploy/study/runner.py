@@ -1,6 +1,6 @@
 """A study: a grid of settings and seeds from one file, run by run, and what came out.
 
-    python -m deploy.study deploy/studies/sqdf-ablation.yaml [--check] [--quick] [--jobs N]
+    python -m deploy.study deploy/studies/two-step.yaml [--check] [--quick] [--jobs N]
 
 checks every run's config before the first starts, and runs those that are not finished; one that
 was interrupted, or killed with the study, is resumed. Where the file tunes its arms, their tries
