@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parent.parent
 _READY_TIMEOUT_S = 120.0
-_USAGE_ERROR = 2
+_FAILED, _USAGE_ERROR = 1, 2
 # Around the job's own lines, `ray job submit` prints these; after the last one it repeats the log.
 _TAILING = "Tailing logs until the job exits"
 _CLOSING = r"(.* -- )?Job '{job}' (succeeded|failed|was stopped)$"
@@ -163,7 +163,7 @@ def run_job(
             end_process(client, timeout_s=5)
         status = _stopped_status(stop) if stop.is_set() else _exit_status(head, job)
         if status:
-            _keep_logs(head, runs / run)
+            _keep_logs(head, runs / run, status=status)
         return status
 
 
@@ -229,12 +229,12 @@ def _exit_status(head: LocalHead, job: str) -> int:
     try:
         info = head.request("GET", f"/api/jobs/{job}")
     except HeadError as error:
-        log.error("Ray no longer answers: %s", error)
-        return 1
+        log.error("Ray no longer answers: %s\nIts head's last words:\n%s", error, head.tail())
+        return _FAILED
     code = info.get("driver_exit_code")
     if code is None:
         log.error("the job did not start: %s", info.get("message"))
-        return 1
+        return _FAILED
     # A shell reports a signal as 128 and more; Python as a negative number.
     return int(code) if code >= 0 else 128 - int(code)
 
@@ -252,11 +252,17 @@ def _job_environ(runs: Path) -> dict[str, str]:
     return environ
 
 
-def _keep_logs(head: LocalHead, run_folder: Path) -> None:
-    """Copies Ray's logs of a failed run beside it, as they vanish with the head."""
-    if not run_folder.is_dir():
-        return
+def _keep_logs(head: LocalHead, run_folder: Path, *, status: int) -> None:
+    """Copies Ray's logs of a run that failed or was stopped, as they vanish with the head.
+
+    Where a run failed before it had a folder, they lie beside where that would be: in it, they
+    would be taken for a run that has begun.
+    """
     target = run_folder / "ray-logs"
+    if not run_folder.is_dir():
+        if status != _FAILED:
+            return
+        target = run_folder.with_name(f"{run_folder.name}-ray-logs")
     shutil.rmtree(target, ignore_errors=True)
     with contextlib.suppress(OSError, shutil.Error):
         shutil.copytree(head.logs, target, ignore_dangling_symlinks=True)

@@ -40,6 +40,7 @@ _PREFIX = "ft-"
 _LOCK = "runner.lock"
 _PR_SET_PDEATHSIG = 1
 _STOP_TIMEOUT_S = 20.0
+_PORTS = (15_000, 32_768)
 # How long `ray job stop` lets a job end by itself; Ray's default is 3 s, too short to checkpoint.
 JOB_STOP_WAIT_S = 90
 
@@ -148,7 +149,7 @@ class LocalHead:
             assert self._process is not None
             if self._process.poll() is not None:
                 if not may_fail:
-                    raise HeadError(f"Ray's head ended while it started:\n{self._tail()}")
+                    raise HeadError(f"Ray's head ended while it started:\n{self.tail()}")
                 log.warning("Ray's head ended while it started; once more")
                 self.close()
                 self.__enter__()
@@ -158,7 +159,7 @@ class LocalHead:
             if time.monotonic() > deadline:
                 raise HeadError(
                     f"Ray's head did not answer at {self.url} within {timeout_s:g} s:\n"
-                    f"{self._tail()}"
+                    f"{self.tail()}"
                 )
             time.sleep(0.2)
         return False
@@ -210,7 +211,8 @@ class LocalHead:
         """Environment of a command that talks to this head."""
         return {**self._environ, "PYTHONUNBUFFERED": "1", "NO_PROXY": "*", "no_proxy": "*"}
 
-    def _tail(self, num_bytes: int = 3000) -> str:
+    def tail(self, num_bytes: int = 3000) -> str:
+        """The end of what the head printed."""
         assert self._folder is not None
         with contextlib.suppress(OSError):
             return (self._folder / "head.log").read_bytes()[-num_bytes:].decode(errors="replace")
@@ -266,12 +268,23 @@ def end_process(process: subprocess.Popen[bytes], *, timeout_s: float) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Distinct ports that nobody listens on now. They are free, not reserved."""
+    """Distinct ports that nobody listens on now. They are free, not reserved.
+
+    They lie below those that Linux gives to connections and to listeners without a wish (32768 and
+    up), of which a busy machine might take one before Ray listens on it.
+    """
+    candidates = list(range(*_PORTS))
+    random.SystemRandom().shuffle(candidates)
+    found: list[int] = []
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("", 0))
-        return [each.getsockname()[1] for each in sockets]
+        while len(found) < count:
+            if not candidates:
+                raise HeadError(f"fewer than {count} of the ports {_PORTS} are free")
+            each = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                each.bind(("", candidates.pop()))
+                found.append(each.getsockname()[1])
+    return found
 
 
 def _death_signal() -> Callable[[], None] | None:

@@ -192,6 +192,29 @@ def test_a_killed_runner_takes_its_head_and_job_with_it(killed: Ended) -> None:
         time.sleep(0.5)
 
 
+@pytest.fixture
+def headless(tmp_path: Path) -> Ended:
+    """A runner whose Ray dies while its job runs."""
+    process = _start(LONG_JOB, tmp_path / "runs")
+    try:
+        begun = _read_until(process, "pid ")
+        session = Ended(0, begun).session
+        for each in psutil.process_iter(["name", "cmdline"]):
+            if each.info["name"] == "gcs_server" and session in " ".join(each.info["cmdline"]):
+                each.kill()
+        return _finish(process, begun)
+    finally:
+        process.kill()
+
+
+def test_a_run_whose_ray_dies_fails_with_what_ray_said_last(
+    headless: Ended, tmp_path: Path
+) -> None:
+    logs = tmp_path / "runs" / "r-ray-logs"
+    assert (headless.status, (logs / "gcs_server.out").is_file()) == (1, True), headless.output
+    assert "gcs_server" in headless.output.split("last words:")[1]
+
+
 class FailsAtFirst(LocalHead):
     """A head whose first `fails` starts end at once."""
 

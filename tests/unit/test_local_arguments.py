@@ -1,12 +1,16 @@
 """The local runner's command line and output, without Ray."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from deploy import local_head
 from deploy.local import _checked, _options, job_lines
-from deploy.local_head import _claimed, _sweep, free_ports
+from deploy.local_head import HeadError, _claimed, _sweep, free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = "deploy/configs/smoke.yaml"
@@ -58,6 +62,23 @@ def test_a_submission_that_failed_is_shown_in_full() -> None:
 
 def test_free_ports_are_distinct() -> None:
     assert len(set(free_ports(20))) == 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where Linux says which ports it gives out")
+def test_no_connection_is_given_a_free_port() -> None:
+    given = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    assert max(free_ports(20)) < max(int(given[0]), 32_768)
+
+
+def test_a_port_that_is_taken_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, free = free_ports(2)
+    with socket.socket() as listener:
+        listener.bind(("", taken))
+        monkeypatch.setattr(local_head, "_PORTS", (taken, taken + 1))
+        with pytest.raises(HeadError, match="fewer than 1"):
+            free_ports(1)
+    monkeypatch.setattr(local_head, "_PORTS", (free, free + 1))
+    assert free_ports(1) == [free]
 
 
 def _session(folder: Path, name: str) -> Path:
