@@ -7,6 +7,7 @@ at once. The exit status is the job's.
 
 import argparse
 import contextlib
+import io
 import json
 import logging
 import os
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parent.parent
 _READY_TIMEOUT_S = 120.0
 _FAILED, _USAGE_ERROR = 1, 2
+_NO_SUCH_JOB = 404
+_UNFINISHED = ("PENDING", "RUNNING")
+_LOOK_S = 1.0
 # Around the job's own lines, `ray job submit` prints these; after the last one it repeats the log.
 _TAILING = "Tailing logs until the job exits"
 _CLOSING = r"(.* -- )?Job '{job}' (succeeded|failed|was stopped)$"
@@ -55,7 +59,8 @@ class StopRequest:
 
     def listen(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._received)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                signal.signal(number, self._received)
 
     def _received(self, number: int, _frame: object) -> None:
         self.signal_number = signal.Signals(number) if not self.count else self.signal_number
@@ -66,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit status."""
     options = _options(arguments)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a log may hold what a terminal has no sign for
+        sys.stdout.reconfigure(errors="replace")
     stop = StopRequest()
     stop.listen()
     if options.check:
@@ -170,20 +177,36 @@ def run_job(
 def _follow(
     client: "subprocess.Popen[bytes]", head: LocalHead, job: str, stop: StopRequest
 ) -> None:
-    """Shows the job's log until it ends, and passes a stop request on to it."""
+    """Shows the job's log until the job ends, and passes a stop request on to it.
+
+    What follows the log may end before the job does, such as when Ray is too busy to answer it.
+    """
     assert client.stdout is not None
     reader = threading.Thread(
         target=_copy_lines, args=(client.stdout, sys.stdout, job), daemon=True
     )
     reader.start()
     stop_by: float | None = None
-    while reader.is_alive() and not stop.is_urgent():
+    is_asked = is_shown = False
+    while not stop.is_urgent():
         reader.join(0.2)
+        if not reader.is_alive():
+            if not _is_running(head, job):
+                return
+            if not is_shown:
+                log.warning("the job goes on, but its log cannot be followed; see %s", head.url)
+                is_shown = True
+            time.sleep(_LOOK_S)
         if stop.is_set() and stop_by is None:
             log.info("Stopping the run; once more to end it at once")
-            if not _ask_to_stop(head, job):
-                return
             stop_by = time.monotonic() + JOB_STOP_WAIT_S + 10
+        if stop_by is not None and not is_asked:
+            try:
+                head.request("POST", f"/api/jobs/{job}/stop")
+                is_asked = True
+            except HeadError as error:
+                if error.status == _NO_SUCH_JOB or not head.is_alive:
+                    return
         if stop_by is not None and time.monotonic() > stop_by:
             log.warning("the job did not end within %d s", JOB_STOP_WAIT_S + 10)
             return
@@ -192,7 +215,7 @@ def _follow(
 def _copy_lines(source: BinaryIO, sink: TextIO, job: str) -> None:
     lines = (raw.decode(errors="replace").rstrip("\n") for raw in source)
     for line in job_lines(lines, job=job):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             sink.write(f"{line}\n")
             sink.flush()
 
@@ -215,14 +238,12 @@ def job_lines(lines: Iterable[str], *, job: str) -> Iterator[str]:
     yield from before or ()
 
 
-def _ask_to_stop(head: LocalHead, job: str) -> bool:
-    """`ray job stop` by its HTTP API; False: there is no such job."""
+def _is_running(head: LocalHead, job: str) -> bool:
+    """Whether the job has not ended; it may have, where a head that lives does not answer."""
     try:
-        head.request("POST", f"/api/jobs/{job}/stop")
+        return head.request("GET", f"/api/jobs/{job}").get("status") in _UNFINISHED
     except HeadError as error:
-        log.debug("%s", error)
-        return False
-    return True
+        return error.status != _NO_SUCH_JOB and head.is_alive
 
 
 def _exit_status(head: LocalHead, job: str) -> int:
@@ -231,6 +252,8 @@ def _exit_status(head: LocalHead, job: str) -> int:
     except HeadError as error:
         log.error("Ray no longer answers: %s\nIts head's last words:\n%s", error, head.tail())
         return _FAILED
+    if info.get("status") == "STOPPED":  # by `ray job stop` or the dashboard
+        return 128 + signal.SIGINT
     code = info.get("driver_exit_code")
     if code is None:
         log.error("the job did not start: %s", info.get("message"))

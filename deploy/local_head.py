@@ -46,7 +46,13 @@ JOB_STOP_WAIT_S = 90
 
 
 class HeadError(RuntimeError):
-    """The head did not start or does not answer."""
+    """The head did not start or does not answer.
+
+    Attributes:
+        status: of an answer that is an error, by HTTP; None: there was no answer.
+    """
+
+    status: int | None = None
 
 
 class LocalHead:
@@ -106,6 +112,11 @@ class LocalHead:
         """Of the process that all others of the head descend from."""
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """It ends with the first of its parts."""
+        return self._process is not None and self._process.poll() is None
 
     @property
     def logs(self) -> Path:
@@ -180,7 +191,9 @@ class LocalHead:
             with self._opener.open(request, timeout=timeout_s) as response:
                 return json.loads(response.read())
         except (OSError, ValueError) as error:
-            raise HeadError(f"{method} {self.url}{path}: {error}") from None
+            failed = HeadError(f"{method} {self.url}{path}: {error}")
+            failed.status = error.code if isinstance(error, urllib.error.HTTPError) else None
+            raise failed from None
 
     def submit_command(
         self,

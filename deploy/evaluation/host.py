@@ -7,6 +7,7 @@ this class, imports neither.
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from deploy.fleet.reward_pools import pooled_rewards
 from deploy.run.files import cycle_name, kept_file, pictures_file
 from deploy.run.shared_folder import SharedFolder
 from deploy.settings.run_config import RunConfig
+from reward_servers.pool import MemberLostError, PooledReward
 
 if TYPE_CHECKING:
     from deploy.evaluation.evaluator import Evaluator
@@ -39,6 +41,7 @@ class EvaluatorHost:
         self._config = config
         self._folder = folder
         self._evaluator: Evaluator | None = None
+        self._pools: dict[str, PooledReward] = {}
 
     def check_folder(self) -> None:
         """Raises NotSharedError where this node has not got the run's folder."""
@@ -46,7 +49,7 @@ class EvaluatorHost:
 
     def evaluate(self, source: WeightsSource, pictures: Path) -> dict[str, float]:
         """`Evaluator.evaluate` of these weights."""
-        return self._get().evaluate(_weights(source), pictures)
+        return self._measuring().evaluate(_weights(source), pictures)
 
     def evaluate_newest(
         self, board: Any, at_least: int, folder: Path, *, keep: bool
@@ -65,7 +68,7 @@ class EvaluatorHost:
         except (RayError, LookupError) as error:
             log.info("no policy to evaluate: %s", error)
             return None
-        metrics = self._get().evaluate(weights, pictures_file(folder, cycle_name(version)))
+        metrics = self._measuring().evaluate(weights, pictures_file(folder, cycle_name(version)))
         if keep and weights is not None:
             save_weights(weights, kept_file(folder, version))
         return version, metrics
@@ -79,8 +82,25 @@ class EvaluatorHost:
             self.check_folder()
             from deploy.evaluation.evaluator import Evaluator
 
-            self._evaluator = Evaluator(self._config, pooled_rewards(self._config))
+            self._pools = pooled_rewards(self._config)
+            self._evaluator = Evaluator(self._config, self._pools)
         return self._evaluator
+
+    def _measuring(self) -> Evaluator:
+        """The evaluator, once every reward that has a fleet of its own answers.
+
+        Else the first pictures would have no score of one that still starts, and a mean over the
+        others would be held against a later one over all. It waits for `limits.stall_s`, or less.
+        """
+        evaluator = self._get()
+        patience_s = min(self._config.limits.stall_s, 0.5 * self._config.evaluation.timeout_s)
+        until = time.monotonic() + patience_s
+        for name, pool in self._pools.items():
+            try:
+                pool.wait(until - time.monotonic())
+            except (TimeoutError, MemberLostError) as error:
+                log.warning("evaluation: reward %s may lack scores: %s", name, error)
+        return evaluator
 
 
 def _weights(source: WeightsSource) -> dict[str, np.ndarray] | None:

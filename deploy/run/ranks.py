@@ -44,6 +44,28 @@ class RunFailedError(RuntimeError):
     """The run cannot go on; its text says why and what to do."""
 
 
+@dataclass
+class VainRestarts:
+    """Restarts since the learner last got further than it ever had.
+
+    What is done again from a checkpoint is no progress: else one that always dies before its next
+    checkpoint would do the same cycles for ever.
+
+    Attributes:
+        furthest: cycle in which it died.
+        in_a_row: deaths there or before, since it first came there.
+    """
+
+    furthest: int = -1
+    in_a_row: int = 0
+
+    def count(self, cycle: int) -> int:
+        """One more death, in this cycle; how many in a row."""
+        self.in_a_row = 1 if cycle > self.furthest else self.in_a_row + 1
+        self.furthest = max(self.furthest, cycle)
+        return self.in_a_row
+
+
 @dataclass(frozen=True)
 class _Starting:
     """Ranks that wait for a place.
@@ -71,8 +93,7 @@ class Ranks:
         self._actors: list[Any] = []
         self._running: list[Any] = []
         self._restarts = 0
-        self._restarts_in_a_row = 0
-        self._restarted_at_cycle = -1
+        self._vain = VainRestarts()
         self._place: Any = None
         self._starting: _Starting | None = None
         self._asked_report: Any = None
@@ -281,20 +302,18 @@ class Ranks:
         """
         self._restarts += 1
         cycle = self.last.get("cycle", 0)
-        self._restarts_in_a_row = (
-            1 if cycle > self._restarted_at_cycle else self._restarts_in_a_row + 1
-        )
-        self._restarted_at_cycle = cycle
+        in_a_row = self._vain.count(cycle)
         why = reason_of(error) if isinstance(error, RayTaskError) else error
         log.warning("the learner is restarted (%d): %s", self._restarts, why)
         self.kill()
         if self._ends_unplaced:
             return False
-        if self._restarts_in_a_row > _MAX_RESTARTS:
+        if in_a_row > _MAX_RESTARTS:
             raise RunFailedError(
-                f"the learner needed {self._restarts_in_a_row} restarts in cycle {cycle}: {why}"
+                f"the learner died {in_a_row} times without getting further than cycle "
+                f"{self._vain.furthest}: {why}"
             )
-        time.sleep(_BACKOFF_S * self._restarts_in_a_row)
+        time.sleep(_BACKOFF_S * in_a_row)
         self.start(resume=True)
         return None
 

@@ -33,6 +33,7 @@ from typing import Any
 from deploy.diagnosis import diagnosis_rows, is_diagnosis_of, read_diagnosis
 from deploy.local_head import start_child
 from deploy.markdown import markdown
+from deploy.run.best_effort import BestEffort
 from deploy.run.whole_files import write_whole
 from deploy.settings.run_config import load_config
 from deploy.study.archive import ARCHIVE_FILE, write_archive
@@ -95,6 +96,7 @@ class Runner:
         self._jobs = jobs
         self._in_cluster = in_cluster
         self._after_each = after_each
+        self._writing = BestEffort("its tables", meanwhile="which the next end of a run writes")
         self._children: dict[subprocess.Popen[bytes], Cell] = {}
         self.stopped: int | None = None
 
@@ -116,8 +118,9 @@ class Runner:
                 while waiting and self.stopped is None and len(self._children) < self._jobs:
                     cell = waiting.pop(0)
                     log.info("run %d of %d: %s", total - len(waiting), total, cell.config.name)
-                    if take_before(cell, known):
-                        log.info("its evaluation before training is that of a finished run")
+                    with BestEffort("an evaluation before training that is known"):
+                        if take_before(cell, known):
+                            log.info("its evaluation before training is that of a finished run")
                     self._start(cell)
                 self._take_ended()
         finally:
@@ -152,7 +155,8 @@ class Runner:
                 log.error("%s ended before it was finished: %s", cell.config.name, why)
             if status in _STOPPED and self.stopped is None:
                 self._asked_to_end(status - 128, None)
-            self._after_each()
+            with self._writing:
+                self._after_each()
 
     def _asked_to_end(self, number: int, _frame: object) -> None:
         """Tells every run, once for each signal: a second one ends a run at once."""

@@ -205,21 +205,39 @@ def _at_an_end(tries: Sequence[Sequence[str]], chosen: Sequence[str]) -> list[st
 
 def front_rows(study: Study, results: Finished) -> list[list[str]]:
     """A head and a row a front and family: hypervolume, mean and 95 % interval over the seeds that
-    all its arms have finished."""
+    all its arms have finished, and where the study names one, the same of its difference, seed by
+    seed, to that of the family of the arm `against`."""
     if not study.fronts:
         return []
-    rows = [["front", "family", "seeds", "hypervolume"]]
+    arms_of = families(study)
+    other = next((name for name, arms in arms_of.items() if study.against in arms), None)
+    rows = [["front", "family", "seeds", "hypervolume", *([f"less {other}"] if other else [])]]
     for front in study.fronts:
-        for family, arms in families(study).items():
-            by_seed: dict[int, list[list[float]]] = {}
-            for cell, summary in (run for arm in arms for run in results.get(arm, ())):
-                if (point := point_of(front, summary)) is not None:
-                    by_seed.setdefault(cell.config.seed, []).append(point)
-            whole = [points for points in by_seed.values() if len(points) == len(arms)]
-            volumes = [hypervolume(points, front.reference) for points in whole]
-            told = f"{statistics.mean(volumes):.4f}{_interval(volumes, 4)}" if volumes else ""
-            rows.append([" × ".join(front.scores), family, str(len(volumes)), told])
+        volumes = {name: _volumes(front, arms, results) for name, arms in arms_of.items()}
+        for name, by_seed in volumes.items():
+            told = [_mean_told(list(by_seed.values()), "")]
+            if other:
+                shared = [seed for seed in by_seed if seed in volumes[other] and name != other]
+                told += [_mean_told([by_seed[s] - volumes[other][s] for s in shared], "+")]
+            rows.append([" × ".join(front.scores), name, str(len(by_seed)), *told])
     return rows
+
+
+def _volumes(front: Front, arms: Sequence[str], results: Finished) -> dict[int, float]:
+    """Hypervolume of a family by the seeds that all its arms have finished."""
+    by_seed: dict[int, list[list[float]]] = {}
+    for cell, summary in (run for arm in arms for run in results.get(arm, ())):
+        if (point := point_of(front, summary)) is not None:
+            by_seed.setdefault(cell.config.seed, []).append(point)
+    return {
+        seed: hypervolume(points, front.reference)
+        for seed, points in by_seed.items()
+        if len(points) == len(arms)
+    }
+
+
+def _mean_told(values: Sequence[float], sign: str) -> str:
+    return f"{statistics.mean(values):{sign}.4f}{_interval(values, 4)}" if values else ""
 
 
 def families(study: Study) -> dict[str, list[str]]:

@@ -98,8 +98,21 @@ def test_a_family_s_hypervolume_is_taken_seed_by_seed(tuned: Study, tmp_path: Pa
             finish(cell, tmp_path, 0.5, 0.9 if cell.arm == "last" else 0.6)
     rows = front_rows(study, finished(study, cells))
     # Of the second seed an arm is missing.
-    assert rows[1] == ["exact_2step × diversity", "plain", "1", "0.9000"]
-    assert rows[2][1:] == ["no-anchor", "0", ""]
+    assert rows[1][:4] == ["exact_2step × diversity", "plain", "1", "0.9000"]
+    assert rows[2][1:4] == ["no-anchor", "0", ""]
+
+
+def test_families_are_held_against_one_seed_by_seed(tuned: Study, tmp_path: Path) -> None:
+    cells = cells_of(tuned, "trial")
+    ends = {("plain", 0): 0.6, ("plain", 1): 0.8, ("last", 0): 0.7, ("last", 1): 1.0}
+    for cell in cells:
+        if (end := ends.get((cell.arm, cell.config.seed))) is not None:
+            finish(cell, tmp_path, 0.5, end)
+    told = {row[1]: row[4] for row in front_rows(tuned, finished(tuned, cells))}
+    half = 12.706 * math.sqrt(0.005) / math.sqrt(2)
+    assert told == {
+        "family": "less plain", "plain": "", "last": f"+0.1500 ± {half:.4f}", "no-anchor": ""
+    }  # fmt: skip
 
 
 def test_an_arm_that_computes_more_or_less_than_the_budget_is_told(
