@@ -174,6 +174,11 @@ class Evaluator:
             metrics |= {f"reward_{name}_{label}": mean for name, mean in means.items()}
         return metrics
 
+    def check_rewards(self) -> None:
+        """Raises StalledError where calls of a reward hang for good: it would score no more."""
+        for reward in (*self._scores, *self._rewards):
+            reward.check()
+
     def _mean_score(
         self, reward: TimedReward, images_BHWC: np.ndarray, prompts: list[str]
     ) -> float:

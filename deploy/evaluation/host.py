@@ -7,6 +7,7 @@ this class, imports neither.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from deploy.run.files import cycle_name, kept_file, pictures_file
 from deploy.run.shared_folder import SharedFolder
 from deploy.settings.run_config import RunConfig
 from reward_servers.pool import MemberLostError, PooledReward
+from reward_servers.timed import StalledError
 
 if TYPE_CHECKING:
     from deploy.evaluation.evaluator import Evaluator
@@ -89,10 +91,17 @@ class EvaluatorHost:
     def _measuring(self) -> Evaluator:
         """The evaluator, once every reward that has a fleet of its own answers.
 
-        Else the first pictures would have no score of one that still starts, and a mean over the
-        others would be held against a later one over all. It waits for `limits.stall_s`, or less.
+        Else the first pictures would have no score of a reward that still starts, and a mean over
+        the others would be held against a later one over all. It waits for `limits.stall_s`, or
+        less. Where a reward hangs since an earlier evaluation this process ends, and Ray begins it
+        anew, with what was asked of it.
         """
         evaluator = self._get()
+        try:
+            evaluator.check_rewards()
+        except StalledError as error:
+            log.error("evaluation: %s; the evaluator begins anew", error)
+            os._exit(1)
         patience_s = min(self._config.limits.stall_s, 0.5 * self._config.evaluation.timeout_s)
         until = time.monotonic() + patience_s
         for name, pool in self._pools.items():
