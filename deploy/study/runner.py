@@ -98,6 +98,7 @@ class Runner:
         self._after_each = after_each
         self._writing = BestEffort("its tables", meanwhile="which the next end of a run writes")
         self._children: dict[subprocess.Popen[bytes], Cell] = {}
+        self._told: set[subprocess.Popen[bytes]] = set()
         self.stopped: int | None = None
 
     def run(self, cells: Sequence[Cell], known: Sequence[Cell]) -> None:
@@ -138,8 +139,8 @@ class Runner:
             # A Ctrl-C of the terminal is handed on, or it would come twice, which means at once.
             child = start_child(command, environ=os.environ, stdout=output, keep=[self._lock])
         self._children[child] = cell
-        if self.stopped is not None:  # meanwhile, when nobody could tell this one
-            child.terminate()
+        if self.stopped is not None and child not in self._told:  # meanwhile, unknown to the signal
+            child.send_signal(self.stopped - 128)
 
     def _take_ended(self) -> None:
         ended = [child for child in self._children if child.poll() is not None]
@@ -162,6 +163,7 @@ class Runner:
         """Tells every run, once for each signal: a second one ends a run at once."""
         self.stopped = self.stopped or 128 + number
         for child in tuple(self._children):
+            self._told.add(child)
             child.send_signal(number)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from deploy.local_head import start_child
 from deploy.settings.run_config import load_config
 from deploy.study.file import Cell
 from deploy.study.runner import Runner
@@ -146,6 +147,23 @@ def test_one_signal_reaches_every_run_once_and_ends_the_study(
     assert runner.stopped == 130
     assert [signals_of(cell) for cell in cells] == [[signal.SIGINT], [signal.SIGINT], []]
     assert not cells[2].folder.exists()
+
+
+def test_a_signal_while_a_run_is_started_reaches_it_once(
+    tmp_path: Path, new_cell: Callable[..., Sleeping], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = new_cell("a", 60)
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        child = start_child(*args, **options)
+        wait_for_begin(cell)
+        os.kill(os.getpid(), signal.SIGINT)
+        return child
+
+    monkeypatch.setattr("deploy.study.runner.start_child", interrupted)
+    runner = runner_in(tmp_path)
+    runner.run([cell], [])
+    assert (runner.stopped, signals_of(cell)) == (130, [signal.SIGINT])
 
 
 def test_a_signal_between_two_runs_begins_no_other(
