@@ -21,7 +21,7 @@ from deploy.fleet.reward_pools import pooled_rewards
 from deploy.run.files import cycle_name, kept_file, pictures_file
 from deploy.run.shared_folder import SharedFolder
 from deploy.settings.run_config import RunConfig
-from reward_servers.pool import MemberLostError, PooledReward
+from reward_servers.pool import PooledReward
 from reward_servers.timed import StalledError
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class EvaluatorHost:
         for name, pool in self._pools.items():
             try:
                 pool.wait(until - time.monotonic())
-            except (TimeoutError, MemberLostError) as error:
+            except Exception as error:  # noqa: BLE001  as in its `score`, no member may be found
                 log.warning("evaluation: reward %s may lack scores: %s", name, error)
         return evaluator
 
