@@ -215,7 +215,7 @@ def _follow(
 def _copy_lines(source: BinaryIO, sink: TextIO, job: str) -> None:
     lines = (raw.decode(errors="replace").rstrip("\n") for raw in source)
     for line in job_lines(lines, job=job):
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError):
             sink.write(f"{line}\n")
             sink.flush()
 

@@ -46,11 +46,7 @@ JOB_STOP_WAIT_S = 90
 
 
 class HeadError(RuntimeError):
-    """The head did not start or does not answer.
-
-    Attributes:
-        status: of an answer that is an error, by HTTP; None: there was no answer.
-    """
+    """The head did not start or does not answer; `status` is HTTP's, where it answered so."""
 
     status: int | None = None
 
@@ -157,8 +153,7 @@ class LocalHead:
         """
         deadline, may_fail = time.monotonic() + timeout_s, True
         while not should_stop():
-            assert self._process is not None
-            if self._process.poll() is not None:
+            if not self.is_alive:
                 if not may_fail:
                     raise HeadError(f"Ray's head ended while it started:\n{self.tail()}")
                 log.warning("Ray's head ended while it started; once more")
@@ -281,23 +276,18 @@ def end_process(process: subprocess.Popen[bytes], *, timeout_s: float) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Distinct ports that nobody listens on now. They are free, not reserved.
-
-    They lie below those that Linux gives to connections and to listeners without a wish (32768 and
-    up), of which a busy machine might take one before Ray listens on it.
-    """
-    candidates = list(range(*_PORTS))
-    random.SystemRandom().shuffle(candidates)
+    """Distinct ports that nobody listens on now, free but not reserved, and none that Linux might
+    give to a connection (32768 and up) before Ray listens on it."""
     found: list[int] = []
     with contextlib.ExitStack() as stack:
-        while len(found) < count:
-            if not candidates:
-                raise HeadError(f"fewer than {count} of the ports {_PORTS} are free")
+        for port in random.SystemRandom().sample(range(*_PORTS), k=_PORTS[1] - _PORTS[0]):
             each = stack.enter_context(socket.socket())
             with contextlib.suppress(OSError):
-                each.bind(("", candidates.pop()))
-                found.append(each.getsockname()[1])
-    return found
+                each.bind(("", port))
+                found.append(port)
+            if len(found) == count:
+                return found
+    raise HeadError(f"{count} free ports are needed, and {_PORTS} hold {len(found)}; end others")
 
 
 def _death_signal() -> Callable[[], None] | None:

@@ -75,7 +75,7 @@ def test_a_port_that_is_taken_is_not_free(monkeypatch: pytest.MonkeyPatch) -> No
     with socket.socket() as listener:
         listener.bind(("", taken))
         monkeypatch.setattr(local_head, "_PORTS", (taken, taken + 1))
-        with pytest.raises(HeadError, match="fewer than 1"):
+        with pytest.raises(HeadError, match="1 free ports are needed"):
             free_ports(1)
     monkeypatch.setattr(local_head, "_PORTS", (free, free + 1))
     assert free_ports(1) == [free]
