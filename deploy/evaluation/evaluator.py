@@ -75,6 +75,7 @@ class Evaluator:
             prompts=self._prompts,
         )
         self._is_untouched = True
+        self._asked = self._failed = 0  # scores, of the evaluation under way
         self._scores = [
             self._timed(name, metric) for name, metric in config.evaluation.rewards.items()
         ]
@@ -96,7 +97,8 @@ class Evaluator:
         score that no picture has is left out. Of the last step's pictures `colour_entropy` and
         `sharpness` (`deploy.evaluation.signals`); at a few fixed prompts `diversity` and, by other
         distances, `diversity_NAME`, and what the policy's `drift` from the untouched one is:
-        `kl_nats`, `clean_distance`.
+        `kl_nats`, `clean_distance`. Where scores failed, `unscored` is their share of all that were
+        asked for: the means are over the others.
 
         Args:
             weights: None: the untouched policy.
@@ -111,11 +113,14 @@ class Evaluator:
         latents_BKCHW = self._sample(groups)
         prompts = [group.prompt for group in groups]
         metrics: dict[str, float] = {}
+        self._asked = self._failed = 0
         *earlier, last = self._config.step_labels
         for k, label in enumerate(earlier):
             metrics |= self._scores_at(label, self._decode(latents_BKCHW[:, k]), prompts)
         images_BHWC = self._decode(latents_BKCHW[:, -1])
         metrics |= self._scores_at(last, images_BHWC, prompts)
+        if self._failed:
+            metrics["unscored"] = self._failed / self._asked
         metrics["colour_entropy"] = colour_entropy(images_BHWC)
         metrics["sharpness"] = sharpness(images_BHWC)
         fixed = self._fixed_groups()
@@ -182,7 +187,7 @@ class Evaluator:
     def _mean_score(
         self, reward: TimedReward, images_BHWC: np.ndarray, prompts: list[str]
     ) -> float:
-        """Mean over the pictures that have a score; failures are said, never counted as 0."""
+        """Mean over the pictures that have a score; failures are counted, and never as 0."""
         outcomes = score_all(
             reward,
             images_BHWC,
@@ -192,6 +197,8 @@ class Evaluator:
         )
         values = [outcome for outcome in outcomes if not isinstance(outcome, Failure)]
         failures = [outcome.reason for outcome in outcomes if isinstance(outcome, Failure)]
+        self._asked += len(outcomes)
+        self._failed += len(failures)
         if failures:
             log.warning(
                 "evaluation: %s failed on %d of %d pictures, first: %s",

@@ -15,6 +15,7 @@ _SIGNS = {
     "diversity": "diversity at a fixed prompt",
     "colour_entropy": "colour entropy, bits",
     "sharpness": "sharpness, variance of the Laplacian",
+    "unscored": "share of scores that failed; means are over the others",
 }
 _ON_FRESH = {
     "fresh_gap": "surrogate less truth, deviations",

@@ -307,11 +307,24 @@ def without_sampling(results: Finished) -> list[str]:
     return [f"operations of sampling are not known, and not counted, of {', '.join(names)}"]
 
 
+def partly_scored(results: Finished) -> list[str]:
+    """Runs with an evaluation in which scores failed, in words."""
+    return [
+        f"{share:.1%} of the scores in the evaluation {moment} {cell.config.name} failed, "
+        "its means are over the others"
+        for found in results.values()
+        for cell, summary in found
+        for moment in ("before", "after")
+        if (share := summary.get(moment, {}).get("unscored"))
+    ]
+
+
 def notes_on(study: Study, results: Finished) -> list[str]:
     """What a reader of the tables has to know, in sentences without their full stops."""
     return [
         *beyond_budget(study.budget, results),
         *without_sampling(results),
+        *partly_scored(results),
         *unlike_versions(results),
     ]
 

@@ -74,6 +74,15 @@ def test_the_mean_of_a_score_is_that_of_the_pictures_that_have_one(
     assert evaluated(f"evaluation.rewards.exact.kind={HERE}:FailsTheFirst")["exact_2step"] == 3.0
 
 
+def test_the_share_of_scores_that_failed_is_told_with_the_means_of_the_others(
+    evaluated: Callable[..., dict[str, float]],
+) -> None:
+    assert "unscored" not in evaluated()
+    # Of two steps each, two scores of two pictures: a quarter of four, four times.
+    metrics = evaluated(f"evaluation.rewards.exact.kind={HERE}:FailsTheFirst")
+    assert metrics["unscored"] == pytest.approx(0.25)
+
+
 def test_a_score_that_no_picture_has_is_left_out(
     evaluated: Callable[..., dict[str, float]],
 ) -> None:

@@ -74,6 +74,18 @@ def test_operations_that_were_not_counted_are_told(study: Study, cells: list[Cel
     ]
 
 
+def test_means_over_a_part_of_the_pictures_are_told(study: Study, cells: list[Cell]) -> None:
+    scores = [({}, {"unscored": 0.125}), ({"reward": 1.0}, {"reward": 1.0})]
+    runs = [
+        (cell, {"flops": {"sampling": 1.0}, "before": before, "after": after})
+        for cell, (before, after) in zip(cells, scores, strict=False)
+    ]
+    assert notes_on(study, {"plain": runs}) == [
+        "12.5% of the scores in the evaluation after plain-seed0 failed, its means are over the "
+        "others"
+    ]
+
+
 def test_the_hash_of_the_code_changes_with_what_decides_a_result_alone(tmp_path: Path) -> None:
     hashes = []
     for number, (name, text) in enumerate(
