@@ -4,11 +4,13 @@
 
 A reward that needs a GPU, or much time, then has as many processes as it needs, whatever the
 number of servers that decode. Members come and go: rows whose member is lost are scored by
-another, and nobody's loss becomes a number.
+another, and nobody's loss becomes a number. A member that fails all that it is handed, or does not
+answer, is asked last for a while, so that one broken process does not stop the others.
 
 Plain classes: how members are found and called is handed in. Shape suffixes: B images, H W pixels.
 """
 
+import itertools
 import logging
 import threading
 import time
@@ -29,6 +31,7 @@ from reward_servers.timed import TimedReward
 
 log = logging.getLogger(__name__)
 _LOOK_AGAIN_S = 0.5
+_LONGEST_DOUBT_S = 60.0
 _MOST_LOSSES = 2  # of one part: pictures that end every process that scores them must not end all
 _MOST_PARTS = 16
 _CHECK_EVERY_S = 1.0
@@ -149,7 +152,8 @@ class PooledReward:
     """A `RewardModel` whose model is elsewhere.
 
     A batch is cut evenly among the members that are there, and each part goes to the one that has
-    least in hand of this process. A part that finds nobody waits for one to come.
+    least in hand of this process, in turn. A part that finds nobody waits for one to come. One of
+    which every row fails is asked of another member too: it may be the member that is broken.
 
     Args:
         timeout_s: of one batch, with all that it waits and is tried again.
@@ -161,6 +165,10 @@ class PooledReward:
         self._timeout_s = timeout_s
         self._in_hand: Counter[str] = Counter()
         self._shut_until: dict[str, float] = {}
+        self._doubted_until: dict[str, float] = {}
+        self._strikes: Counter[str] = Counter()  # parts in a row that a member has failed whole
+        self._turns = itertools.count(1)
+        self._last_turn: Counter[str] = Counter()
         self._choosing = threading.Lock()
         self._threads = ThreadPoolExecutor(_MOST_PARTS, thread_name_prefix=f"reward-{name}")
 
@@ -199,19 +207,24 @@ class PooledReward:
         self, images_BHWC: np.ndarray, prompts: Sequence[str], deadline: float
     ) -> list[Outcome]:
         """Outcomes of one part, whatever happens to those who are asked for it."""
+        losses, failed = 0, None
         try:
-            losses = 0
             while True:
                 try:
-                    if (outcomes := self._asked(images_BHWC, prompts, deadline)) is not None:
-                        return outcomes
+                    outcomes = self._asked(images_BHWC, prompts, deadline)
                 except MemberLostError as error:
                     losses += 1
                     log.warning("reward %s: %s", self._name, error)
                     if losses > _MOST_LOSSES:
                         raise
+                    continue
+                if outcomes is None:
+                    continue
+                if failed or not _are_failures(outcomes) or len(self._members.names()) == 1:
+                    return outcomes
+                failed = outcomes
         except Exception as error:  # noqa: BLE001  whatever it was, these rows have no score
-            return [Failure(reason_of(error))] * len(prompts)
+            return failed or [Failure(reason_of(error))] * len(prompts)
 
     def _asked(
         self, images_BHWC: np.ndarray, prompts: Sequence[str], deadline: float
@@ -238,20 +251,47 @@ class PooledReward:
             if isinstance(error, MemberLostError):
                 raise
             return None
+        except TimeoutError:
+            self._doubt(member, at_least_s=self._timeout_s)
+            raise
         finally:
             with self._choosing:
                 self._in_hand[member] -= 1
         if len(outcomes) != len(prompts):
             raise ValueError(f"{member} gave {len(outcomes)} outcomes of {len(prompts)} pictures")
+        if _are_failures(outcomes):
+            self._doubt(member)
+        elif outcomes:
+            self._strikes[member] = 0
         return outcomes
 
+    def _doubt(self, member: str, at_least_s: float = 0.0) -> None:
+        """Asks a member last for a while, longer each time in a row."""
+        with self._choosing:
+            pause_s = min(_LOOK_AGAIN_S * 2 ** min(self._strikes[member], 9), _LONGEST_DOUBT_S)
+            self._strikes[member] += 1
+            self._doubted_until[member] = time.monotonic() + max(pause_s, at_least_s)
+
     def _chosen(self) -> str | None:
-        """The member with least in hand, which now has one part more."""
+        """The member with least in hand, the longest idle of equal ones, those in doubt last; it
+        has one part more now."""
         now = time.monotonic()
         with self._choosing:
             there = [n for n in self._members.names() if self._shut_until.get(n, 0.0) <= now]
             if not there:
                 return None
-            member = min(there, key=lambda name: self._in_hand[name])
+            member = min(
+                there,
+                key=lambda name: (
+                    self._doubted_until.get(name, 0.0) > now,
+                    self._in_hand[name],
+                    self._last_turn[name],
+                ),
+            )
             self._in_hand[member] += 1
+            self._last_turn[member] = next(self._turns)
             return member
+
+
+def _are_failures(outcomes: Sequence[Outcome]) -> bool:
+    return bool(outcomes) and all(isinstance(outcome, Failure) for outcome in outcomes)

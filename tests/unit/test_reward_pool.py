@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -98,6 +99,59 @@ def test_a_failed_row_stays_failed_and_fails_no_other() -> None:
 
     outcomes = scored(Some(a=one_bad, b=one_bad))
     assert outcomes == [Failure("too dark"), *greys(pictures())[1:]]
+
+
+def failing(images_BHWC: np.ndarray) -> list[Outcome]:
+    return [Failure("out of memory")] * len(images_BHWC)
+
+
+def hanging(images_BHWC: np.ndarray) -> list[Outcome]:
+    raise TimeoutError("it does not answer")
+
+
+def one_by_one(members: Some, *, count: int) -> list[Outcome]:
+    """As a server asks that finds one record at a time."""
+    reward = PooledReward("grey", members, timeout_s=20)
+    return [checked_scores(reward, pictures(1), PROMPTS[:1])[0] for _ in range(count)]
+
+
+@pytest.mark.parametrize("names", ["abcd", "dcba"])
+def test_a_member_that_fails_all_costs_no_row_its_score(names: str) -> None:
+    broken, *healthy = names
+    members = Some(**{broken: failing, **dict.fromkeys(healthy, greys)})
+    assert scored(members) == greys(pictures())
+    assert one_by_one(members, count=60) == [0.0] * 60
+    asked = Counter(name for name, _ in members.asked)
+    assert asked[broken] < min(asked[name] for name in healthy)
+
+
+def test_a_member_that_does_not_answer_costs_the_part_that_it_was_handed_alone() -> None:
+    members = Some(a=hanging, b=greys, c=greys)
+    outcomes = one_by_one(members, count=40)
+    assert outcomes.count(Failure("TimeoutError: it does not answer")) == 1
+    assert outcomes.count(0.0) == 39
+
+
+def test_rows_that_every_member_fails_are_asked_of_two() -> None:
+    members = Some(a=failing, b=failing, c=failing)
+    assert one_by_one(members, count=4) == [Failure("out of memory")] * 4
+    assert len(members.asked) == 8
+    alone = Some(a=failing)
+    one_by_one(alone, count=4)
+    assert len(alone.asked) == 4
+
+
+def test_a_member_that_has_been_mended_is_asked_again() -> None:
+    members = Some(a=failing, b=greys)
+    reward = PooledReward("grey", members, timeout_s=20)
+    checked_scores(reward, pictures(), PROMPTS)
+    members.answers["a"] = greys
+    members.asked.clear()
+    until = time.monotonic() + 20
+    while "a" not in dict(members.asked) and time.monotonic() < until:
+        checked_scores(reward, pictures(1), PROMPTS[:1])
+        time.sleep(0.05)
+    assert "a" in dict(members.asked)
 
 
 def test_where_nobody_is_there_in_time_every_row_fails_and_says_where_to_look() -> None:
