@@ -9,6 +9,7 @@ batch, so nothing more has to travel, and a record that is scored again, after a
 restart, finds the same. Hence a text that is there twice must come with the same both times.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,6 +60,13 @@ class PromptSet:
     def table(self) -> dict[str, Metadata]:
         """What a prompt comes with, by its text."""
         return dict(zip(self.prompts, self.metadata, strict=True))
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits that another order, text or metadata changes."""
+        told = zip(self.prompts, self.metadata, strict=True)
+        lines = (json.dumps(each, sort_keys=True, ensure_ascii=False) for each in told)
+        return hashlib.blake2b("\n".join(lines).encode(), digest_size=8).hexdigest()
 
     @property
     def repeated(self) -> int:

@@ -46,8 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(describe(config) + "\n")
         return 0
     from deploy.run.controller import Controller
+    from deploy.run.prompt_checks import pinned, readable_prompts
 
-    return Controller(config, os.environ, resume=resume).run()
+    prompts, _ = readable_prompts(config)
+    return Controller(pinned(config, prompts), os.environ, resume=resume).run()
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -24,11 +24,12 @@ def check_environment(
     config: RunConfig, environ: Mapping[str, str], *, resume: bool = False
 ) -> list[str]:
     """What is missing here for a run to begin; empty: nothing that can be seen without starting."""
-    from deploy.run.prompt_checks import readable_prompts
+    from deploy.run.prompt_checks import pinned, readable_prompts, warn_of_repeated
 
     prompts, unreadable = readable_prompts(config)
+    warn_of_repeated(prompts)
     return [
-        *_unusable_folder(config, environ, resume=resume),
+        *_unusable_folder(pinned(config, prompts), environ, resume=resume),
         *model_problems(config),
         *unreadable,
         *_unknown_rewards(config, prompts),

@@ -1,4 +1,8 @@
-"""Whether the prompts of a config can be read, all of them, and mean one thing each."""
+"""Whether the prompts of a config can be read, all of them, and mean one thing each.
+
+What a run read when it began is held to for good: by `pinned`, every process that reads them later
+can tell.
+"""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -6,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from actors.prompt_sets import PromptSet
 from deploy.settings.prompt_sources import prompt_set
 from deploy.settings.run_config import RunConfig
-from deploy.settings.sections import DatasetPrompts, ShapesPrompts
+from deploy.settings.sections import DatasetPrompts, Prompts, ShapesPrompts
 
 log = logging.getLogger(__name__)
 
@@ -21,18 +25,41 @@ def readable_prompts(config: RunConfig) -> tuple[dict[str, PromptSet], list[str]
         if isinstance(source, ShapesPrompts):  # one is as good as all, and quicker
             source = source.model_copy(update={"count": 1})
         try:
-            found[name] = prompts = prompt_set(source, seed)
+            found[name] = prompt_set(source, seed)
         except (OSError, ValueError) as error:
             key = "path" if isinstance(source, DatasetPrompts) else "file"
             problems.append(f"{name}.{key}: {error}")
             continue
-        if prompts.repeated:
-            log.warning(
-                "%s: %d of %d prompts are there more than once, and are drawn as often",
-                name, prompts.repeated, len(prompts.prompts),
-            )  # fmt: skip
     problems += _ambiguous_metadata(found)
     return found, problems
+
+
+def warn_of_repeated(prompts: Mapping[str, PromptSet]) -> None:
+    """Tells of prompts that stand in a set more than once."""
+    for name, each in prompts.items():
+        if each.repeated:
+            log.warning(
+                "%s: %d of %d prompts are there more than once, and are drawn as often",
+                name, each.repeated, len(each.prompts),
+            )  # fmt: skip
+
+
+def pinned(config: RunConfig, prompts: Mapping[str, PromptSet]) -> RunConfig:
+    """The config with the digests of its prompts, of those that were read (`readable_prompts`)."""
+
+    def of(name: str, source: Prompts) -> Prompts:
+        if isinstance(source, ShapesPrompts) or name not in prompts:
+            return source
+        return source.model_copy(update={"digest": prompts[name].digest})
+
+    evaluation = config.evaluation
+    held_out = of("evaluation.prompts", evaluation.prompts)
+    return config.model_copy(
+        update={
+            "prompts": of("prompts", config.prompts),
+            "evaluation": evaluation.model_copy(update={"prompts": held_out}),
+        }
+    )
 
 
 def _ambiguous_metadata(prompts: Mapping[str, PromptSet]) -> Iterator[str]:

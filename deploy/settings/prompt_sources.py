@@ -4,21 +4,23 @@ import numpy as np
 
 from actors.dataset_prompts import load_dataset_prompts
 from actors.prompt_sets import PromptSet, load_jsonl, load_text, plain_set
-from deploy.settings.sections import DatasetPrompts, FilePrompts, JsonlPrompts, Prompts
+from deploy.settings.sections import (
+    DatasetPrompts,
+    FilePrompts,
+    JsonlPrompts,
+    Prompts,
+    ShapesPrompts,
+)
 
 
 def prompt_set(source: Prompts, seed: int) -> PromptSet:
     """The prompts of a file or a dataset, or drawn from the shapes grammar.
 
     Raises:
-        ValueError: they cannot be read; says why.
+        ValueError: they cannot be read, or are others than those of its digest; says why.
     """
-    if isinstance(source, FilePrompts):
-        return load_text(source.file)
-    if isinstance(source, JsonlPrompts):
-        return load_jsonl(source.file, source.column)
-    if isinstance(source, DatasetPrompts):
-        return load_dataset_prompts(**source.model_dump(exclude={"kind"}))
+    if not isinstance(source, ShapesPrompts):
+        return _as_they_were(source, _read(source))
     from deploy.shapes.world import draw_scene
 
     rng = np.random.default_rng(seed)
@@ -27,6 +29,27 @@ def prompt_set(source: Prompts, seed: int) -> PromptSet:
         for _ in range(source.count)
     )
     return plain_set([scene.prompt for scene in scenes])
+
+
+def _read(source: FilePrompts | JsonlPrompts | DatasetPrompts) -> PromptSet:
+    if isinstance(source, FilePrompts):
+        return load_text(source.file)
+    if isinstance(source, JsonlPrompts):
+        return load_jsonl(source.file, source.column)
+    return load_dataset_prompts(**source.model_dump(exclude={"kind", "digest"}))
+
+
+def _as_they_were(
+    source: FilePrompts | JsonlPrompts | DatasetPrompts, found: PromptSet
+) -> PromptSet:
+    if source.digest not in (None, found.digest):
+        where = source.path if isinstance(source, DatasetPrompts) else source.file
+        raise ValueError(
+            f"{where} holds other prompts here, of digest {found.digest}, than those of digest "
+            f"{source.digest} that the run is of; put them back as they were, on every node, or "
+            "begin another run"
+        )
+    return found
 
 
 def prompt_list(source: Prompts, seed: int) -> list[str]:

@@ -78,8 +78,7 @@ def _rules(begun: _Json, now: _Json) -> Iterator[_Rule]:
     """What is bound for a run that began so, in the order of a config."""
     yield _Rule(("seed",), "the prompts and the noise of its samples follow from it")
     yield from _model_rules(begun, now)
-    for key in now["prompts"]:
-        yield _Rule(("prompts", key), "which prompt a sample is of follows from them")
+    yield from _prompt_rules(now, ("prompts",), "which prompt a sample is of follows from them")
     yield _Rule(("actors", "group_size"), "its groups have so many samples")
     yield _Rule(("actors", "fixed_initial_noise"), _DRAWN)
     yield from _named_rules(now, ("rewards",), "its samples have the scores of these")
@@ -107,6 +106,14 @@ def _model_rules(begun: _Json, now: _Json) -> Iterator[_Rule]:
     if _both(begun, now, "lora", "model", "trainable"):
         for key in ("lora_rank", "lora_alpha", "lora_targets"):
             yield _Rule(("model", key), _ADAPTER)
+
+
+def _prompt_rules(now: _Json, path: tuple[str, ...], because: str) -> Iterator[_Rule]:
+    for key in _at(now, *path):
+        if key == "digest":  # of texts that cannot be read there is none, which is told elsewhere
+            yield _Rule((*path, key), because, _BACK, alike=lambda was, given: given in (None, was))
+        else:
+            yield _Rule((*path, key), because)
 
 
 def _learner_rules(begun: _Json, now: _Json) -> Iterator[_Rule]:
@@ -194,8 +201,7 @@ def _keeps_beside(config: _Json) -> bool:
 
 def _evaluation_rules(begun: _Json, now: _Json) -> Iterator[_Rule]:
     path = ("evaluation",)
-    for key in now["evaluation"]["prompts"]:
-        yield _Rule((*path, "prompts", key), _MEASURED)
+    yield from _prompt_rules(now, (*path, "prompts"), _MEASURED)
     for key in ("samples", "seed"):
         yield _Rule((*path, key), _MEASURED)
     yield from _named_rules(now, (*path, "rewards"), _MEASURED)

@@ -24,7 +24,15 @@ from learner.settings.types import (
 )
 
 
-class FilePrompts(Section):
+class ReadPrompts(Section):
+    """What all sources have in common that are read from somewhere."""
+
+    digest: str | None = Field(default=None, pattern="^[0-9a-f]{16}$")
+    """Of texts and metadata, in their order: every process refuses to go on with others. null: a
+    run notes its own when it begins."""
+
+
+class FilePrompts(ReadPrompts):
     """Prompts of a text file, one a line."""
 
     kind: Literal["file"] = "file"
@@ -47,7 +55,7 @@ class ShapesPrompts(Section):
     """Only prompts with a held-out combination of colour and shape; false: none of them."""
 
 
-class JsonlPrompts(Section):
+class JsonlPrompts(ReadPrompts):
     """Prompts of a file with one JSON object a line, which rewards see all of."""
 
     kind: Literal["jsonl"]
@@ -58,7 +66,7 @@ class JsonlPrompts(Section):
     """Key of the prompt. All other keys are its metadata, which a reward may ask for."""
 
 
-class DatasetPrompts(Section):
+class DatasetPrompts(ReadPrompts):
     """Prompts of a dataset that the `datasets` package reads (`pip install -e '.[hub]'`)."""
 
     kind: Literal["dataset"]
@@ -70,7 +78,7 @@ class DatasetPrompts(Section):
     split: str = Field(default="train", min_length=1)
     """Which of its splits; a single file has only one."""
     revision: str | None = None
-    """Commit or tag on the hub; null: its newest, which may be another for a resumed run."""
+    """Commit or tag on the hub; null: its newest. Where that is another, a run is not resumed."""
     column: str = Field(default="prompt", min_length=1)
     """Column of the prompts."""
     metadata: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ import pytest
 
 from actors.prompt_sets import Metadata, PromptSet, load_jsonl, load_text, plain_set
 from buffer.records import MAX_PROMPT_BYTES
-from deploy.run.prompt_checks import readable_prompts
+from deploy.run.prompt_checks import readable_prompts, warn_of_repeated
 from deploy.settings.prompt_sources import prompt_set
 from deploy.settings.run_config import load_config
 from deploy.settings.sections import FilePrompts, JsonlPrompts
@@ -148,7 +148,8 @@ def test_repeated_prompts_are_told_in_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = written(tmp_path, LINES[0], LINES[1], LINES[1])
-    readable_prompts(load_config(SMOKE, [f"prompts={path}"]))
+    found, _ = readable_prompts(load_config(SMOKE, [f"prompts={path}"]))
+    warn_of_repeated(found)
     assert "prompts: 1 of 3 prompts are there more than once" in caplog.text
 
 
