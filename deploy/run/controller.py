@@ -43,6 +43,7 @@ from deploy.profile import Profile
 from deploy.run.bookings import Room
 from deploy.run.build import reward_server, sampler
 from deploy.run.curves import Curves
+from deploy.run.failures import failure_reasons
 from deploy.run.files import EVALUATION_PHASE
 from deploy.run.folder import RunFolder
 from deploy.run.job_log import set_up
@@ -57,7 +58,7 @@ from deploy.run.replay_servers import (
     server_folders,
 )
 from deploy.run.stop import Stop, patience_s
-from deploy.run.supervise import StopAskedError, Supervisor, failure_reasons
+from deploy.run.supervise import StopAskedError, Supervisor
 from deploy.settings.run_config import RunConfig
 from deploy.settings.sections import Actors, RewardFleet, Scoring
 from learner.policy.board import PolicyBoard

@@ -9,7 +9,6 @@ import contextlib
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,12 +16,12 @@ from actors.fleet import FleetGaveUpError
 from buffer.errors import ReplayError, ReplayUnavailable
 from buffer.records import Counters
 from buffer.replay import Replay
-from buffer.replay_settings import MOST_QUARANTINED
 from deploy.callbacks import Callbacks
 from deploy.evaluation.monitor import Monitor
 from deploy.fleet.fleets import Fleets
 from deploy.profile import Profile
 from deploy.run.curves import Curves
+from deploy.run.failures import Failures
 from deploy.run.memory import resident_mb
 from deploy.run.metrics import RunMetrics
 from deploy.run.progress import STARTING, Progress
@@ -93,17 +92,17 @@ class Supervisor:
             raise
 
     def _watch(self, curves: Curves) -> bool:
-        while (at_first := self._counters()) is None:
+        while (counters := self._counters()) is None:
             time.sleep(_LOOK_EVERY_S)
-        counters = at_first
+        failures = Failures(self._config.limits.failure_budget, self._replay, counters)
         with Progress(total_cycles=self._config.method.cycles) as progress:
             while True:
                 with self._profile.spent("driver", "looking"):
-                    if (finished := self._poll(at_first)) is not None:
+                    if (finished := self._poll(failures)) is not None:
                         break
                     self.write_rows(curves)
                     counters = self._counters() or counters
-                    check_failures(self._config, self._replay, at_first, counters)
+                    failures.check(counters)
                     progress.show(snapshot(self._ranks.last, counters))
                     self._show(counters)
                     self._ranks.ensure_published()
@@ -187,7 +186,7 @@ class Supervisor:
         self._silent_since = None
         return counters
 
-    def _poll(self, at_first: Counters) -> bool | None:
+    def _poll(self, failures: Failures) -> bool | None:
         """`Ranks.poll`; a learner that failed for want of rewards fails with their reasons.
 
         One that had no samples, because no sampler has a place, fails with that.
@@ -199,7 +198,7 @@ class Supervisor:
         except RunFailedError as error:
             self._learner_works = False
             with contextlib.suppress(ReplayError):  # its own error then says why
-                check_failures(self._config, self._replay, at_first, self._replay.counters())
+                failures.check(self._replay.counters())
             if self._fleets.lack_place("samplers"):
                 raise RunFailedError(
                     f"{error} No sampler has a place in the cluster: continue with --resume once "
@@ -224,31 +223,6 @@ class Supervisor:
             points.append(curves.write(row["step"], row["phase"], row["values"]))
             self._metrics.show_curve(row["phase"], row["values"])
         self._callbacks.points(points)
-
-
-def check_failures(config: RunConfig, replay: Replay, before: Counters, now: Counters) -> None:
-    """Ends the run, with the reasons counted, when more records fail than its budget bears.
-
-    Args:
-        before: when this start of the run began: a resumed run is not judged by what is over.
-    """
-    budget = config.limits.failure_budget
-    failed = now.failed - before.failed
-    ended = failed + now.committed - before.committed
-    if failed < max(budget.minimum, 1) or failed <= budget.share * ended:
-        return
-    told = "; ".join(f"{n} × {reason}" for reason, n in failure_reasons(replay, at_most=3).items())
-    raise RunFailedError(
-        f"{failed} of {ended} records have no reward, more than the failure budget of "
-        f"{budget.share:.0%}: {told}. Mend the reward and continue with --resume; where it failed "
-        "before the first cycle, begin a run of another name."
-    )
-
-
-def failure_reasons(replay: Replay, *, at_most: int) -> dict[str, int]:
-    """How often each reason stands among the newest quarantined records; most frequent first."""
-    reasons = Counter(record.reason for record in replay.quarantined(MOST_QUARANTINED))
-    return dict(reasons.most_common(at_most))
 
 
 def _is_mean(name: str) -> bool:

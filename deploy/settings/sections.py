@@ -357,6 +357,8 @@ class FailureBudget(Section):
     """Share of failed records above which the run stops."""
     minimum: Count = 20
     """Failed records below which the share is not looked at."""
+    of_last: Count = 5000
+    """So many of the newest records that were scored or failed are judged."""
 
 
 class Limits(Section):
