@@ -82,6 +82,5 @@ class ShapesAesthetic(nn.Module):
     @torch.no_grad()
     def score(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         """Float32 [B]."""
-        images_BHWC = np.ascontiguousarray(images_BHWC)
-        images_BCHW = torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).float() / 255
+        images_BCHW = torch.tensor(images_BHWC).permute(0, 3, 1, 2).float() / 255
         return self.net(images_BCHW).numpy().astype(np.float32)

@@ -54,7 +54,7 @@ class RewardModel(Protocol):
         """One float32 a row.
 
         Args:
-            images_BHWC: uint8 [B, H, W, 3], RGB.
+            images_BHWC: uint8 [B, H, W, 3], RGB; read-only, as all rewards share it.
             prompts: B texts.
 
         A third parameter named `metadata` is handed a list of B mappings, to be read only: what

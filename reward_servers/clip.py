@@ -106,8 +106,14 @@ class ClipFeatures(nn.Module):
         )
 
 
-def _resized(images_BCHW: Tensor, size: list[int]) -> Tensor:
-    return nn.functional.interpolate(images_BCHW, size=size, mode="bicubic", antialias=True)
+def _resized(images_BCHW: Tensor, size: Sequence[int]) -> Tensor:
+    """As Pillow does it, but for its bytes: first the rows, then the columns, each within [0, 1],
+    beyond which a bicubic overshoots at edges."""
+    for sides in ((images_BCHW.shape[2], size[1]), size):
+        images_BCHW = nn.functional.interpolate(
+            images_BCHW, size=list(sides), mode="bicubic", antialias=True
+        ).clamp(0, 1)
+    return images_BCHW
 
 
 class ClipReward(nn.Module):
@@ -122,9 +128,8 @@ class ClipReward(nn.Module):
     @torch.no_grad()
     def score(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         """Float32 [B] of pictures uint8 [B, H, W, 3]."""
-        images_BHWC = np.ascontiguousarray(images_BHWC)
         # As bytes to the device, which converts them, and not one thread of a CPU.
-        on_device = torch.from_numpy(images_BHWC).to(self.clip.mean.device)
+        on_device = torch.tensor(images_BHWC, device=self.clip.mean.device)
         images_BCHW = on_device.permute(0, 3, 1, 2).float() / 255
         return self(images_BCHW, prompts).float().cpu().numpy()
 

@@ -20,8 +20,9 @@ _CUT = re.compile(
     r"[,.;:!?]|\b(?:" + "|".join(sorted(_JOINS.split("|"), key=len, reverse=True)) + r")\b",
     re.IGNORECASE,
 )
-# Places that are no things; the benchmark drops them too.
-_PLACES = frozenset({"top", "the top", "the side", "side", "the left", "the right", "bottom"})
+# Places that are no things. Those of the benchmark are dropped from spaCy's chunks, as they stand.
+_BENCHMARK_PLACES = frozenset({"top", "the side", "the left", "the right"})
+_PLACES = _BENCHMARK_PLACES | {"the top", "side", "bottom"}
 
 
 def by_rule(prompt: str) -> list[str]:
@@ -46,7 +47,7 @@ def by_spacy(model: str = "en_core_web_sm") -> Phrases:
             "phrases: rule"
         ) from error
     return lambda prompt: [
-        chunk.text for chunk in nlp(prompt).noun_chunks if chunk.text.lower() not in _PLACES
+        chunk.text for chunk in nlp(prompt).noun_chunks if chunk.text not in _BENCHMARK_PLACES
     ]
 
 

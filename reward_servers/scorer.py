@@ -115,6 +115,7 @@ class Scorer:
         if not pictures:
             return []
         images_BHWC = np.concatenate(pictures)
+        images_BHWC.flags.writeable = False  # one reward would change what another sees
         of_images = [p for p, each in zip(prompts, pictures, strict=True) for _ in each]
         pending = [reward.submit(images_BHWC, of_images) for reward in self._rewards]
         columns: dict[str, Iterator[Outcome]] = {}

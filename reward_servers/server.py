@@ -15,7 +15,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 from buffer.backoff import Backoff
 from buffer.errors import ReplayFull
@@ -30,6 +31,7 @@ from reward_servers.scorer import Decode, Scorer, to_score
 from reward_servers.timed import StalledError
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 _COUNTS = ("scored", "failed", "retried", "duplicates", "images", "failures")
 
 
@@ -273,26 +275,26 @@ class RewardServer:
                 return self._scorer.outcomes(records, pictures)
 
     def _settle(self, records: list[Record], outcomes: list[Scores | Failure]) -> None:
-        scored = []
-        for record, outcome in zip(records, outcomes, strict=True):
-            if isinstance(outcome, Failure):
-                log.info("%s: record %s failed: %s", self._owner, record.record_id, outcome.reason)
-                for_good = self._replay.fail(record.record_id, outcome.reason, retry=True)
-                self._counts["failed" if for_good else "retried"] += 1
-            else:
-                scored.append((record.record_id, outcome))
-        if scored:
-            new = self._commit(scored)
+        """Scores first, for they are dear: what goes wrong after them costs them no more."""
+        ended = list(zip((record.record_id for record in records), outcomes, strict=True))
+        if scored := [(name, each) for name, each in ended if isinstance(each, Scores)]:
+            new = self._when_there_is_room(lambda: self._replay.commit(scored, self._owner))
             self._counts["scored"] += new
             self._counts["duplicates"] += len(scored) - new
+        for name, each in ended:
+            if isinstance(each, Failure):
+                log.info("%s: record %s failed: %s", self._owner, name, each.reason)
+                fail = partial(self._replay.fail, name, each.reason, retry=True)
+                for_good = self._when_there_is_room(fail)
+                self._counts["failed" if for_good else "retried"] += 1
 
-    def _commit(self, scored: list[tuple[str, Scores]]) -> int:
-        """Waits while the replay has no room, unless stopped: scores are dear."""
+    def _when_there_is_room(self, settle: Callable[[], T]) -> T:
+        """Again and again while the replay is full, unless stopped."""
         while True:
             try:
-                return self._replay.commit(scored, self._owner)
+                return settle()
             except ReplayFull as error:
-                log.warning("%s: waits with %d scores: %s", self._owner, len(scored), error)
+                log.warning("%s: waits with what it has scored: %s", self._owner, error)
                 if self._stopping.wait(self._settings.full_s):
                     raise
 

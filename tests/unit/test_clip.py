@@ -57,6 +57,20 @@ def test_a_score_is_the_cosine_that_transformers_tells(clip: str, shape: tuple[i
     np.testing.assert_allclose(ClipScore(clip).score(images, PROMPTS), cosine, atol=close)
 
 
+def test_pixels_of_hard_edges_are_those_of_transformers_to_a_byte(clip: str) -> None:
+    images = RNG.choice(np.array([0, 255], np.uint8), (2, 12, 12, 3)).repeat(8, 1).repeat(8, 2)
+    seen: list[Tensor] = []
+    reward = ClipScore(clip)
+    reward.clip.model.vision_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["pixel_values"]), with_kwargs=True
+    )
+    reward.score(images, PROMPTS)
+    processor = CLIPImageProcessorPil.from_pretrained(clip)
+    theirs = processor([Image.fromarray(image) for image in images], return_tensors="pt")
+    off_BCHW = (seen[0] - theirs["pixel_values"]) * reward.clip.std
+    assert off_BCHW.abs().max() < 1 / 255
+
+
 def test_pictures_and_images_have_the_same_score(clip: str) -> None:
     images = pictures(40, 40)
     tensor = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255

@@ -3,10 +3,12 @@
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from buffer.errors import ReplayFull
 from buffer.records import Scores
 from reward_servers.base import RewardModel, Scored
 from reward_servers.server import RewardServer, ServerSettings
@@ -120,6 +122,28 @@ def test_a_record_that_another_server_committed_counts_as_a_duplicate() -> None:
     replay.committed[ids([0])[0]] = Scores({"light": (1.0, 2.0)})
     stats = serve(replay).stats()
     assert (stats["scored"], stats["duplicates"]) == (1, 1)
+
+
+class FullForFailures(FakeReplay):
+    """Has no room to note failures, at first."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.refused = 0
+
+    def fail(self, record_id: str, reason: str, *, retry: bool) -> bool:
+        if self.refused < 3:
+            self.refused += 1
+            raise ReplayFull("the server's memory limit is reached")
+        return super().fail(record_id, reason, retry=retry)
+
+
+def test_scores_are_not_lost_with_a_neighbour_that_cannot_be_failed_yet() -> None:
+    replay = FullForFailures([record(0, level=99), record(1), record(2, level=99), record(3)])
+    stats = serve(replay, settings=replace(FAST, full_s=0.01)).stats()
+    assert (replay.refused, stats["failures"]) == (3, 0)
+    assert (sorted(replay.committed), sorted(replay.failed)) == (ids([1, 3]), ids([0, 2]))
+    assert stats["images"] == 4  # none is scored twice
 
 
 def test_stats_tell_seconds_by_stage() -> None:
