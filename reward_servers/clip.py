@@ -122,7 +122,7 @@ class ClipReward(nn.Module):
     def __init__(self, features: ClipFeatures) -> None:
         super().__init__()
         self.clip = features
-        # Of a GPU that is booked in part, Ray shows the whole, and hides none where none is booked.
+        # It sees the GPU that its process has booked, and the whole of it if it is a part.
         self.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deploy.run.gpu_share import keep_to_share, score_in_tf32
+from deploy.run.gpu_share import hide_unbooked, keep_to_share, score_in_tf32
 from deploy.run.parts import RunParts
 from deploy.run.policy_build import device_of, policy_of
 from deploy.run.progress import STARTING
@@ -160,9 +160,7 @@ class LearnerRank:
             NotSharedError: this node has not got the run's folder, with its checkpoints.
         """
         self._parts.folder.check(f"the learner's rank {self._rank}")
-        if self._parts.config.learner.num_gpus == 0:
-            # DeepSpeed computes on any GPU that it sees, and Ray hides none from this process.
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        hide_unbooked(self._parts.config.learner.num_gpus)
         from deploy.run.build_method import build_method
         from deploy.run.metrics import SampleMetrics
         from learner.engine import join_ranks, leave_ranks

@@ -1,15 +1,27 @@
 """What a process does with the GPU, or the part of one, that it has booked."""
 
+import os
+
+
+def hide_unbooked(num_gpus: float) -> None:
+    """Has a process that booked no GPU see none, if torch has not looked for them yet.
+
+    Ray hides none from it, and rewards, as DeepSpeed, compute on any GPU that they see.
+    """
+    if num_gpus == 0:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 
 def keep_to_share(num_gpus: float) -> None:
-    """Has torch refuse more of a GPU's memory than was booked of it.
+    """Has torch refuse more of a GPU's memory than was booked of it, and see none that was not.
 
     Who takes more than planned then runs out of memory, and not who shares the GPU. A process's
     context, some hundred MB, is no memory of torch's and comes on top.
 
     Args:
-        num_gpus: booked; of whole GPUs, and of none, nothing is refused.
+        num_gpus: booked; of whole GPUs nothing is refused.
     """
+    hide_unbooked(num_gpus)
     import torch
 
     if 0 < num_gpus < 1 and torch.cuda.is_available():

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def device_of(num_gpus: float) -> str:
-    """Where a process that booked so many GPUs computes: Ray shows it no other."""
+    """Where a process that booked so many GPUs computes; `keep_to_share` hides what it has not."""
     return "cuda" if num_gpus > 0 else "cpu"
 
 

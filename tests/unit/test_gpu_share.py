@@ -1,5 +1,6 @@
 """What a process asks of torch for the GPU that it has booked, by what torch is told."""
 
+import os
 from typing import Any
 
 import pytest
@@ -24,6 +25,15 @@ def test_a_part_of_a_gpu_is_all_that_torch_may_take(
 ) -> None:
     keep_to_share(num_gpus)
     assert told == expected
+
+
+@pytest.mark.parametrize(("num_gpus", "seen"), [(0, ""), (0.25, "3"), (1, "3")])
+def test_a_gpu_that_is_not_booked_is_not_seen(
+    num_gpus: float, seen: str, told: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    keep_to_share(num_gpus)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
 
 
 @pytest.mark.parametrize(("num_gpus", "expected"), [(0, []), (0.25, ["high"]), (1, ["high"])])
