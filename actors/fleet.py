@@ -14,26 +14,14 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import ray
-from ray.exceptions import (
-    ActorDiedError,
-    ActorUnavailableError,
-    OutOfMemoryError,
-    RayActorError,
-    RayError,
-)
 
 from actors.host import Worker, WorkerHost
-from buffer.lost_gpu import telling_line
+from actors.slot import Seen, Slot, State, error_of_end, is_node_lost, reason_of_end, value_or_none
 
 log = logging.getLogger(__name__)
-# Ray may take a minute to see that a node is lost.
-_DOUBT_S = 120.0
-_LONGEST_REASON = 200
-LOST = (RayActorError, OutOfMemoryError)
-"""What Ray raises of a call whose actor has ended; the second where its memory monitor ended it."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +51,7 @@ class FleetSettings:
         healthy_s: a worker that was at work so long starts its count afresh; longer than one that
             fails at each batch takes to give up.
         drain_s: for a worker of a fleet that shrinks to finish its batch; then it is killed.
+        build_s: for a worker to be built, from when its process answers; then it is replaced.
         stop_s: and of one that ends: with all else that does, less than `ray job stop` waits.
         stats_timeout_s: a worker that does not answer within it is left out.
     """
@@ -71,88 +60,13 @@ class FleetSettings:
     max_backoff_s: float = 30.0
     max_failures: int = 5
     healthy_s: float = 600.0
+    build_s: float = 1800.0
     drain_s: float = 60.0
     stop_s: float = 25.0
     stats_timeout_s: float = 5.0
 
 
-State = Literal["placing", "building", "working", "draining", "down"]
-"""Of an actor: Ray looks for a place, or asks its autoscaler for one; models are loaded; at work;
-finishes its batch before it ends; has ended, or is out of reach, and is replaced soon."""
 _NOT_AT_WORK: tuple[State, ...] = ("placing", "down")
-
-
-@dataclass(frozen=True)
-class Seen:
-    """An actor when it last answered.
-
-    Args:
-        stats: its worker's counters since the start.
-    """
-
-    state: State
-    stats: Mapping[str, float | str]
-
-
-@dataclass
-class _Slot:
-    """One numbered place in the fleet and the actor that fills it now, if any."""
-
-    name: str
-    actor: Any = None
-    running: Any = None  # the reference that `run` will fill
-    asked: Any = None  # the reference that `stats` will fill
-    stats: Mapping[str, float | str] | None = None
-    working_since: float | None = None
-    due_at: float = 0.0  # an empty slot is filled from then on; a draining actor killed
-    failures: int = 0
-    doubted_at: float | None = None
-
-    def has_ended(self) -> bool:
-        return bool(ray.wait([self.running], timeout=0)[0])
-
-    def is_in_doubt(self) -> bool:
-        """Whether Ray cannot reach an actor that seems to have ended, and does not know why yet.
-
-        It is asked again until it knows: a new actor might be sent to the very node that is lost.
-        """
-        if not isinstance(_error_of_end(self.running), ActorUnavailableError):
-            return False
-        now = time.monotonic()
-        self.doubted_at = self.doubted_at or now
-        if now - self.doubted_at > _DOUBT_S:
-            return False
-        self.running = self.actor.stats.remote()
-        return True
-
-    def kill(self) -> None:
-        ray.kill(self.actor)
-        self.actor = self.running = self.asked = self.stats = None
-        self.working_since = self.doubted_at = None
-
-    def glance(self) -> None:
-        """Takes an answer that has come, and asks again."""
-        if self.actor is None:
-            return
-        if self.asked is not None and ray.wait([self.asked], timeout=0)[0]:
-            self.take(value_or_none(self.asked))
-            self.asked = None
-        if self.asked is None:
-            self.asked = self.actor.stats.remote()
-
-    def take(self, stats: Mapping[str, float | str] | None) -> None:
-        """Its newest answer; None: it gave none."""
-        self.stats = stats or self.stats
-        if self.state == "working":
-            self.working_since = self.working_since or time.monotonic()
-
-    @property
-    def state(self) -> State:
-        if self.actor is None or self.doubted_at is not None:
-            return "down"
-        if self.stats is None:
-            return "placing"
-        return "working" if len(self.stats) > 1 else "building"
 
 
 class Fleet:
@@ -160,7 +74,7 @@ class Fleet:
 
     Args:
         build: makes the worker inside its actor, given the owner under which it leases: the
-            actor's name and a count, so that two lives of an actor never share leases.
+            actor's name and a count, so that two lives of an actor in one fleet share no leases.
         actor_options: of Ray, such as num_cpus, num_gpus or scheduling_strategy.
         host: the actors' class, where more is asked of them than a `WorkerHost` answers.
     """
@@ -179,8 +93,8 @@ class Fleet:
         self._name = name
         self._actor_options = dict(actor_options or {})
         self._settings = settings or FleetSettings()
-        self._slots: list[_Slot] = []
-        self._draining: list[_Slot] = []
+        self._slots: list[Slot] = []
+        self._draining: list[Slot] = []
         self._ends: list[End] = []
         self._lives = 0
 
@@ -206,7 +120,7 @@ class Fleet:
             self._drain(surplus)
         taken = {slot.name for slot in self._slots}
         free = (name for i in itertools.count() if (name := f"{self._name}-{i}") not in taken)
-        self._slots += [_Slot(next(free)) for _ in range(len(self._slots), count)]
+        self._slots += [Slot(next(free)) for _ in range(len(self._slots), count)]
         self._fill_empty()
 
     def ensure_alive(self) -> list[str]:
@@ -222,6 +136,9 @@ class Fleet:
         for slot in self._slots:
             if slot.actor is not None and slot.has_ended() and not slot.is_in_doubt():
                 self._note_end(slot)
+            elif self._hangs_in_building(slot):
+                slot.kill()
+                self._count_end(slot, f"it was not built within {self._settings.build_s:g} s", 0.0)
         return self._fill_empty()
 
     def ends(self) -> list[End]:
@@ -277,7 +194,7 @@ class Fleet:
         empty = [slot for slot in self._slots if slot.actor is None and now >= slot.due_at]
         return [slot.name for slot in empty if self._fill(slot)]
 
-    def _fill(self, slot: _Slot) -> bool:
+    def _fill(self, slot: Slot) -> bool:
         options = {
             **self._actor_options,
             "name": slot.name,
@@ -299,8 +216,8 @@ class Fleet:
         self._lives += 1
         return True
 
-    def _note_end(self, slot: _Slot) -> None:
-        error, was_doubted = _error_of_end(slot.running), slot.doubted_at is not None
+    def _note_end(self, slot: Slot) -> None:
+        error, was_doubted = error_of_end(slot.running), slot.doubted_at is not None
         worked_s = time.monotonic() - (slot.working_since or math.inf)
         slot.kill()
         if is_node_lost(error):
@@ -308,7 +225,20 @@ class Fleet:
             self._note(slot, "was lost with its node")
             slot.due_at = time.monotonic()
             return
-        reason = "it was out of reach" if error is None and was_doubted else _reason(error)
+        reason = "it was out of reach" if error is None and was_doubted else reason_of_end(error)
+        self._count_end(slot, reason, worked_s)
+
+    def _hangs_in_building(self, slot: Slot) -> bool:
+        """Such as in a network file system or a driver that does not answer."""
+        since = slot.building_since or math.inf
+        return slot.state == "building" and time.monotonic() - since > self._settings.build_s
+
+    def _count_end(self, slot: Slot, reason: str, worked_s: float) -> None:
+        """Has an empty slot filled after its back-off.
+
+        Raises:
+            FleetGaveUpError: see `ensure_alive`.
+        """
         if worked_s >= self._settings.healthy_s:
             slot.failures = 0
         slot.failures += 1
@@ -326,11 +256,11 @@ class Fleet:
         healthy_s = self._settings.healthy_s
         return any(time.monotonic() - (begun or math.inf) >= healthy_s for begun in since)
 
-    def _note(self, slot: _Slot, why: str) -> None:
+    def _note(self, slot: Slot, why: str) -> None:
         self._ends.append(End(slot.name, why))
         log.warning("%s %s; it is replaced", slot.name, why)
 
-    def _drain(self, slots: list[_Slot]) -> None:
+    def _drain(self, slots: list[Slot]) -> None:
         for slot in slots:
             slot.glance()
             if slot.state == "placing":
@@ -355,31 +285,3 @@ def _actor_class(host: type[WorkerHost]) -> Any:
     remote: Any = ray.remote
     groups = dict(host.concurrency_groups)
     return remote(concurrency_groups=groups)(host) if groups else remote(host)
-
-
-def value_or_none(ref: Any) -> Any:
-    """What an actor answered, in the form that it has; None where it could not."""
-    try:
-        return ray.get(ref)
-    except RayError:
-        return None
-
-
-def is_node_lost(error: Exception | None) -> bool:
-    """Whether an actor ended with the machine that it was on; Ray tells that in words only."""
-    return isinstance(error, ActorDiedError) and "node has died" in str(error)
-
-
-def _error_of_end(running: Any) -> Exception | None:
-    try:
-        ray.get(running)
-    except RayError as error:
-        return error
-    return None
-
-
-def _reason(error: Exception | None) -> str:
-    if error is None:
-        return "it returned without being asked to stop"
-    cause = getattr(error, "cause", None) or error
-    return f"{type(cause).__name__}: {telling_line(str(cause))[:_LONGEST_REASON]}"

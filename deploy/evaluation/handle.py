@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from actors.fleet import LOST
+from actors.slot import LOST
 from buffer.lost_gpu import is_gpu_lost
 from deploy.evaluation.host import EvaluatorHost, WeightsSource
 from deploy.run.best_effort import BestEffort

@@ -16,7 +16,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from actors.fleet import Fleet, Seen
+from actors.fleet import Fleet
+from actors.slot import Seen
 from deploy.fleet.autoscale import Bounds, Reading, advise, measured_between
 from deploy.run.best_effort import BestEffort
 from deploy.run.files import DECISIONS_FILE

@@ -13,8 +13,8 @@ import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError
 
-from actors.fleet import LOST, value_or_none
 from actors.host import WorkerHost
+from actors.slot import LOST, value_or_none
 from reward_servers.pool import MemberLostError, PooledReward, UnavailableError
 
 if TYPE_CHECKING:

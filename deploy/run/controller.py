@@ -21,7 +21,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.fleet import Fleet, FleetGaveUpError
+from actors.fleet import Fleet, FleetGaveUpError, FleetSettings
 from buffer.embedded import new_socket_url
 from buffer.errors import ReplayError
 from buffer.redis_replay import RedisReplay
@@ -246,15 +246,18 @@ class Controller:
     def _start_fleets(self, stack: contextlib.ExitStack, parts: RunParts, board: Any) -> Fleets:
         """Reward servers and samplers; they are ended in reverse, when the stack closes."""
         scoring, actors = self._config.scoring, self._config.actors
+        settings = FleetSettings(build_s=self._config.build_s)
         rewards = Fleet(
             partial(reward_server, parts),
             name="reward",
             actor_options=fleet_options(scoring),
+            settings=settings,
         )
         samplers = Fleet(
             partial(sampler, parts, board),
             name="sampler",
             actor_options=fleet_options(actors),
+            settings=settings,
         )
         pools = {
             role_of(name): (reward_pool(parts, name, reward.fleet), reward.fleet)
@@ -372,6 +375,7 @@ def reward_pool(parts: RunParts, reward: str, settings: RewardFleet) -> Fleet:
         partial(reward_worker, parts, reward),
         name=fleet_name(reward),
         actor_options=fleet_options(settings),
+        settings=FleetSettings(build_s=parts.config.build_s),
         host=RewardHost,
     )
 

@@ -17,7 +17,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.fleet import LOST
+from actors.slot import LOST
 from buffer.lost_gpu import is_gpu_lost, telling_line
 from deploy.run.build import LearnerRank
 from deploy.run.parts import RunParts

@@ -134,6 +134,11 @@ class RunConfig(Section):
         return self.limits.stall_s / 2
 
     @property
+    def build_s(self) -> float:
+        """A process that is built for longer hangs. Models may be fetched from a hub meanwhile."""
+        return max(1800.0, 3 * self.limits.stall_s)
+
+    @property
     def max_staleness(self) -> int:
         """Cycles that samplers may be ahead of the learner."""
         given = self.replay.max_staleness

@@ -168,6 +168,22 @@ def test_one_that_cannot_be_built_where_it_is_put_does_not_end_others_at_work(
     fleet.scale(1)
 
 
+def test_one_that_hangs_while_it_is_built_is_replaced(
+    new_fleet: Callable[..., Fleet], tmp_path: Path
+) -> None:
+    def build(owner: str) -> Worker:
+        if not (tmp_path / "mended").exists():
+            time.sleep(600)
+        return Waiting(owner)
+
+    fleet = new_fleet(build, FleetSettings(build_s=1.0, backoff_s=0.1, stats_timeout_s=30))
+    fleet.start(1)
+    eventually(lambda: fleet.glance()["sampler-0"].state == "building", fleet)
+    (tmp_path / "mended").touch()
+    eventually(lambda: owners(fleet) == ["sampler-0.1"], fleet)
+    assert [end.why for end in fleet.ends()] == ["ended, 1 in a row: it was not built within 1 s"]
+
+
 def test_a_fleet_of_none_is_refused(new_fleet: Callable[..., Fleet]) -> None:
     with pytest.raises(ValueError, match="start at least 1"):
         new_fleet().start(0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from ray.exceptions import RayTaskError
 
-from actors.fleet import _reason as ended_with
+from actors.slot import reason_of_end as ended_with
 from deploy.run.build import LearnerRank
 from deploy.run.parts import RunParts
 from deploy.run.ranks import reason_of

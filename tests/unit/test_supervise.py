@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from actors.fleet import FleetGaveUpError, Seen
+from actors.fleet import FleetGaveUpError
+from actors.slot import Seen
 from buffer.errors import ReplayUnavailable
 from buffer.records import Counters
 from deploy.fleet.fleets import Fleets
