@@ -1,7 +1,7 @@
 """One run's keys on a server, and asking it again while it is away.
 
 The client sends a command again when its answer is lost, and during an outage this file does:
-whatever is asked here must be idempotent.
+whatever is asked here must be idempotent, or its doubling harmless.
 """
 
 import contextlib

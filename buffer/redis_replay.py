@@ -1,7 +1,8 @@
 """`Replay` on one Redis or Valkey server (6.2 or newer).
 
 Every change is one Lua script (`buffer/lua`), idempotent, because the client sends a command again
-when its answer is lost. Leases run on the server's clock. Payloads travel outside the scripts when
+when its answer is lost; but for taking new records: those of a lost answer wait out their lease,
+and count an attempt. Leases run on the server's clock. Payloads travel outside the scripts when
 they are read. Keys: `buffer/keys.py`.
 """
 

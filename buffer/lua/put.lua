@@ -3,10 +3,26 @@
 -- Returns  1, or 0 if the ticket is not leased (put already, or never issued); with nothing applied
 --          an error OOM when PUT_SHARE of the server's maxmemory is used, or LOST if a payload is gone
 -- Invariant: a group is stored whole and once; whoever puts first wins. The rest is left to commits,
---            which make room.
+--            which make room. Latents of failed records give way first: no capacity bounds them.
+local MOST_GIVEN_UP = 100
+
+local function give_up_failed_latents()
+  local given_up = 0
+  for _, id in ipairs(redis.call('ZRANGE', QUARANTINE, 0, -1)) do
+    if redis.call('HEXISTS', SIZES, id) == 1 then
+      drop_payload(id)
+      given_up = given_up + 1
+    end
+    if given_up == MOST_GIVEN_UP then
+      return
+    end
+  end
+end
+
 local memory = redis.call('INFO', 'memory')
 local most = tonumber(string.match(memory, '\nmaxmemory:(%d+)') or '0')
 if most > 0 and tonumber(string.match(memory, '\nused_memory:(%d+)')) > PUT_SHARE * most then
+  give_up_failed_latents()
   return redis.error_reply('OOM command not allowed: ' .. PUT_SHARE .. ' of maxmemory is used')
 end
 if not redis.call('ZSCORE', LEASES, ARGV[2]) then

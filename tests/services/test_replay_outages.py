@@ -178,6 +178,39 @@ def test_a_nearly_full_server_takes_commits_but_no_new_groups(
         replay.close()
 
 
+def test_latents_of_failed_records_make_room_where_nothing_else_can(
+    make_group: MakeGroup,
+) -> None:
+    with EmbeddedServer() as server:
+        settings = ReplaySettings(url=server.url, run="full", capacity_records=200)
+        replay = RedisReplay.connect(settings)
+        client = replay._link.client
+        put(replay, [make_group(ticket, size=50) for ticket in range(3)])
+        for record in claim(replay, max_records=150):
+            replay.fail(record.record_id, "boom", retry=False)
+        issue(replay, 1)
+        client.config_set("maxmemory", int(client.info("memory")["used_memory"] / 0.91))
+        with pytest.raises(ReplayFull, match="maxmemory"):
+            replay.put_group(3, make_group(3))
+        failed = replay.quarantined(150)
+        assert [record.size_bytes for record in reversed(failed)][:100] == [0] * 100
+        assert {record.reason for record in failed} == {"boom"}
+        assert eventually_put(replay, make_group(3))
+        assert replay.counters().failed == 150
+        assert_balanced(replay)
+        replay.close()
+
+
+def eventually_put(replay: RedisReplay, group: list[Record]) -> bool:
+    """As a sampler does; the server frees what it was told to in its own time."""
+    for _ in range(100):
+        try:
+            return replay.put_group(3, group)
+        except ReplayFull:
+            time.sleep(0.05)
+    return False
+
+
 def test_nobody_at_the_url_is_unavailable() -> None:
     with pytest.raises(ReplayUnavailable, match=r"127\.0\.0\.1:1/"):
         check_connection("redis://127.0.0.1:1/0", timeout_s=1)
