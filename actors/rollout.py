@@ -289,19 +289,11 @@ class ManyStepPolicy(_GroupPolicy):
 
 def to_records(
     group: Group, rollout: Rollout, policy_version: int, *, sampler: str = ""
-) -> list[Record]:
-    """The records of a group, one a member.
-
-    Raises:
-        ValueError: a latent is not finite in float16, so its policy has diverged.
-    """
-    finite_G = np.isfinite(rollout.latents).all(axis=(1, 2, 3, 4))
-    if not finite_G.all():
-        raise ValueError(
-            f"ticket {group.ticket}: members {np.flatnonzero(~finite_G).tolist()} have latents "
-            f"that are not finite in float16; policy version {policy_version} has diverged"
-        )
-    return [
+) -> tuple[list[Record], dict[int, str]]:
+    """The records of a group, one a member; and by member, why it has none."""
+    is_finite = [bool(np.isfinite(latents_KCHW).all()) for latents_KCHW in rollout.latents]
+    reason = f"policy version {policy_version} draws latents that are not finite in float16"
+    records = [
         Record(
             record_id=record_id(group.ticket, member),
             ticket=group.ticket,
@@ -315,7 +307,9 @@ def to_records(
             sampler=sampler,
         )
         for member, latents_KCHW in enumerate(rollout.latents)
+        if is_finite[member]
     ]
+    return records, {member: reason for member, finite in enumerate(is_finite) if not finite}
 
 
 def _rollouts(

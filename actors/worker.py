@@ -12,7 +12,7 @@ A plain class with `run` and `stop`; knows nothing of Ray, Redis or where weight
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,7 +44,7 @@ class Tickets(Protocol):
         """Give a lease back."""
         ...
 
-    def put_group(self, ticket: int, records: Sequence[Record]) -> bool:
+    def put_group(self, ticket: int, records: Sequence[Record], failed: Mapping[int, str]) -> bool:
         """Hand a group over and end its lease; False if that ticket had been put already."""
         ...
 
@@ -218,8 +218,17 @@ class SamplerWorker:
             rollouts = self._policy.sample(groups)
         self._watch.has_worked()
         self._flops += sum(rollout.flops for rollout in rollouts)
-        for ticket, group, rollout in zip(leased, groups, rollouts, strict=True):
-            if not self._put(to_records(group, rollout, self._version, sampler=self._owner)):
+        made = [
+            to_records(group, rollout, self._version, sampler=self._owner)
+            for group, rollout in zip(groups, rollouts, strict=True)
+        ]
+        if not any(records for records, _ in made):
+            raise ValueError(
+                f"none of the latents of tickets {[ticket.number for ticket in leased]} are finite "
+                f"in float16: policy version {self._version} has diverged"
+            )
+        for ticket, (records, failed) in zip(leased, made, strict=True):
+            if not self._put(ticket.number, records, failed):
                 return
             self._held.remove(ticket)
         self._backoff.succeed()
@@ -277,10 +286,12 @@ class SamplerWorker:
         self._version, self._edition = version, edition
         self._counts["loads"] += 1
 
-    def _put(self, records: Sequence[Record]) -> bool:
+    def _put(self, ticket: int, records: Sequence[Record], failed: Mapping[int, str]) -> bool:
         """Hands a group over; False when stopped while the replay is full."""
+        for member, reason in failed.items():
+            log.warning("%s: ticket %d, member %d: %s", self._owner, ticket, member, reason)
         with self._seconds.of("put"):
-            new = self._put_with_retries(records[0].ticket, records)
+            new = self._put_with_retries(ticket, records, failed)
         if new is None:
             return False
         if new:
@@ -290,12 +301,14 @@ class SamplerWorker:
             self._counts["duplicates"] += 1
         return True
 
-    def _put_with_retries(self, ticket: int, records: Sequence[Record]) -> bool | None:
+    def _put_with_retries(
+        self, ticket: int, records: Sequence[Record], failed: Mapping[int, str]
+    ) -> bool | None:
         """As `put_group`. Putting again is harmless, sampling again is dear."""
         failures = 0
         while True:
             try:
-                return self._tickets.put_group(ticket, records)
+                return self._tickets.put_group(ticket, records, failed)
             except ReplayFull as error:
                 # Not a failure: the replay empties as records are scored and evicted.
                 if self._counts["full"] % 30 == 0:

@@ -11,6 +11,8 @@ import math
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -33,6 +35,7 @@ from buffer.records import (
     parse_position,
     parse_record_id,
     places_in,
+    record_id,
 )
 from buffer.redis_link import RedisLink, milliseconds, stream_entries
 from buffer.replay_settings import ReplaySettings
@@ -124,17 +127,26 @@ class RedisReplay:
         """As `Replay.return_ticket`."""
         self._link.run("extend", ticket.number, ticket.lease_id, 0)
 
-    def put_group(self, ticket: int, records: Sequence[Record]) -> bool:
+    def put_group(
+        self,
+        ticket: int,
+        records: Sequence[Record],
+        failed: Mapping[int, str] = MappingProxyType({}),
+    ) -> bool:
         """As `Replay.put_group`."""
         members = [record.member for record in records if record.ticket == ticket]
-        if not records or sorted(members) != list(range(len(records))):
+        members = sorted([*members, *failed])
+        if not members or members != list(range(len(records) + len(failed))):
             raise ValueError(f"ticket {ticket} needs members 0, 1, ... of its own; got {members}")
         call = uuid.uuid4().hex
         names = [record.record_id for record in records]
         key_of = {name: self._link.record_key(f"staged:{call}:{name}") for name in names}
         is_new = False
+        words: list[str | int] = []
+        for member, reason in failed.items():
+            words += [record_id(ticket, member), "", 0, reason]
         try:
-            is_new = bool(self._link.run("put", ticket, *self._staged(records, key_of)))
+            is_new = bool(self._link.run("put", ticket, *self._staged(records, key_of), *words))
         finally:
             # A full server may have taken some of them before it refused.
             if not is_new:
@@ -175,17 +187,17 @@ class RedisReplay:
     def commit(self, scored: Sequence[tuple[str, Scores]], owner: str = "") -> int:
         """As `Replay.commit`."""
         words: list[str | int | bytes] = []
-        for record_id, scores in scored:
-            parse_record_id(record_id)
-            words += [record_id, scores.num_scored, encode_scores(scores)]
+        for name, scores in scored:
+            parse_record_id(name)
+            words += [name, scores.num_scored, encode_scores(scores)]
         try:
             new = self._link.run("commit", *self._capacity, owner, *words)
         except ReplayError as error:
             if "BADSCORES" not in str(error):
                 raise
             raise ValueError(f"{error} ({owner})") from error
-        for record_id, _ in scored:
-            self._claims.pop(record_id, None)
+        for name, _ in scored:
+            self._claims.pop(name, None)
         return int(new)
 
     def fail(self, record_id: str, reason: str, *, retry: bool) -> bool:
@@ -290,7 +302,7 @@ class RedisReplay:
     # Within
 
     def _staged(self, records: Sequence[Record], key_of: Mapping[str, str]) -> list[Any]:
-        """Sends payloads to keys that expire: for each record its id, its key and its bytes.
+        """Sends payloads to keys that expire: for each record what `put.lua` is told.
 
         Outside the script that makes them the run's, which would copy them twice more.
         """
@@ -307,7 +319,7 @@ class RedisReplay:
         return [
             word
             for name, fields in fields_of.items()
-            for word in (name, key_of[name], sum(map(len, fields)) + sum(map(len, fields.values())))
+            for word in (name, key_of[name], sum(map(len, chain(fields, fields.values()))), "")
         ]
 
     def _until_none(self, script: str, *words: int | str) -> int:

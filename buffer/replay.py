@@ -14,6 +14,7 @@ Every method may raise `ReplayUnavailable`, `ReplayAccessDenied` or `ReplayFull`
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -62,8 +63,16 @@ class Replay(Protocol):
         """Let the next caller have the ticket at once, unless the lease is another's already."""
         ...
 
-    def put_group(self, ticket: int, records: Sequence[Record]) -> bool:
+    def put_group(
+        self,
+        ticket: int,
+        records: Sequence[Record],
+        failed: Mapping[int, str] = MappingProxyType({}),
+    ) -> bool:
         """Store a ticket's whole group and queue it for scoring. Atomic, idempotent by ticket.
+
+        Members that could not be sampled are `failed`, each with its reason: they are set aside at
+        once, as a record is that could not be scored.
 
         False: the group was there already and this one is dropped (a late duplicate, or this very
         call sent twice), or the ticket was never issued. `ReplayFull` is raised when `PUT_SHARE` of

@@ -20,6 +20,7 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TypeVar
 
 import numpy as np
@@ -127,10 +128,17 @@ class ShardedReplay:
         number = self._number(ticket.number)
         self._shards.ask_once(number, lambda shard: shard.return_ticket(ticket))
 
-    def put_group(self, ticket: int, records: Sequence[Record]) -> bool:
+    def put_group(
+        self,
+        ticket: int,
+        records: Sequence[Record],
+        failed: Mapping[int, str] = MappingProxyType({}),
+    ) -> bool:
         """As `Replay.put_group`."""
         number = self._number(ticket)
-        answers = self._shards.settle({number: lambda shard: shard.put_group(ticket, records)})
+        answers = self._shards.settle(
+            {number: lambda shard: shard.put_group(ticket, records, failed)}
+        )
         return answers[number]
 
     # Scoring

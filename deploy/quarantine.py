@@ -6,8 +6,9 @@
 
 Works beside a run, and on a run that is over, whose records the next start with --resume scores.
 Each of its servers keeps the newest 1,000 with their latents (`MOST_QUARANTINED` in
-buffer/replay_settings.py); the oldest latents go, and with them the chance to score a record again,
-where a server has no room for new groups otherwise. Exit status: 0, or 2 if something given is wrong.
+buffer/replay_settings.py). The oldest latents go, and with them the chance to score a record again,
+where a server has no room for new groups otherwise. Exit status: 0, or 2 if something given is
+wrong.
 """
 
 import argparse

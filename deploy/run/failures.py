@@ -42,7 +42,7 @@ class Failures:
         told = "; ".join(f"{n} × {reason}" for reason, n in reasons)
         raise RunFailedError(
             f"{failed} of the last {ended} records have no reward, more than the failure budget of "
-            f"{self._budget.share:.0%}: {told}. Mend the reward and continue with --resume; where "
+            f"{self._budget.share:.0%}: {told}. Mend the cause and continue with --resume; where "
             "it failed before the first cycle, begin a run of another name."
         )
 

@@ -14,6 +14,7 @@ from tests.services.replay_calls import (
     MakeScores,
     assert_balanced,
     claim,
+    issue,
     one_server,
     put,
 )
@@ -85,6 +86,38 @@ def test_of_more_than_a_thousand_failed_records_the_oldest_are_forgotten_with_th
     assert kept == [link.record_key(name).encode() for name in names[3:]]
     told = [link.client.hlen(link.key(name)) for name in ("reasons", "sizes")]
     assert [len(replay.quarantined(2000)), *told] == [1000] * 3
+
+
+def test_a_member_that_could_not_be_sampled_is_in_quarantine_from_the_start(
+    replay: RedisReplay, make_group: MakeGroup, scores: MakeScores
+) -> None:
+    issue(replay, 2)
+    records, failed = make_group(0, size=3)[:2], {2: "not finite"}
+    assert replay.put_group(0, records, failed)
+    assert not replay.put_group(0, records, failed)
+    assert replay.put_group(1, [], dict.fromkeys(range(3), "not finite"))
+    assert_balanced(replay)
+    assert (replay.counters().failed, replay.counters().pending) == (4, 2)
+    claimed = claim(replay)
+    assert [record.member for record in claimed] == [0, 1]
+    replay.commit([(record.record_id, scores()) for record in claimed])
+    told = {name.record_id: (name.reason, name.size_bytes) for name in replay.quarantined()}
+    assert told["0000000000.002"] == ("not finite", 0)
+    assert replay.release(list(told)) == 0
+    index = LogIndex(group_size=3)
+    index.extend(replay.tail(START, max_entries=9))
+    assert index.finished(0, 2)
+    assert replay.counters().progress == 2
+    assert_balanced(replay)
+
+
+def test_a_group_without_one_of_its_members_is_refused(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    issue(replay, 1)
+    for records, failed in (([], {}), (make_group(0)[:1], {2: "x"}), (make_group(0), {1: "x"})):
+        with pytest.raises(ValueError, match="ticket 0 needs members"):
+            replay.put_group(0, records, failed)
 
 
 @one_server

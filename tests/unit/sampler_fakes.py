@@ -22,6 +22,7 @@ class FakeTickets:
         self.waiting = [Ticket(number, version) for number, version in enumerate(versions)]
         self.leased: dict[int, Ticket] = {}
         self.groups: dict[int, list[Record]] = {}
+        self.failed: dict[tuple[int, int], str] = {}
         self.renewals = 0
         self.renewed = threading.Semaphore(0)
         self.failing_puts = 0
@@ -44,7 +45,7 @@ class FakeTickets:
     def return_ticket(self, ticket: Ticket) -> None:
         self.waiting.insert(0, self.leased.pop(ticket.number))
 
-    def put_group(self, ticket: int, records: Sequence[Record]) -> bool:
+    def put_group(self, ticket: int, records: Sequence[Record], failed: Mapping[int, str]) -> bool:
         if self.failing_puts:
             self.failing_puts -= 1
             raise ConnectionError("the server is away")
@@ -54,6 +55,7 @@ class FakeTickets:
         self.leased.pop(ticket, None)
         new = ticket not in self.groups
         self.groups.setdefault(ticket, list(records))
+        self.failed.update({(ticket, member): reason for member, reason in failed.items()})
         return new
 
 

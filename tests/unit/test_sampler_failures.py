@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from actors.rollout import Group, Rollout
 from actors.worker import WorkerSettings
 from buffer.backoff import GaveUpError
 from buffer.records import Record, Ticket
@@ -33,9 +34,11 @@ def test_only_the_groups_that_were_not_put_are_returned() -> None:
     scene = Scene(0, 0, settings=settings)
     put = scene.tickets.put_group
 
-    def put_only_the_first(ticket: int, records: Sequence[Record]) -> bool:
+    def put_only_the_first(
+        ticket: int, records: Sequence[Record], failed: Mapping[int, str]
+    ) -> bool:
         scene.tickets.failing_puts = int(ticket == 1)
-        return put(ticket, records)
+        return put(ticket, records, failed)
 
     scene.tickets.put_group = put_only_the_first
     with pytest.raises(GaveUpError):
@@ -64,8 +67,26 @@ def test_weights_that_a_ticket_needs_and_nobody_has_are_a_failure() -> None:
 def test_a_policy_that_diverged_never_reaches_the_buffer() -> None:
     scene = Scene(0)
     scene.policy.before_sampling = lambda: setattr(scene.policy, "weight", float("nan"))
-    with pytest.raises(GaveUpError, match=r"members \[0, 1\].*policy version 0 has diverged"):
+    with pytest.raises(GaveUpError, match=r"tickets \[0\] .*policy version 0 has diverged"):
         scene.worker.run()
+
+
+def test_one_member_that_is_not_finite_is_set_aside_and_the_others_are_put() -> None:
+    scene = Scene(0, 0, settings=replace(FAST, groups_per_batch=2))
+    sample = scene.policy.sample
+
+    def odd(groups: Sequence[Group]) -> list[Rollout]:
+        rollouts = sample(groups)
+        rollouts[0].latents[1, 0, 0, 0, 0] = np.nan
+        return rollouts
+
+    scene.policy.sample = odd
+    scene.run_until_empty()
+    members = {number: [r.member for r in group] for number, group in scene.tickets.groups.items()}
+    assert members == {0: [0], 1: [0, 1]}
+    assert list(scene.tickets.failed) == [(0, 1)]
+    stats = scene.worker.stats()
+    assert (stats["groups"], stats["images"], stats["failures"]) == (2, 3, 0)
 
 
 def test_a_worker_gives_up_after_its_budget_of_failures() -> None:

@@ -73,7 +73,7 @@ def sampled(policy: FewStepPolicy | ManyStepPolicy) -> list[Record]:
     return [
         record
         for group, rollout in zip(GROUPS, rollouts, strict=True)
-        for record in to_records(group, rollout, 0)
+        for record in to_records(group, rollout, 0)[0]
     ]
 
 
