@@ -80,19 +80,17 @@ class CleanLatents:
             LookupError: what was drawn is gone.
         """
         good = self.good_rows(threshold=threshold, kept_share=kept_share)
-        version_N, reward_N = self._groups.index.policy_version, self._groups.final_rewards()
-        rows_B = self._drawn(good, version_N[good], count, rng)[share]
-        return self._read([rows_B], reward_N)[0]
+        rows_B = self._drawn(good, self._versions()[good], count, rng)[share]
+        return self._read([rows_B], self._groups.final_rewards())[0]
 
     def good_rows(self, *, threshold: float | None, kept_share: float) -> np.ndarray:
-        """Rows of the index that are good, as `kept_rows` says, int64.
+        """Known trajectories that are good, as `kept_rows` says, int64.
 
         Raises:
             NothingToLearnError: no reward reaches the threshold, or none of them is above 0.
         """
         reward_N = self._rewards()
-        version_N = self._groups.index.policy_version[: len(reward_N)]
-        good = kept_rows(reward_N, version_N, threshold=threshold, share=kept_share)
+        good = kept_rows(reward_N, self._versions(), threshold=threshold, share=kept_share)
         if not len(good):
             raise NothingToLearnError(
                 f"no picture's reward reaches method.threshold = {threshold:g}, the best of "
@@ -115,19 +113,20 @@ class CleanLatents:
             LookupError: what was drawn is gone.
         """
         pairs_P2 = self.pair_rows()
-        version_P = self._groups.index.policy_version[pairs_P2[:, 0]]
+        version_P = self._versions()[pairs_P2[:, 0]]
         drawn_B = self._drawn(np.arange(len(pairs_P2)), version_P, count, rng)[share]
         columns = list(pairs_P2[drawn_B].T)
         return PairBatch(*self._read(columns, self._groups.final_rewards()))
 
     def pair_rows(self) -> np.ndarray:
-        """Rows of the index of best and worst, of complete groups where they differ, int64 [P, 2].
+        """Best and worst of known trajectories, of complete groups where they differ, [P, 2].
 
         Raises:
             NothingToLearnError: in no group one is better than another.
         """
         reward_N = self._rewards()
-        rows_GM = self._groups.index.groups(np.arange(len(reward_N)))
+        known_N = self._groups.known_rows()
+        rows_GM = self._groups.index.groups(known_N) - known_N[0]
         pairs = preferred_pairs(reward_N[rows_GM])
         columns = [rows_GM[pairs.group, member_P] for member_P in (pairs.winner, pairs.loser)]
         return np.stack(columns, axis=1)
@@ -141,6 +140,10 @@ class CleanLatents:
         self._groups.check_known()
         return self._groups.final_rewards()
 
+    def _versions(self) -> np.ndarray:
+        """Policy versions of known trajectories, [N]."""
+        return self._groups.index.policy_version[self._groups.known_rows()]
+
     def _drawn(
         self, candidates: np.ndarray, version: np.ndarray, count: int, rng: Generator
     ) -> np.ndarray:
@@ -153,7 +156,8 @@ class CleanLatents:
 
     def _read(self, columns: Sequence[np.ndarray], reward_N: np.ndarray) -> list[CleanBatch]:
         """Batches side by side; a row that is gone in one of them is replaced in all."""
-        entries = [self._groups.index.entries(rows_B) for rows_B in columns]
+        known_N = self._groups.known_rows()
+        entries = [self._groups.index.entries(known_N[rows_B]) for rows_B in columns]
         for column in entries:
             self._groups.tell_fetched(column)
         wanted = [(e.record_id, e.scored[-1]) for column in entries for e in column]

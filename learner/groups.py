@@ -65,6 +65,8 @@ class ScoredGroups:
         # What `collect` was asked for last: the first ticket after it, and the policy version.
         self._asked = 0, 0
         self._admitted = 0
+        # Tickets below it may have been issued before this life of the learner.
+        self._reached = 0
         # Why a server refused to admit more, while it does.
         self._full: ReplayFull | None = None
         # Whether the replay failed between two waits.
@@ -95,6 +97,7 @@ class ScoredGroups:
         self._unasked = next_ticket
         # Counted first, which waits for every server: one that is away has not lost its log.
         counters = self._replay.counters()
+        self._reached = counters.admitted
         self.catch_up()
         log.info(
             "the replay holds %d committed records, %d live and %d waiting; the checkpoint is at "
@@ -121,11 +124,11 @@ class ScoredGroups:
 
         Ranks refuse together: one alone would leave the others waiting.
         """
-        is_evicted = num_evicted > 0 and len(self.index) > 0 and self.num_known == 0
+        is_evicted = num_evicted > 0 and len(self.index) > 0 and not len(self.known_rows())
         if next_ticket > 0 and any_rank(is_evicted):
             raise ValueError(
-                f"the checkpoint is at ticket {next_ticket}, and the replay holds none before it "
-                "any more: too many later groups were scored before the learner was lost. Remove "
+                f"the checkpoint is at ticket {next_ticket}, and the replay keeps none before it: "
+                "too many later groups were scored, or may be, before the learner was lost. Remove "
                 "this run's records (its folder's `redis`, or python -m deploy.erase NAME) and "
                 "resume: it then goes on from the checkpoint with new samples. To prevent this, "
                 "raise replay.capacity_groups, or replay.capacity_mb if it is set, "
@@ -263,13 +266,22 @@ class ScoredGroups:
         return self.index.entries(self._rows(tickets).flatten())
 
     @property
-    def num_known(self) -> int:
-        """So many rows of the index, its first, are of tickets that were asked for.
+    def oldest_kept(self) -> int:
+        """Tickets from here on are not evicted before more is asked for, whoever is ahead.
 
-        There may be more, of samplers that are ahead or of a life that was cut short: how many of
-        them this rank has seen by now is chance, so nothing is drawn from them.
+        A pure function of what was asked for, so the same on every rank.
         """
-        return len(self.index.rows_of(0, self._unasked))
+        ahead = max(self._horizon(self._asked[0]), self._reached)
+        return max(0, ahead - self.source.capacity_groups)
+
+    def known_rows(self) -> np.ndarray:
+        """Rows of the index that may be drawn, one after the other: of tickets that were asked
+        for, and that are not evicted meanwhile. The same on every rank.
+
+        There may be others, of samplers that are ahead, of a life that was cut short, or of old
+        tickets that are about to go: how many of them this rank has seen by now is chance.
+        """
+        return self.index.rows_of(self.oldest_kept, self._unasked)
 
     def check_known(self) -> None:
         """To be called where something is to be drawn from what is known.
@@ -277,7 +289,7 @@ class ScoredGroups:
         Raises:
             NothingToLearnError: there is nothing.
         """
-        if not self.num_known:
+        if not len(self.known_rows()):
             raise NothingToLearnError(
                 "no scored picture is in the replay any more: it was lost, or another run evicts it"
             )
@@ -303,14 +315,14 @@ class ScoredGroups:
         return self._rewards(self._rows(tickets))
 
     def final_rewards(self) -> np.ndarray:
-        """Weighted sum of the true rewards of the last trained step of known trajectories, [N]."""
-        num_known, step = self.num_known, self.steps[-1]
+        """Weighted sum of the true rewards of the last trained step, [N] by `known_rows`."""
+        rows_N, step = self.known_rows(), self.steps[-1]
         return sum(
             (
-                self.weighed(name, self.index.reward(name)[:num_known, step].astype(np.float64))
+                self.weighed(name, self.index.reward(name)[rows_N, step].astype(np.float64))
                 for name in self.source.rewards
             ),
-            start=np.zeros(num_known),
+            start=np.zeros(len(rows_N)),
         )
 
     def fetch(self, tickets: Sequence[int], *, to_learn: bool = True) -> GroupBatch:
@@ -334,7 +346,7 @@ class ScoredGroups:
         if not kept:
             raise LookupError(
                 f"none of the {len(tickets)} groups that were asked for is in the replay any more: "
-                "raise replay.capacity_groups"
+                "raise replay.capacity_groups, or replay.capacity_mb if it is set"
             )
         rows = [latent for i in kept for latent in by_group[i] if latent is not None]
         stacked = torch.from_numpy(np.stack(rows).astype(np.float32))

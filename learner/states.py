@@ -50,7 +50,7 @@ class StateBatch:
 def draw_trajectories(
     version_N: np.ndarray, reward_N: np.ndarray, count: int, settings: StateDraw, rng: Generator
 ) -> np.ndarray:
-    """Rows of the index, int64 [count]; too few trajectories come again.
+    """Places among the trajectories, int64 [count]; too few come again.
 
     The share `fresh` comes from the newest policy versions, the rest from all by the rule.
 
@@ -149,11 +149,10 @@ class StateReplay:
 
     def _trajectories(self, count: int, rng: Generator, share: slice) -> Sequence[IndexEntry]:
         """This rank's share of `count` that are drawn."""
-        index = self._groups.index
-        reward_N = self._groups.final_rewards()
-        version_N = index.policy_version[: len(reward_N)]
-        rows = draw_trajectories(version_N, reward_N, count, self._settings, rng)
-        entries = index.entries(rows[share])
+        index, known_N = self._groups.index, self._groups.known_rows()
+        version_N, reward_N = index.policy_version[known_N], self._groups.final_rewards()
+        drawn = draw_trajectories(version_N, reward_N, count, self._settings, rng)
+        entries = index.entries(known_N[drawn[share]])
         self._groups.tell_fetched(entries)
         return entries
 

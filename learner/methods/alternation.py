@@ -188,9 +188,7 @@ class Alternating:
             return
         if fresh:
             self._surrogate.judge(cycle, self._groups.fetch(fresh, to_learn=False))
-        # Older ones than the replay keeps are not drawn.
-        oldest = max(0, fresh_range.stop - self._groups.source.capacity_groups)
-        known = self._groups.complete(range(oldest, fresh_range.start))
+        known = self._groups.complete(range(self._groups.oldest_kept, fresh_range.start))
         if not last and (fresh or known):
             self._surrogate.adapt(cycle, known, fresh)
 
