@@ -132,7 +132,7 @@ def write(
         (partial / _STATE).write_text(json.dumps(sealed, indent=1))
         _flush(partial)
         _replace(partial, final)
-        _forget_old(final.parent, keep)
+        _forget(final, keep)
         log.info("checkpoint %s", final)
     barrier()
 
@@ -212,6 +212,12 @@ def _take_back_replaced(folder: Path) -> None:
             replaced.rename(final)
 
 
-def _forget_old(folder: Path, keep: int) -> None:
-    for path in _complete(folder)[:-keep]:
+def _forget(newest: Path, keep: int) -> None:
+    """Leaves so many up to the one that was just written. Later ones were passed over, as they were
+    damaged: they take the place of no whole one, and are not gone on from if they can be read."""
+    known = _complete(newest.parent)
+    until = known.index(newest) + 1
+    for path in known[until:]:
+        log.warning("checkpoint %s is removed: the run went on from one before it", path)
+    for path in (*known[: max(0, until - keep)], *known[until:]):
         shutil.rmtree(path, ignore_errors=True)

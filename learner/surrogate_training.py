@@ -5,7 +5,7 @@ Shape suffixes: G groups, N samples of a group, K rewarded steps, C H W latent, 
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,9 @@ from learner.preference import (
 )
 from learner.settings.surrogate import Surrogate
 
+_ALIKE = 1e-6
+"""Rewards with a smaller deviation are as good as equal."""
+
 
 @dataclass(frozen=True)
 class RewardMoments:
@@ -42,15 +45,20 @@ class RewardMoments:
 
     @classmethod
     def of(cls, rewards_GNK: Tensor, *, by_step: bool = True) -> "RewardMoments":
-        """Over all samples: of each step, or of all steps together."""
+        """Over all samples: of each step, or of all steps together.
+
+        A step at which all rewards are alike, such as the first at which nothing is right yet, has
+        the deviation of all steps: later samples are measured by it.
+        """
         flat = rewards_GNK.flatten(0, 1).double()
         flat = flat if by_step else flat.flatten()[:, None]
-        return cls(tuple(flat.mean(dim=0).tolist()), tuple(flat.std(dim=0).tolist()))
+        stds = torch.where(flat.std(dim=0) > _ALIKE, flat.std(dim=0), flat.std())
+        return cls(tuple(flat.mean(dim=0).tolist()), tuple(stds.tolist()))
 
     def standardise(self, rewards_GNK: Tensor) -> Tensor:
         """With these moments 0 and 1, float32 [G, N, K]."""
         means, stds = torch.tensor(self.means), torch.tensor(self.stds)
-        return ((rewards_GNK - means) / stds.clamp(min=1e-6)).float()
+        return ((rewards_GNK - means) / torch.where(stds > _ALIKE, stds, 1.0)).float()
 
 
 class SurrogateTrainer:
@@ -123,23 +131,24 @@ class SurrogateTrainer:
     @torch.no_grad()
     def accuracy(self, batch: GroupBatch) -> list[float]:
         """Share of all ordered pairs that the surrogate orders rightly, at each of K steps."""
-        return self._accuracy(self._measured(batch), batch)
+        return self._accuracy(self._measured(batch), batch.rewards_GNK)
 
     @torch.no_grad()
-    def judge(self, batch: GroupBatch) -> dict[str, list[float]]:
-        """How it stands to the truth, by name, at each of K steps.
+    def judge(self, batches: Iterable[GroupBatch]) -> dict[str, list[float]]:
+        """How it stands to the truth, by name, at each of K steps, on all of the batches together.
 
         `accuracy` as above, `rank_correlation` within groups, and the `gap`: by how much the mean
         of its heads is above the standardised reward. The latter only where a regression ties its
         scores to the reward's size.
         """
         assert self.moments is not None, "set the reward moments before judging"
-        scores_GNKH = self._measured(batch)
+        parts = [(self._measured(batch), batch.rewards_GNK) for batch in batches]
+        scores_GNKH, true_GNK = (torch.cat(each) for each in zip(*parts, strict=True))
         own_GNK = self._pessimistic(scores_GNKH).numpy()
-        rewards_GNK = self.moments.standardise(batch.rewards_GNK).numpy()
+        rewards_GNK = self.moments.standardise(true_GNK).numpy()
         each = range(own_GNK.shape[2])
         judged = {
-            "accuracy": self._accuracy(scores_GNKH, batch),
+            "accuracy": self._accuracy(scores_GNKH, true_GNK),
             "rank_correlation": [
                 rank_correlation(own_GNK[..., k], rewards_GNK[..., k]) for k in each
             ],
@@ -161,8 +170,8 @@ class SurrogateTrainer:
         module: Any = self._engine.module
         return module.head.hidden.out_features
 
-    def _accuracy(self, scores_GNKH: Tensor, batch: GroupBatch) -> list[float]:
-        pairs = ordered_pairs(batch.rewards_GNK.numpy())
+    def _accuracy(self, scores_GNKH: Tensor, rewards_GNK: Tensor) -> list[float]:
+        pairs = ordered_pairs(rewards_GNK.numpy())
         scores_GNK = self._pessimistic(scores_GNKH)
         return [pair_accuracy(scores_GNK, pairs, k) for k in range(scores_GNK.shape[2])]
 

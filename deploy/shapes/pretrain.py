@@ -51,6 +51,7 @@ from learner.diffusion.consistency import (
     guidance_embedding,
     teacher_step,
 )
+from learner.diffusion.ddim import guided
 from learner.diffusion.schedule import NoiseSchedule, add_noise
 from learner.policy.trainable import make_trainable
 
@@ -192,8 +193,8 @@ def distil(
                 encoder_hidden_states=torch.cat([text, empty]),
             ).sample.float()
         cond, uncond = both.chunk(2)
-        w = w_B[:, None, None, None]
-        x_end = teacher_step(x_start, cond, uncond, w, start_B, end_B, schedule)
+        guided_eps = guided(cond, uncond, 1 + w_B[:, None, None, None])
+        x_end = teacher_step(x_start, guided_eps, start_B, end_B, schedule)
         eps = eps_of(student)(x_start, start_B)
         losses_B = distillation_loss(eps, eps_of(target), x_start, x_end, start_B, end_B, schedule)
         with torch.no_grad():

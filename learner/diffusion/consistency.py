@@ -10,7 +10,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from learner.diffusion.ddim import guided
 from learner.diffusion.schedule import NoiseSchedule, predict_x0
 
 SIGMA_DATA = 0.5
@@ -56,20 +55,9 @@ def distillation_times(
 
 
 def teacher_step(
-    x: Tensor,
-    eps_cond: Tensor,
-    eps_uncond: Tensor,
-    w: Tensor,
-    start_B: Tensor,
-    end_B: Tensor,
-    schedule: NoiseSchedule,
+    x: Tensor, eps: Tensor, start_B: Tensor, end_B: Tensor, schedule: NoiseSchedule
 ) -> Tensor:
-    """One deterministic DDIM step of the guided teacher, from `start_B` to `end_B`.
-
-    Args:
-        w: guidance in the LCM convention, scale − 1, broadcastable over x.
-    """
-    eps = guided(eps_cond, eps_uncond, 1 + w)
+    """One deterministic DDIM step of the teacher, by its guided ε, from `start_B` to `end_B`."""
     x0 = predict_x0(x, eps, start_B, schedule)
     alpha, sigma = schedule.alpha_sigma(end_B, x)
     return alpha * x0 + sigma * eps

@@ -187,7 +187,7 @@ class Alternating:
         if self._surrogate is None:
             return
         if fresh:
-            self._surrogate.judge(cycle, self._groups.fetch(fresh, to_learn=False))
+            self._surrogate.judge(cycle, fresh)
         known = self._groups.complete(range(self._groups.oldest_kept, fresh_range.start))
         if not last and (fresh or known):
             self._surrogate.adapt(cycle, known, fresh)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from learner.diffusion.consistency import distillation_loss, distillation_times, teacher_step
 from learner.diffusion.schedule import NoiseSchedule, add_noise
-from learner.policy.denoiser import Network
+from learner.policy.denoiser import Network, guided_call
 from learner.policy.text import Text
 
 NUM_TIMES = 50
@@ -50,11 +50,8 @@ def distilled(
     """
     start_B, end_B = distillation_times(index_B, schedule.num_train_timesteps)
     x_start = add_noise(latents, noise, start_B, schedule)
-    cond, uncond = teacher(
-        torch.cat([x_start, x_start]), torch.cat([start_B, start_B]), Text.cat([text, empty])
-    ).chunk(2)
-    w = torch.tensor(guidance_scale - 1)
-    x_end = teacher_step(x_start, cond, uncond, w, start_B, end_B, schedule)
+    eps = guided_call(teacher, x_start, start_B, text, empty, guidance_scale)
+    x_end = teacher_step(x_start, eps, start_B, end_B, schedule)
     return Distilled(x_start, start_B, x_end, end_B, text)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
@@ -52,13 +53,15 @@ class LasroSteps:
 
     def save(self, folder: Path) -> None:
         if self._anchor is not None:
-            save_file({"latents": self._anchor.latents_NCHW.numpy()}, folder / "anchor.safetensors")
+            # As they came from the replay, exactly.
+            latents = self._anchor.latents_NCHW.numpy().astype(np.float16)
+            save_file({"latents": latents}, folder / "anchor.safetensors")
             (folder / "anchor.json").write_text(json.dumps(list(self._anchor.prompts)))
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
         self._policy.state = PolicyState.from_json(state)
         if (folder / "anchor.safetensors").exists():
-            latents = torch.from_numpy(load_file(folder / "anchor.safetensors")["latents"])
+            latents = torch.from_numpy(load_file(folder / "anchor.safetensors")["latents"]).float()
             self._anchor = AnchorData(latents, json.loads((folder / "anchor.json").read_text()))
 
     def state(self) -> dict[str, Any]:

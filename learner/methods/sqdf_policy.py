@@ -89,7 +89,8 @@ class SqdfPolicy(CountedUpdates):
 
     def _loss(self, batch: StateBatch, noise: Tensor) -> tuple[Tensor, dict[str, float]]:
         settings, chain, device = self._settings, self._chain, self._engine.device
-        x, step_B = batch.latents_BCHW.to(device), batch.step_B.to(device)
+        # Numbers of steps stay on the CPU, where a schedule is looked up.
+        x, step_B = batch.latents_BCHW.to(device), batch.step_B
         text = self._encode(list(batch.prompts)).to(device)
         empty = self._encode([""] * len(text)).to(device)
         t_B = chain.times(step_B)[0].to(device)

@@ -5,7 +5,7 @@ True rewards come from the replay alone, and are never differentiated.
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -127,9 +127,9 @@ class SurrogateSteps:
             fit.judge(accuracy)
         self._count_labels(tickets)
 
-    def judge(self, cycle: int, batch: GroupBatch) -> None:
+    def judge(self, cycle: int, tickets: Sequence[int]) -> None:
         """How it stands to the truth on fresh samples; how many pairs it has right is kept."""
-        judged = self._trainer.judge(batch)
+        judged = self._trainer.judge(self._batches(tickets))
         known = [accuracy for accuracy in judged["accuracy"] if not math.isnan(accuracy)]
         # One number for all ranks: each judges what its own log has, and they decide together.
         told = mean_over_ranks({"sum": float(sum(known)), "count": float(len(known))})
@@ -185,8 +185,7 @@ class SurrogateSteps:
             return
         mine, parts = list(tickets)[self._seat.share], []
         with self._journal.timed("surrogate"):
-            for i in range(0, len(mine), _AT_ONCE):
-                batch = self._groups.fetch(mine[i : i + _AT_ONCE], to_learn=False)
+            for batch in self._batches(mine):
                 with self._journal.counted("surrogate", f"labels of {len(batch.tickets)} groups"):
                     parts.append(gram(self._trainer.features(batch)))
         width = self._trainer.num_features
@@ -195,18 +194,23 @@ class SurrogateSteps:
 
     def _held_out_accuracy(self, tickets: list[int]) -> dict[str, float]:
         """One answer for all ranks, so that all stop at the same step."""
-        batches = [tickets[i : i + _AT_ONCE] for i in range(0, len(tickets), _AT_ONCE)]
-        parts = [
-            self._trainer.accuracy(self._groups.fetch(batch, to_learn=False)) for batch in batches
+        measured = [
+            (len(batch.tickets), self._trainer.accuracy(batch)) for batch in self._batches(tickets)
         ]
+        sizes, parts = zip(*measured, strict=True)
         known = np.ma.masked_invalid(np.array(parts))
-        means: Any = np.ma.average(known, axis=0, weights=[len(batch) for batch in batches])
+        means: Any = np.ma.average(known, axis=0, weights=sizes)
         return mean_over_ranks(
             {
                 f"heldout_accuracy_{label}": float(x)
                 for label, x in zip(self._labels, means.filled(math.nan), strict=True)
             }
         )
+
+    def _batches(self, tickets: Sequence[int]) -> Iterator[GroupBatch]:
+        """Groups to measure something on, some at a time: their latents may be many."""
+        for i in range(0, len(tickets), _AT_ONCE):
+            yield self._groups.fetch(tickets[i : i + _AT_ONCE], to_learn=False)
 
     def _update(self, known: Sequence[int], fresh: Sequence[int]) -> dict[str, float]:
         """One step on a batch that every rank draws alike and takes its share of."""

@@ -83,7 +83,7 @@ class Lasro(Alternation):
             rows,
             (rows + anchored, *(rows,) * (model.num_steps - 1)),
             climbed=rows * self.scored_latents(model.num_steps),
-            reference=2 * anchored,
+            reference=(1 + (model.guidance_scale != 1)) * anchored,
             target=anchored,
         )
 

@@ -51,7 +51,8 @@ class Gors(Likelihood):
         """One call; good pictures of a consistency model are distilled, as an anchor is."""
         rows = self.rows_at_once(ranks)
         distilled = rows if self.distils(model.is_few_step) else 0
-        return GraphRows(rows, (rows,), reference=2 * distilled, target=distilled)
+        asked = (1 + (model.guidance_scale != 1)) * distilled
+        return GraphRows(rows, (rows,), reference=asked, target=distilled)
 
     def problems(self, model: Model, group_size: int, ranks: int) -> Iterator[Finding]:
         """A model of few steps without its teacher."""

@@ -10,6 +10,9 @@ from learner.settings.graph_rows import GraphRows
 from learner.settings.model import FEW_STEPS, Model
 from learner.settings.types import Count, NonNegative, Positive
 
+_WIDER_THAN_BF16 = 0.01
+"""A clip that bfloat16's rounding, 1e-4 to 1e-3 of a ratio's logarithm, does not reach."""
+
 
 class OnPolicy(MicroBatched):
     """What they share: a cycle trains, once, on what its own policy version sampled."""
@@ -115,6 +118,13 @@ class Ppo(OnPolicy):
                 "actors.group_size",
                 f"must be at least 2, given {group_size}: a picture's reward is compared with "
                 "those of its group; or take method.baseline: batch",
+            )
+        if model.precision != "fp32" and self.ratio_clip < _WIDER_THAN_BF16:
+            yield (
+                "model.precision",
+                f"must be fp32 with method.ratio_clip = {self.ratio_clip:g}, given "
+                f"{model.precision}: bfloat16 rounds a step's ratio by more than that from the "
+                "second update of a cycle on, and rows of bad pictures would lose their gradient",
             )
         if not model.is_few_step and self.last_call:
             yield "method.last_call", "is for models of few steps; every step of 50 adds noise"

@@ -141,6 +141,12 @@ class Sqdf(MicroBatched, Climbing):
                 f"sqdf trains models of 50 steps, given {model.num_steps}: a few-step model has no "
                 "chain of small steps; train it with lasro",
             )
+        if self.target_kl is not None and model.precision != "fp32":
+            yield (
+                "method.target_kl",
+                f"needs model.precision = fp32, given {model.precision}: bfloat16's rounding alone "
+                "is a KL of several nats a step, so alpha would rise without end; leave it out",
+            )
         if self.states.kept > model.num_steps:
             yield (
                 "method.states.kept",

@@ -25,6 +25,8 @@ DECODED = SMOKE.with_name("shapes-sqdf-aesthetic.yaml")
         (PPO, "method.kept_steps=51", "method.kept_steps"),
         (PPO, "method.last_call=true", "method.last_call"),
         (PPO, "method.micro_batches=3", "method.micro_batches"),
+        (PPO, "model.precision=bf16", "model.precision"),
+        (RLCM, "model.precision=auto", "model.precision"),
         (RLCM, "method.kept_steps=1", "method.kept_steps"),
         (RLCM, "model.num_steps=1", "model.num_steps"),
         (DRAFT, "model.num_steps=2", "model.num_steps"),
@@ -37,6 +39,11 @@ def test_what_a_baseline_cannot_do_is_told_before_it_starts(
     with pytest.raises(ConfigError) as caught:
         load_config(preset, [override])
     assert [str(problem).split(":")[0] for problem in caught.value.problems] == [setting]
+
+
+def test_a_clip_that_rounding_does_not_reach_may_be_computed_in_bf16() -> None:
+    config = load_config(PPO, ["model.precision=bf16", "method.ratio_clip=0.1"])
+    assert config.model.precision == "bf16"
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_a_checkpoint_holds_what_the_rank_saved(tmp_path: Path) -> None:
 
 
 def test_the_newest_is_the_one_with_the_highest_number(tmp_path: Path) -> None:
-    for number in (9, 100, 11):
+    for number in (9, 11, 100):
         write(tmp_path, number, keep=9)
     found = checkpoint.newest(tmp_path)
     assert found is not None
@@ -98,6 +98,21 @@ def test_only_the_newest_stay(tmp_path: Path) -> None:
     for number in range(5):
         write(tmp_path, number, keep=2)
     assert names(tmp_path) == ["00000003", "00000004"]
+
+
+def test_damaged_ones_that_the_run_did_not_go_on_from_take_no_whole_ones_place(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in (15, 20, 25):
+        write(tmp_path, number, keep=3)
+    for number in (20, 25):
+        change_weights(tmp_path / "checkpoints" / f"{number:08d}")
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found.name == "00000015"
+    write(tmp_path, 16, keep=1)
+    assert names(tmp_path) == ["00000016"]
+    assert "00000025 is removed: the run went on from one before it" in caplog.text
 
 
 def test_another_rank_saves_its_part_and_nothing_more(tmp_path: Path) -> None:

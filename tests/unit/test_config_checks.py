@@ -94,6 +94,13 @@ def test_what_sqdf_cannot_do_is_told(override: str, problem: str) -> None:
     assert problem in str(raised.value)
 
 
+def test_a_kl_that_rounding_hides_is_not_steered_by() -> None:
+    steered = ["method.target_kl=1", "model.precision=bf16"]
+    with pytest.raises(ConfigError, match=r"method\.target_kl: needs model\.precision = fp32"):
+        load_config(SMOKE_SQDF, steered)
+    assert load_config(SMOKE_SQDF, steered[:1]).model.precision == "fp32"
+
+
 def test_a_cycle_that_draws_more_than_is_allowed_is_refused_with_its_ratio() -> None:
     # 2 steps of 4 groups for 4 fresh ones.
     assert load_config(SMOKE, ["replay.max_samples_per_insert=2"]).samples_per_insert == 2

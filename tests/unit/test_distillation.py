@@ -36,17 +36,25 @@ def told(text: Text, like: Tensor) -> Tensor:
     return text.states_BLE.mean(dim=(1, 2))[:, None, None, None].expand_as(like)
 
 
-def batch(scale: Tensor | float = 1.0) -> Distilled:
+def batch(
+    scale: Tensor | float = 1.0, guidance_scale: float = 3.0, asked: list[int] | None = None
+) -> Distilled:
     """Ones and twos, noised by halves, and a teacher that says `scale` times what it is told."""
+
+    def teacher(x: Tensor, t_B: Tensor, text: Text) -> Tensor:
+        if asked is not None:
+            asked.append(len(x))
+        return scale * told(text, x)
+
     return distilled(
-        lambda x, t_B, text: scale * told(text, x),
+        teacher,
         torch.tensor([1.0, 2.0]).reshape(2, 1, 1, 1).expand(SHAPE),
         torch.full(SHAPE, 0.5),
         INDEX_B,
         text_of(0.7, -0.4),
         text_of(0.1, 0.2),
         SCHEDULE,
-        guidance_scale=3.0,
+        guidance_scale=guidance_scale,
     )
 
 
@@ -66,6 +74,14 @@ def test_the_teacher_leads_one_step_on_by_its_guided_noise() -> None:
         clean = (float(found.x_start[i, 0, 0, 0]) - noise * eps) / signal
         expected = end_signal * clean + end_noise * eps
         assert found.x_end[i].flatten().tolist() == pytest.approx([expected] * 4, rel=1e-5)
+
+
+def test_a_teacher_without_guidance_is_asked_for_the_prompts_alone() -> None:
+    asked: list[int] = []
+    alone = batch(guidance_scale=1.0, asked=asked)
+    almost = batch(guidance_scale=1.0 + 1e-6, asked=asked)
+    assert asked == [2, 4]
+    torch.testing.assert_close(alone.x_end, almost.x_end, rtol=1e-4, atol=1e-5)
 
 
 def test_the_teacher_gets_no_gradient() -> None:

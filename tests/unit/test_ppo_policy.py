@@ -11,10 +11,13 @@ from learner.diffusion.few_steps import ConsistencyChain
 from learner.diffusion.schedule import NoiseSchedule
 from learner.methods.ddpo import clipped_loss, log_ratio
 from learner.methods.ppo_policy import PpoPolicy
-from learner.policy.denoiser import Denoiser
+from learner.policy.components import PipelineFolder
+from learner.policy.denoiser import Denoiser, guidance_rows
 from learner.policy.text import Text
-from learner.policy.views import shared_view
+from learner.policy.views import policy_over, shared_view
+from learner.settings.model import Model
 from learner.settings.on_policy import Ppo
+from learner.settings.types import Precision
 from learner.transitions import Transitions
 from tests.unit.learner_fakes import HandEngine, adapted, base, encode, gradients
 
@@ -64,6 +67,35 @@ def test_before_the_first_update_every_ratio_is_one_and_nothing_is_clipped(kind:
     assert (metrics["ratio"], metrics["clip_fraction"]) == (1.0, 0.0)
     assert metrics["policy_loss"] == pytest.approx(-(1.0 - 0.5 + 2.0) / 4)
     assert all(bool(g.abs().sum() > 0) for g in gradients(engine))
+
+
+def test_rounding_to_bf16_alone_moves_ratios_beyond_the_clip() -> None:
+    """Why `ppo` with a narrow clip is refused in bf16: mostly rows of bad pictures are held."""
+    model = Model(path="deploy/shapes/pipelines/lcm", num_steps=2, lora_rank=4, lora_alpha=4)
+    pipeline = PipelineFolder.of(model)
+    chain, text = pipeline.few_step_chain(2), pipeline.prompt_encoder()(["a red circle"] * 8)
+    generator = torch.Generator().manual_seed(0)
+    x, noise = (torch.randn(8, 4, 32, 32, generator=generator) for _ in range(2))
+    step_B, bad_B = torch.zeros(8, dtype=torch.long), -torch.ones(8)
+    t_B = chain.times(step_B)[0]
+
+    def held(precision: Precision) -> float:
+        unet = policy_over(pipeline.unet().requires_grad_(False), model, seed=0)
+        guidance = guidance_rows(1.0, unet.config["time_cond_proj_dim"], 8, "cpu")
+        with torch.no_grad():
+            for name, parameter in unet.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.01, generator=generator.manual_seed(1))
+        network = Denoiser(unet, precision)
+        with torch.no_grad():
+            old, std = chain.moments(x, network(x, t_B, text, guidance), step_B)
+            for parameter in unet.parameters():
+                parameter += 1e-6 * parameter.requires_grad
+            now, _ = chain.moments(x, network(x, t_B, text, guidance), step_B)
+        return clipped_loss(log_ratio(now, old, std, noise), bad_B, Ppo().ratio_clip).share
+
+    assert held("fp32") == 0.0
+    assert held("bf16") > 0.3
 
 
 def test_all_of_the_adapter_learns_and_nothing_else() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from deploy.settings.problems import ConfigError
 from deploy.settings.run_config import RunConfig, config_from_json, load_config
+from deploy.settings.sections import FilePrompts
 from learner.settings.lasro import Lasro
 from learner.settings.sqdf import Sqdf
 from tests.unit.config_problems import SMOKE, problem, problems
@@ -190,7 +191,7 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_prompt_file_may_be_named_without_its_kind() -> None:
     config = load_config(SMOKE, ["prompts={file: mine.txt}"])
-    assert config.prompts.model_dump() == {"kind": "file", "file": "mine.txt"}
+    assert config.prompts == FilePrompts(kind="file", file="mine.txt")
 
 
 def test_an_unknown_prompt_source_is_told_the_known_ones() -> None:

@@ -318,10 +318,10 @@ def test_what_is_measured_goes_through_in_parts_of_a_step() -> None:
     trainer = SurrogateTrainer(whole._settings, engine, encode, groups_at_once=3)  # pyright: ignore
     trainer.moments, rows = whole.moments, list[int]()
     hook = engine.module.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
-    judged = trainer.judge(groups())
+    judged = trainer.judge([groups()])
     hook.remove()
     assert rows == [18, 18, 12]
-    for name, expected in whole.judge(groups()).items():
+    for name, expected in whole.judge([groups()[:1], groups()[1:]]).items():
         assert judged[name] == pytest.approx(expected, abs=1e-5)
 
 
@@ -337,7 +337,7 @@ def test_the_gap_is_what_the_scores_promise_beyond_the_reward() -> None:
     trainer = SurrogateTrainer(Surrogate(heads=2), engine, encode)
     trainer.standardise(groups().rewards_GNK)
     # Standardised rewards are 0 in the mean.
-    assert trainer.judge(groups())["gap"] == pytest.approx([2.5, 2.5], abs=1e-5)
+    assert trainer.judge([groups()])["gap"] == pytest.approx([2.5, 2.5], abs=1e-5)
 
 
 # Moments
@@ -353,6 +353,16 @@ def test_standardised_rewards_have_mean_0_and_deviation_1_at_each_step() -> None
 def test_rewards_that_never_differ_standardise_to_zero() -> None:
     rewards_GNK = torch.full((3, 2, 2), 4.0)
     assert bool((RewardMoments.of(rewards_GNK).standardise(rewards_GNK) == 0).all())
+
+
+def test_a_step_at_which_nothing_differed_yet_is_measured_by_the_others() -> None:
+    rewards_GNK = torch.zeros(8, 2, 2)
+    rewards_GNK[::2, :, 1] = 1.0
+    moments = RewardMoments.of(rewards_GNK)
+    later_GNK = torch.ones(1, 2, 2)
+    first, second = moments.standardise(later_GNK)[0, 0].tolist()
+    assert first == pytest.approx(1 / rewards_GNK.std().item())
+    assert second == pytest.approx(0.5 / rewards_GNK[..., 1].std().item())
 
 
 def test_auto_is_bf16_where_the_processor_has_it() -> None:
