@@ -5,7 +5,7 @@ Checks that need two sections live in `deploy.settings.checks`. Imports no torch
 costs no start-up time.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -359,6 +359,15 @@ class FailureBudget(Section):
     """Failed records below which the share is not looked at."""
     of_last: Count = 5000
     """So many of the newest records that were scored or failed are judged."""
+
+    @model_validator(mode="after")
+    def _can_be_exceeded(self) -> Self:
+        if self.of_last < self.minimum:
+            raise ValueError(
+                f"`of_last` is {self.of_last}, of which `minimum` = {self.minimum} can never fail: "
+                "raise of_last, or lower minimum"
+            )
+        return self
 
 
 class Limits(Section):

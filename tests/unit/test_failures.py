@@ -61,6 +61,11 @@ def test_a_run_that_goes_on_is_not_judged_by_what_is_over() -> None:
     run(failures(seen(*before)), [before, (1100, 905)])
 
 
+def test_a_budget_that_nothing_could_exceed_is_refused() -> None:
+    with pytest.raises(ValueError, match="`of_last` is 10, of which `minimum` = 20 can never fail"):
+        FailureBudget(of_last=10)
+
+
 def test_failures_that_were_released_hide_no_later_ones() -> None:
     watched = failures()
     run(watched, [(5000, 100), (5000, 0), (5100, 0)])  # all are queued again, and then scored
