@@ -82,5 +82,6 @@ class ShapesAesthetic(nn.Module):
     @torch.no_grad()
     def score(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         """Float32 [B]."""
-        images_BCHW = torch.tensor(images_BHWC).permute(0, 3, 1, 2).float() / 255
+        bytes_BHWC = torch.tensor(np.ascontiguousarray(images_BHWC))
+        images_BCHW = bytes_BHWC.permute(0, 3, 1, 2).float() / 255
         return self.net(images_BCHW).numpy().astype(np.float32)

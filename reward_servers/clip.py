@@ -129,7 +129,8 @@ class ClipReward(nn.Module):
     def score(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         """Float32 [B] of pictures uint8 [B, H, W, 3]."""
         # As bytes to the device, which converts them, and not one thread of a CPU.
-        on_device = torch.tensor(images_BHWC, device=self.clip.mean.device)
+        bytes_BHWC = np.ascontiguousarray(images_BHWC)
+        on_device = torch.tensor(bytes_BHWC, device=self.clip.mean.device)
         images_BCHW = on_device.permute(0, 3, 1, 2).float() / 255
         return self(images_BCHW, prompts).float().cpu().numpy()
 
