@@ -153,7 +153,9 @@ def test_a_part_waits_for_its_server(
     put(replay, [make_group(0)])
     scored = [(record.record_id, scores()) for record in claim(replay)]
     world.kill(0)
-    assert world.revived_under(0, lambda: replay.commit(scored)) == 2
+    # None of them is new where a slow server's answer was lost, and it was asked again.
+    assert world.revived_under(0, lambda: replay.commit(scored)) in (0, 2)
+    assert replay.counters().committed == 2
 
 
 def test_a_failure_is_told_once_to_a_server_that_was_away(
