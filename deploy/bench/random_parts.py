@@ -161,6 +161,7 @@ class _RandomClip(ClipFeatures):
             self.register_buffer("std", torch.tensor(_CLIP_STD).view(1, 3, 1, 1))
         self._shortest = told["image_size"]
         self._crop = told["image_size"], told["image_size"]
+        self._fitted = self._cropped
         self.eval().requires_grad_(False)
 
 

@@ -14,7 +14,7 @@ from deploy.bench import gpu
 from deploy.bench.gpu_measure import GIB, Measured, ceilings, memory_rows, utilisation_rows
 from deploy.bench.gpu_run import GpuBench
 from deploy.bench.gpu_stages import STAGES, Stage, multiplied_in
-from deploy.bench.random_parts import RandomPipeline, save_consistency_lora
+from deploy.bench.random_parts import RandomAesthetic, RandomPipeline, save_consistency_lora
 from deploy.doctor.meta_networks import Networks
 from deploy.settings.run_config import RunConfig, load_config
 from deploy.shapes.models import PIPELINES
@@ -193,6 +193,13 @@ def test_random_parts_are_the_same_for_a_seed_and_finite() -> None:
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert bool(first.isfinite().all())
+
+
+def test_the_reward_that_stands_in_scores_pictures_of_any_size_with_a_gradient() -> None:
+    images_BCHW = torch.rand(2, 3, 300, 260, device="meta", requires_grad=True)
+    scores_B = RandomAesthetic("meta")(images_BCHW, ["a cat", "a dog"])
+    assert scores_B.shape == (2,)
+    assert torch.autograd.grad(scores_B.sum(), images_BCHW)[0].shape == images_BCHW.shape
 
 
 def test_a_consistency_lora_of_random_weights_loads_like_a_real_one(tmp_path: Path) -> None:
