@@ -122,20 +122,23 @@ def _bookings(config: RunConfig) -> dict[str, float]:
     return {each.section: each.gpus for each in bookings(config)}
 
 
-def disk_findings(folder: Path, checkpoint_bytes: int, keep: int) -> Iterator[str]:
-    """Less free space below a run's folder than its checkpoints and pictures may take.
+def disk_findings(
+    folder: Path, checkpoint_bytes: int, keep: int, replay_bytes: int = 0
+) -> Iterator[str]:
+    """Less free space below a run's folder than its checkpoints, replay and pictures may take.
 
     Args:
         keep: checkpoints that are kept; the oldest goes when a further one is whole.
+        replay_bytes: of a server of the run's own, whose file is there twice while it is rewritten.
     """
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
-    needed = max(_LEAST_FREE_BYTES, checkpoint_bytes * (keep + 1))
+    needed = max(_LEAST_FREE_BYTES, checkpoint_bytes * (keep + 1) + 2 * replay_bytes)
     if free < needed:
         yield (
             f"folder: {there} has {in_bytes(free)} free, and a run with {keep} checkpoints should "
             f"find {in_bytes(needed)}: make room, set folder to another disk, or lower "
-            "learner.keep_checkpoints"
+            f"learner.keep_checkpoints{' or replay.capacity_groups' if replay_bytes else ''}"
         )
 
 
@@ -164,7 +167,7 @@ def examine(
     """
     from deploy.doctor.hub import hub_findings
     from deploy.doctor.meta_networks import Networks, parameters_of
-    from deploy.doctor.redis_server import capacity_findings, examine_servers
+    from deploy.doctor.redis_server import capacity_findings, examine_servers, replay_bytes
     from deploy.doctor.size_plan import checkpoint_bytes, latent_values, size_plan
 
     notes, checkpoint, latent = [], 0, 0
@@ -183,7 +186,13 @@ def examine(
         notes += memory_notes(booked) if nodes is not None else ()
     except ValueError as error:
         notes.append(f"memory was not planned: {error}")
-    found += disk_findings(config.run_folder(environ), checkpoint, config.learner.keep_checkpoints)
+    has_own = config.redis_url(environ) is None and config.replay.append_only
+    found += disk_findings(
+        config.run_folder(environ),
+        checkpoint,
+        config.learner.keep_checkpoints,
+        replay_bytes(config, latent) if has_own and latent else 0,
+    )
     found += capacity_findings(config, latent)
     found += examine_servers(config, environ, latent)
     missing, downloads = hub_findings(config, environ)

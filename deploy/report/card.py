@@ -24,6 +24,11 @@ Form = Literal["adapter", "unet", "pipeline"]
 """What lies beside the card: a LoRA, a UNet, or a whole pipeline."""
 _PRIVATE: Any = {"folder": True, "replay": {"redis"}, "logging": True, "callbacks": True}
 
+_OWN_SCHEDULER = (
+    "The scores below are of pictures that were drawn by DDIM with eta = 1; the pipeline's own "
+    "scheduler, as here, draws others."
+)
+
 
 def write_card(
     folder: Path, config: RunConfig, summary: Mapping[str, Any], form: Form, target: Path
@@ -104,7 +109,7 @@ def _opening(config: RunConfig, form: Form) -> str:
 
 
 def _use(config: RunConfig, form: Form, prompt: str) -> str:
-    """Code that draws as samplers did: with the run's parts, its scheduler and its guidance."""
+    """Code that draws with the run's parts and guidance; of few steps, with its scheduler too."""
     here = '"this folder, or its id on the hub"'
     base, model = repr(config.model.path), config.model
     classes, lines, parts = {"DiffusionPipeline"}, list[str](), list[str]()
@@ -140,7 +145,8 @@ def _use(config: RunConfig, form: Form, prompt: str) -> str:
     arguments = "".join(f", {name}={value}" for name, value in given.items())
     lines.append(f"image = pipe({prompt!r}{arguments}).images[0]")
     text = "\n".join([f"from diffusers import {', '.join(sorted(classes))}\n", *lines])
-    return f"```python\n{text}\n```"
+    own = "" if model.is_few_step else f"\n\n{_OWN_SCHEDULER}"
+    return f"```python\n{text}\n```{own}"
 
 
 def _part(source: str, part: str) -> str:
@@ -180,7 +186,7 @@ def _training(config: RunConfig) -> str:
         )
         for name, each in config.rewards.items()
     ]
-    prompts = json.dumps(config.prompts.model_dump(mode="json", exclude_none=True))
+    prompts = json.dumps(_named(config.prompts.model_dump(mode="json", exclude_none=True)))
     return (
         f"Prompts: `{prompts}`, seed {config.seed}, {config.model.num_steps} sampling steps.\n\n"
         + _table(("reward", "kind", "weight", "arguments"), rewards)
@@ -226,11 +232,22 @@ def _cost(summary: Mapping[str, Any]) -> str:
 
 def _settings(config: RunConfig) -> str:
     told = config.model_dump(mode="json", exclude=_PRIVATE)
-    for rewards in (told["rewards"], told["evaluation"]["rewards"]):
-        for each in rewards.values():
+    evaluation = told["evaluation"]
+    distances = evaluation["diversity"]["distances"]
+    for named in (told["rewards"], evaluation["rewards"], distances):
+        for each in named.values():
             each["args"] = _public(each["kind"], each["args"])
+    told["prompts"], evaluation["prompts"] = _named(told["prompts"]), _named(evaluation["prompts"])
     text = json.dumps(told, indent=1)
     return f"<details>\n<summary>All settings</summary>\n\n```json\n{text}\n```\n\n</details>"
+
+
+def _named(prompts: Mapping[str, Any]) -> dict[str, Any]:
+    """A source of prompts by the name of its file, and not by its place on a machine."""
+    return {
+        key: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+        for key, value in prompts.items()
+    }
 
 
 def _table(head: Sequence[str], rows: Any) -> str:

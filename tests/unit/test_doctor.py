@@ -188,6 +188,15 @@ def test_a_plan_is_compared_with_the_gpus_of_a_cluster_though_the_head_has_none(
     ]
 
 
+def test_a_disk_holds_the_file_of_the_runs_own_server_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=25 * GIB))
+    assert list(disk_findings(tmp_path, 5 * GIB, 2, 5 * GIB)) == []
+    (finding,) = disk_findings(tmp_path, 5 * GIB, 2, 6 * GIB)
+    assert finding.endswith("or lower learner.keep_checkpoints or replay.capacity_groups")
+
+
 @pytest.mark.parametrize(
     ("checkpoint", "keep", "free", "found"),
     [

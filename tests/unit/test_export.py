@@ -204,6 +204,19 @@ def test_a_card_tells_of_no_service_and_no_machine() -> None:
         assert private not in text
 
 
+def test_a_card_names_files_of_a_machine_and_not_their_places() -> None:
+    distance = "{lpips: {kind: lpips, args: {backbone: /secret/alex.pth, heads: /secret/lin.pth}}}"
+    given = (
+        "prompts=/secret/mine.txt",
+        "evaluation.prompts=/secret/held-out.jsonl",
+        f"evaluation.diversity.distances={distance}",
+    )
+    text = card_text(configured("shapes-rlcm.yaml", *given), {}, "adapter", "a cat")
+    assert "secret" not in text
+    assert text.count("mine.txt") == 2
+    assert "held-out.jsonl" in text
+
+
 def test_a_cards_code_keeps_a_scheduler_of_few_steps_as_samplers_do() -> None:
     code = code_of("shapes-rlcm.yaml", "adapter")
     assert 'if told != ("trailing", "EulerAncestralDiscreteScheduler"):' in code
