@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 
 from actors.prompt_sets import PromptSet
 from deploy.settings.prompt_sources import prompt_set
+from deploy.settings.prompts import DatasetPrompts, Prompts, ShapesPrompts
 from deploy.settings.run_config import RunConfig
-from deploy.settings.sections import DatasetPrompts, Prompts, ShapesPrompts
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from deploy.settings.problems import Problem
-from deploy.settings.sections import KlAbove, ShapesPrompts
+from deploy.settings.prompts import ShapesPrompts
+from deploy.settings.sections import KlAbove
 
 if TYPE_CHECKING:
     from deploy.settings.run_config import RunConfig

@@ -4,7 +4,7 @@ import numpy as np
 
 from actors.dataset_prompts import load_dataset_prompts
 from actors.prompt_sets import PromptSet, load_jsonl, load_text, plain_set
-from deploy.settings.sections import (
+from deploy.settings.prompts import (
     DatasetPrompts,
     FilePrompts,
     JsonlPrompts,

@@ -18,17 +18,16 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from deploy.settings.checks import cross_problems
 from deploy.settings.config_yaml import YamlError, read_preset, with_overrides
 from deploy.settings.problems import ConfigError, Problem, problems_of
+from deploy.settings.prompts import Prompts, named_prompts
 from deploy.settings.sections import (
     Actors,
     Callback,
     Evaluation,
     Limits,
     Logging,
-    Prompts,
     Replay,
     Reward,
     Scoring,
-    named_prompts,
 )
 from learner.settings.cycles import Alternation
 from learner.settings.draft import Draft

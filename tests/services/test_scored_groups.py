@@ -3,60 +3,27 @@
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 
-from buffer.records import Counters, Record, Scores
+from buffer.records import Counters
 from buffer.redis_replay import RedisReplay
 from buffer.sharded_replay import ShardedReplay
-from learner.group_source import GroupSource
 from learner.groups import _POLL_S, ScoredGroups
 from learner.waits import StallError, StoppedError, held_up_by
+from tests.services.learner_view import (
+    MEMBERS,
+    MakeGroup,
+    commit,
+    put,
+    score_groups,
+    source,
+    view,
+)
 from tests.services.replay_calls import one_server, several_servers
 
-MEMBERS = 2
 pytestmark = pytest.mark.redis
-MakeGroup = Callable[..., list[Record]]
-
-
-def source(replay: RedisReplay, **settings: Any) -> GroupSource:
-    options: dict[str, Any] = {
-        "rewards": {"a": 1.0},
-        "group_size": MEMBERS,
-        "max_open": 4,
-        "capacity_groups": 100,
-        "stall_s": 0.3,
-        "stopping": threading.Event(),
-    }
-    return GroupSource(replay=replay, **{**options, **settings})
-
-
-def view(
-    replay: RedisReplay, *, steps: tuple[int, ...] = (0, 1), admits: bool = True, **settings: Any
-) -> ScoredGroups:
-    return ScoredGroups(source(replay, **settings), steps=steps, admits=admits)
-
-
-def put(replay: RedisReplay, records: list[Record]) -> None:
-    replay.admit(limit=records[0].ticket + 1, policy_version=0)
-    replay.lease_ticket("sampler", lease_s=10)
-    replay.put_group(records[0].ticket, records)
-
-
-def commit(replay: RedisReplay, records: list[Record], a: float = 1.0) -> None:
-    scored = [
-        (record.record_id, Scores({"a": (a, a + record.member), "b": (10.0, 20.0)}))
-        for record in records
-    ]
-    replay.commit(scored, "server")
-
-
-def score_groups(replay: RedisReplay, make_group: MakeGroup, *tickets: int) -> None:
-    for ticket in tickets:
-        put(replay, make_group(ticket))
-        commit(replay, make_group(ticket), a=float(ticket))
 
 
 def test_a_wait_ends_when_every_record_is_scored(
@@ -288,39 +255,6 @@ def test_failed_groups_alone_before_a_checkpoint_are_no_eviction(
     groups = view(replay)
     groups.resume("0-0", 1)
     assert not len(groups.known_rows())
-
-
-def test_ranks_know_the_same_samples_whatever_samplers_that_are_ahead_evict(
-    new_replay: Callable[..., RedisReplay], make_group: MakeGroup
-) -> None:
-    replay = new_replay(capacity_records=6 * MEMBERS)
-    settings = {"max_open": 100, "max_staleness": 1, "capacity_groups": 6}
-    ranks = [
-        ScoredGroups(source(replay, **settings), steps=(0, 1), admits=True, round_ends=(3, 6, 9))
-        for _ in range(2)
-    ]
-    score_groups(replay, make_group, *range(6))
-    for rank in ranks:
-        rank.collect(range(3, 6), 0)
-    score_groups(replay, make_group, 6, 7, 8)  # by samplers that are a round ahead
-    ranks[1].catch_up()
-    known = [rank.index.ticket[rank.known_rows()].tolist() for rank in ranks]
-    assert known == [[3, 3, 4, 4, 5, 5]] * 2
-    for rank in ranks:
-        assert rank.fetch([3, 4, 5]).tickets == [3, 4, 5]
-        assert len(rank.final_rewards()) == 3 * MEMBERS
-
-
-def test_after_a_restart_what_old_tickets_may_still_evict_is_not_known(
-    new_replay: Callable[..., RedisReplay], make_group: MakeGroup
-) -> None:
-    replay, before = new_replay(capacity_records=3 * MEMBERS), view(new_replay())
-    score_groups(replay, make_group, 0, 1, 2)
-    before.catch_up()
-    replay.admit(limit=5, policy_version=0)  # of the life before; sampled, and not yet scored
-    after = view(replay, capacity_groups=3)
-    after.resume(before.index.position, 3)
-    assert after.index.ticket[after.known_rows()].tolist() == [2, 2]
 
 
 def test_resuming_on_a_lost_log_issues_only_new_tickets(replay: RedisReplay) -> None:

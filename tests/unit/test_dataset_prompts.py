@@ -8,7 +8,7 @@ import pytest
 
 from actors.dataset_prompts import load_dataset_prompts
 from deploy.settings.prompt_sources import prompt_set
-from deploy.settings.sections import DatasetPrompts
+from deploy.settings.prompts import DatasetPrompts
 
 COLUMNS = {"caption": ["a cat", "two dogs", "a fox"], "animals": [1, 2, 1], "x": [[1], [2], [3]]}
 

@@ -12,8 +12,8 @@ from actors.prompt_sets import Metadata, PromptSet, load_jsonl, load_text, plain
 from buffer.records import MAX_PROMPT_BYTES
 from deploy.run.prompt_checks import readable_prompts, warn_of_repeated
 from deploy.settings.prompt_sources import prompt_set
+from deploy.settings.prompts import FilePrompts, JsonlPrompts
 from deploy.settings.run_config import load_config
-from deploy.settings.sections import FilePrompts, JsonlPrompts
 
 SMOKE = Path(__file__).resolve().parents[2] / "deploy" / "configs" / "smoke.yaml"
 

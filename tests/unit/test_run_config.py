@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from deploy.settings.problems import ConfigError
+from deploy.settings.prompts import FilePrompts
 from deploy.settings.run_config import RunConfig, config_from_json, load_config
-from deploy.settings.sections import FilePrompts
 from learner.settings.lasro import Lasro
 from learner.settings.sqdf import Sqdf
 from tests.unit.config_problems import SMOKE, problem, problems
