@@ -1,7 +1,7 @@
 """The surrogate's side of an alternation: what it is fitted to, when that ends, what brakes."""
 
-from collections.abc import Sequence
-from types import MappingProxyType, SimpleNamespace
+from collections.abc import Iterable, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -44,7 +44,8 @@ class Scripted:
         self.measured.append(list(batch.tickets))
         return [self._held_out.pop(0) if len(self._held_out) > 1 else self._held_out[0]]
 
-    def judge(self, batch: GroupBatch) -> dict[str, list[float]]:
+    def judge(self, batches: Iterable[GroupBatch]) -> dict[str, list[float]]:
+        assert sum(len(batch.tickets) for batch in batches) == len(FRESH)  # a cycle's newest
         return {"accuracy": [self._fresh]}
 
 
@@ -52,7 +53,7 @@ class Groups:
     """Groups of two that come as soon as they are asked for."""
 
     moments = MappingProxyType[str, Any]({})
-    source = SimpleNamespace(capacity_groups=1000)
+    oldest_kept = 0
 
     def collect(self, tickets: range, version: int, waited: object) -> None: ...
 
