@@ -5,7 +5,7 @@ allocator sets aside and a GPU's context come on top.
 """
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
+
+from deploy.doctor.meta_autocast import CudaAutocast, addresses
 
 
 class FusedAttention(TorchFunctionMode):
@@ -60,12 +62,11 @@ def computed_again(block: Callable[..., Any], *inputs: Any) -> Any:
 
 @dataclass(frozen=True)
 class Kept:
-    """What the graph of a call holds until its backward pass, in bytes of float32.
+    """What the graph of a call holds until its backward pass, in bytes.
 
     Args:
-        activations: every storage once, without parameters.
-        weights: matrices and kernels among the parameters, but for those that are rounded. They
-            are there anyway, unless a product in another precision is made with a copy of them.
+        activations: every storage once, without parameters and copies of them.
+        weights: copies of parameters in bf16.
         block_activations, block_weights: of the largest block that is computed again in the
             backward pass; 0 without checkpointing.
     """
@@ -79,9 +80,11 @@ class Kept:
 class _Saved:
     """Counts what autograd saves; storages stay alive, else another could take their address."""
 
-    def __init__(self, parameters: set[int], rounded: set[int], known: dict[int, Any]) -> None:
+    def __init__(
+        self, parameters: set[int], autocast: CudaAutocast | None, known: dict[int, Any]
+    ) -> None:
         self._parameters = parameters
-        self._rounded = rounded
+        self._autocast = autocast
         self._known = known
         self._seen: dict[int, Any] = {}
         self.activations = 0
@@ -95,13 +98,13 @@ class _Saved:
         """Counts a tensor's storage, once, as kept for the backward pass."""
         storage = tensor.untyped_storage()
         address = storage._cdata
-        if address in self._seen or address in self._known:
+        if address in self._seen or address in self._known or address in self._parameters:
             return tensor
         self._seen[address] = storage
-        if address not in self._parameters:
-            self.activations += storage.nbytes()
-        elif tensor.dim() > 1 and address not in self._rounded:
+        if self._autocast is not None and self._autocast.has_copied(address):
             self.weights += storage.nbytes()
+        else:
+            self.activations += storage.nbytes()
         return tensor
 
     def counting(self) -> torch.autograd.graph.saved_tensors_hooks:
@@ -113,23 +116,25 @@ def kept_by(
     call: Callable[[], object],
     *,
     checkpointed: Any = None,
-    rounded: Iterable[nn.Parameter] = (),
+    autocast: CudaAutocast | None = None,
 ) -> Kept:
     """What a call of a network keeps for its backward pass.
 
     Args:
         network: whose parameters are told apart.
-        rounded: those of which no call makes a copy in another precision.
         checkpointed: a part of it of whose blocks only the inputs are kept; in the backward pass
             there is one block at a time besides.
+        autocast: of this call alone; without, all is as the tensors are.
     """
-    told = _addresses(network.parameters()), _addresses(rounded)
-    outer = _Saved(*told, {})
-    blocks = [_Saved(*told, {})]
+    parameters = addresses(network.parameters())
+    if autocast is not None:
+        parameters |= autocast.rounded
+    outer = _Saved(parameters, autocast, {})
+    blocks = [_Saved(parameters, autocast, {})]
 
     def run_block(block: Callable[..., Any], *inputs: Any) -> Any:
         tree_map_only(Tensor, outer.hold, inputs)
-        own = _Saved(*told, outer.seen)
+        own = _Saved(parameters, autocast, outer.seen)
         with own.counting():
             outputs = block(*inputs)
         blocks.append(own)
@@ -138,7 +143,7 @@ def kept_by(
     if checkpointed is not None:
         checkpointed.enable_gradient_checkpointing(run_block)
     try:
-        with FusedAttention(), outer.counting():
+        with FusedAttention(), autocast or nullcontext(), outer.counting():
             call()
     finally:
         if checkpointed is not None:
@@ -149,10 +154,6 @@ def kept_by(
         max(block.activations for block in blocks),
         max(block.weights for block in blocks),
     )
-
-
-def _addresses(parameters: Iterable[nn.Parameter]) -> set[int]:
-    return {parameter.untyped_storage()._cdata for parameter in parameters}
 
 
 class _Living(TorchDispatchMode):
@@ -187,8 +188,8 @@ class _Living(TorchDispatchMode):
         self._now -= self._alive.pop(address, 0)
 
 
-def peak_of(call: Callable[[], object]) -> int:
-    """Most bytes of float32 results that are alive at once in a call without autograd."""
-    with torch.no_grad(), FusedAttention(), _Living() as living:
+def peak_of(call: Callable[[], object], autocast: CudaAutocast | None = None) -> int:
+    """Most bytes of results that are alive at once in a call without autograd."""
+    with torch.no_grad(), FusedAttention(), autocast or nullcontext(), _Living() as living:
         call()
     return living.peak

@@ -22,6 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from deploy.settings.run_config import RunConfig
 from learner.policy.components import Attention, decode_images
 from learner.policy.denoiser import Denoiser, guidance_rows
+from learner.policy.precision import leave_casts_to_autocast
 from learner.policy.text import Text
 from learner.policy.trainable import make_trainable
 from learner.policy.views import policy_over, shared_view
@@ -225,6 +226,8 @@ class Networks:
             told = architecture(model.teacher, setting="model.teacher") if model.teacher else parts
             self.teacher = unet_on_meta(told, model)
         self.surrogate = _surrogate(config, self.teacher or self.base)
+        for unet in filter(None, (self.policy, self.consistency)):
+            leave_casts_to_autocast(unet)
         self._known: dict[Hashable, Any] = {}
 
     def once(self, what: Hashable, count: Callable[[], T]) -> T:

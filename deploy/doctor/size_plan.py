@@ -5,9 +5,8 @@
 
 Bytes are of one process, on the device where it computes. What is trained, gradients and optimizer
 are float32. Where a network computes in bf16, weights of its products that nobody trains have half
-the size, and its activations count half, which is less than the truth, as what normalises stays
-float32; `auto` counts as fp32. Left out are the networks of rewards, and what
-`deploy.doctor.meta_counts` leaves out.
+the size, and its activations have the types of `deploy.doctor.meta_autocast`; `auto` counts as
+fp32. Left out are the networks of rewards, and what `deploy.doctor.meta_counts` leaves out.
 """
 
 import math
@@ -18,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from deploy.doctor.flop_plan import flop_plan, without_gradient_to
+from deploy.doctor.meta_autocast import CudaAutocast
 from deploy.doctor.meta_counts import Kept, kept_by, peak_of
 from deploy.doctor.meta_networks import Networks, architecture_of, latent_size, parameters_of
 from deploy.doctor.size_rows import graph_rows, surrogate_rows
@@ -139,18 +139,23 @@ def _weight_bytes(network: nn.Module, precision: Precision) -> int:
 
 
 def _sampling_activations(config: RunConfig, networks: Networks, rows: int) -> int:
-    activations = networks.once(
+    return networks.once(
         ("sampling", rows),
-        lambda: peak_of(lambda: networks.ask(networks.base, networks.latents(rows))),
+        lambda: peak_of(
+            lambda: networks.ask(networks.base, networks.latents(rows)),
+            _autocast(networks.base, config.model.precision),
+        ),
     )
-    return _computed(activations, config.model.precision)
 
 
 def _decoding_activations(config: RunConfig, networks: Networks, rows: int) -> int:
-    activations = networks.once(
-        ("decoding", rows), lambda: peak_of(lambda: networks.decode(networks.latents(rows)))
+    return networks.once(
+        ("decoding", rows),
+        lambda: peak_of(
+            lambda: networks.decode(networks.latents(rows)),
+            _autocast(networks.vae, config.model.vae_precision),
+        ),
     )
-    return _computed(activations, config.model.vae_precision)
 
 
 def learner_bytes(config: RunConfig, networks: Networks) -> dict[str, int]:
@@ -240,14 +245,13 @@ class _Graph:
     block_casts: int = 0
 
     @classmethod
-    def of(cls, one_row: Kept, calls: Sequence[int], precision: Precision) -> "_Graph":
+    def of(cls, one_row: Kept, calls: Sequence[int]) -> "_Graph":
         """Calls of so many rows each: what a row keeps grows with them, a weight's copy not."""
-        casts = precision == "bf16"
         return cls(
-            _computed(one_row.activations * sum(calls), precision),
-            _computed(one_row.block_activations * max(calls), precision),
-            _computed(one_row.weights * len(calls), precision) if casts else 0,
-            _computed(one_row.block_weights, precision) if casts else 0,
+            one_row.activations * sum(calls),
+            one_row.block_activations * max(calls),
+            one_row.weights * len(calls),
+            one_row.block_weights,
         )
 
     def __add__(self, other: "_Graph") -> "_Graph":
@@ -282,10 +286,10 @@ def _policy_graph(
             policy,
             lambda: networks.ask(policy, networks.latents(1)),
             checkpointed=policy if checkpointing else None,
-            rounded=roundable(policy),
+            autocast=_autocast(policy, precision),
         ),
     )
-    graph = _Graph.of(kept, rows.policy, precision)
+    graph = _Graph.of(kept, rows.policy)
     if rows.frozen:
         frozen = networks.consistency or base
         kept = networks.once(
@@ -294,10 +298,10 @@ def _policy_graph(
                 frozen,
                 lambda: networks.ask(frozen, networks.latents(1, with_gradient=True)),
                 checkpointed=frozen if checkpointing else None,
-                rounded=roundable(frozen),
+                autocast=_autocast(frozen, precision),
             ),
         )
-        graph += _Graph.of(kept, rows.frozen, precision)
+        graph += _Graph.of(kept, rows.frozen)
     if config.method.differentiates_rewards:
         kept = networks.once(
             ("kept by the decoder", checkpointing),
@@ -305,10 +309,10 @@ def _policy_graph(
                 networks.vae,
                 lambda: networks.decode(networks.latents(1, with_gradient=True)),
                 checkpointed=networks.vae if checkpointing else None,
-                rounded=roundable(networks.vae),
+                autocast=_autocast(networks.vae, config.model.vae_precision),
             ),
         )
-        graph += _Graph.of(kept, (rows.climbed,), config.model.vae_precision)
+        graph += _Graph.of(kept, (rows.climbed,))
     elif (surrogate := networks.surrogate) is not None:
         with without_gradient_to(surrogate):
             kept = networks.once(
@@ -317,9 +321,10 @@ def _policy_graph(
                     surrogate,
                     lambda: networks.score(networks.latents(1, with_gradient=True)),
                     checkpointed=surrogate if checkpointing else None,
+                    autocast=_surrogate_autocast(config),
                 ),
             )
-        graph += _Graph.of(kept, (rows.climbed,), _surrogate_precision(config))
+        graph += _Graph.of(kept, (rows.climbed,))
     return graph
 
 
@@ -333,20 +338,21 @@ def _surrogate_graph(config: RunConfig, networks: Networks, *, checkpointing: bo
             surrogate,
             lambda: networks.score(networks.latents(1)),
             checkpointed=surrogate if checkpointing else None,
+            autocast=_surrogate_autocast(config),
         ),
     )
-    return _Graph.of(kept, (surrogate_rows(config),), _surrogate_precision(config))
+    return _Graph.of(kept, (surrogate_rows(config),))
 
 
-def _surrogate_precision(config: RunConfig) -> Precision:
+def _autocast(network: nn.Module, precision: Precision) -> CudaAutocast | None:
+    """What one call computes within; what nobody trains is rounded before it."""
+    return CudaAutocast(roundable(network)) if precision == "bf16" else None
+
+
+def _surrogate_autocast(config: RunConfig) -> CudaAutocast | None:
     learning = config.alternation
     assert learning is not None
-    return learning.surrogate.precision
-
-
-def _computed(float32_bytes: int, precision: Precision) -> int:
-    """What is float32 on the meta device, in the precision that is computed in."""
-    return float32_bytes // 2 if precision == "bf16" else float32_bytes
+    return CudaAutocast() if learning.surrogate.precision == "bf16" else None
 
 
 def _with_total(**parts: int) -> dict[str, int]:

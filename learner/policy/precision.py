@@ -72,7 +72,11 @@ def round_frozen(network: nn.Module, precision: Precision, *, trained: bool = Fa
         return
     for parameter in roundable(network, trained=trained):
         parameter.data = parameter.data.to(torch.bfloat16)
+    leave_casts_to_autocast(network)
+
+
+def leave_casts_to_autocast(network: nn.Module) -> None:
+    """Else peft casts an adapter's input to the type of its weights, and autocast casts it back."""
     for module in network.modules():
-        # peft would cast an adapter's input to the type of its weights, and autocast back.
         if hasattr(module, "cast_input_dtype_enabled"):
             module.cast_input_dtype_enabled = False  # pyright: ignore[reportArgumentType]
