@@ -1,6 +1,7 @@
 """`python -m deploy.bench.gpu CONFIG [a.b=value ...]`: how fast and how large a run's networks are.
 
-    --stages sampler,decode,surrogate,policy    which; default: all that the config has
+    --stages sampler,beside,decode,surrogate,policy    which; default: all that the config has.
+                   `beside` is the sampler whose adapter bf16 cannot add to its weights
     --repeats N    calls that the medians are taken of, after one that is not counted
     --most N       largest size of a sweep: 1, 2, 4, … rows at once, up to N or to no more memory
     --device cpu   on processors, for networks as small as those of deploy/configs/smoke-sqdf.yaml
@@ -8,8 +9,9 @@
 Networks have the sizes of the config's model and random weights, so that neither hub nor files
 are asked; they are run by the classes that samplers, reward servers and the learner are made of.
 Beside images and steps a second stand operations a second, as `deploy.doctor --plan` counts them,
-with their share of what products of large matrices reach on the same device (MFU), and the most
-memory beside that plan's. One process, one GPU, one rank.
+with their share of what products of large matrices reach on the same device, without (MFU) and
+with (HFU) what checkpointing computes again, and the most memory beside that plan's. One process,
+one GPU, one rank.
 
 Exit status: 0 all was measured, 1 something was not, 2 what is given is wrong or has no GPU here.
 """
@@ -31,7 +33,7 @@ from deploy.settings.run_config import RunConfig, load_config
 
 # Not __name__, which is __main__ here.
 log = logging.getLogger("deploy.bench.gpu")
-STAGE_NAMES = ("sampler", "decode", "surrogate", "policy")
+STAGE_NAMES = ("sampler", "beside", "decode", "surrogate", "policy")
 _MOST_PARAMS_ON_CPU = 50_000_000
 _ALWAYS = ("learner.ranks=1", "pace=free", "name=bench")
 _GPU_KEYS = ("gpu", "gpu_memory_gib", "driver", "cuda", "cudnn")
@@ -142,8 +144,8 @@ def _without_gpu(config: RunConfig, networks: Any, options: argparse.Namespace) 
     ]
     for name in options.stages:
         stage = STAGES[name]
-        if name == "surrogate" and config.alternation is None:
-            lines.append(f"  {name:<9}  nothing: this config learns no surrogate")
+        if reason := stage.absence(config):
+            lines.append(f"  {name:<9}  nothing: {reason}")
             continue
         flops = sum(stage.flops(config, plan, "cpu").values())
         memory = sum(stage.memory(config, plan).values())

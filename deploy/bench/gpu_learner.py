@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from deploy.bench.random_parts import RandomAesthetic, RandomPipeline
+from deploy.bench.random_parts import RandomClipReward, RandomPipeline
 from deploy.settings.run_config import RunConfig
 from learner.diffusion.chain import Chain
 from learner.engine import Engine
@@ -34,7 +34,13 @@ from learner.surrogate_training import SurrogateTrainer
 from reward_servers.base import DifferentiableReward
 from reward_servers.registry import build_reward
 
-_CLIP_REWARDS = ("clip-aesthetic", "clip-score")
+_TOWERS = {
+    "clip-aesthetic": "vit-l-14",
+    "clip-score": "vit-l-14",
+    "hpsv2": "vit-h-14",
+    "pickscore": "vit-h-14",
+}
+"""Of rewards on CLIP's features, whose work a tower of random weights does as well."""
 _PROMPTS = 8
 
 
@@ -131,18 +137,18 @@ def _climbed(
     round_frozen(vae, config.model.vae_precision)
     return DecodedReward(
         vae,
-        {name: _reward(each.kind, each.args, device) for name, each in trained.items()},
+        {name: stand_in(each.kind, each.args, device) for name, each in trained.items()},
         lambda name, values_B: values_B,
         precision=config.model.vae_precision,
         checkpointing=config.learner.gradient_checkpointing,
     )
 
 
-def _reward(kind: str, args: Mapping[str, Any], device: str) -> DifferentiableReward:
+def stand_in(kind: str, args: Mapping[str, Any], device: str) -> DifferentiableReward:
     """The reward itself, or one of its shapes where its weights are not here."""
-    if kind in _CLIP_REWARDS and not Path(str(args.get("clip"))).is_dir():
-        stand_in: Any = RandomAesthetic(device)
-        return stand_in
+    if kind in _TOWERS and not Path(str(args.get("clip"))).is_dir():
+        random: Any = RandomClipReward(_TOWERS[kind], device)
+        return random
     reward: Any = build_reward(kind, args)
     return reward
 

@@ -125,22 +125,41 @@ def ceiling_rows(found: dict[str, list[float]], device: str) -> list[Row]:
 
 
 def utilisation_rows(
-    work: str, seconds_R: list[float], flops: dict[str, int], ceiling: dict[str, float]
+    work: str,
+    seconds_R: list[float],
+    flops: dict[str, int],
+    ceiling: dict[str, float],
+    *,
+    computed: dict[str, int],
 ) -> list[Row]:
-    """Operations a second beside the ceiling's for the same mix of precisions; the ratio is MFU.
+    """Operations a second beside the ceiling's for the same mix of precisions.
+
+    The ratio is MFU, and where something is computed again HFU as well, which counts that too
+    (Korthikanti et al. 2022, arXiv:2205.05198, section 6.3).
 
     Args:
-        flops: of one call, by precision.
+        flops: of one call, by precision, as if activations were kept.
         ceiling: operations a second, by precision.
+        computed: of one call with what checkpointing computes again.
     """
-    total = sum(flops.values())
-    least_s = sum(count / ceiling[precision] for precision, count in flops.items())
-    rates = [total / seconds / _TERA for seconds in seconds_R]
-    mfu = spread([least_s / seconds for seconds in seconds_R])
-    return [
-        Row(work, "fleetune", "TFLOP/s", spread(rates), mfu),
-        Row(work, "products of matrices", "TFLOP/s", spread([total / least_s / _TERA]), None),
-    ]
+    rows = [_utilisation_row(work, "fleetune", seconds_R, flops, ceiling)]
+    if computed != flops:
+        way = "fleetune, computed again as well"
+        rows.append(_utilisation_row(work, way, seconds_R, computed, ceiling))
+    most = sum(flops.values()) / _least_s(flops, ceiling) / _TERA
+    return [*rows, Row(work, "products of matrices", "TFLOP/s", spread([most]), None)]
+
+
+def _utilisation_row(
+    work: str, way: str, seconds_R: list[float], flops: dict[str, int], ceiling: dict[str, float]
+) -> Row:
+    rates = [sum(flops.values()) / seconds / _TERA for seconds in seconds_R]
+    used = [_least_s(flops, ceiling) / seconds for seconds in seconds_R]
+    return Row(work, way, "TFLOP/s", spread(rates), spread(used))
+
+
+def _least_s(flops: dict[str, int], ceiling: dict[str, float]) -> float:
+    return sum(count / ceiling[precision] for precision, count in flops.items())
 
 
 def memory_rows(work: str, found: Measured, plan: dict[str, int]) -> list[Row]:

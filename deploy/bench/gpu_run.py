@@ -19,6 +19,7 @@ from deploy.bench.gpu_measure import (
 )
 from deploy.bench.gpu_stages import STAGES, Stage
 from deploy.bench.timing import Row, spread
+from deploy.doctor.flop_plan import flop_plan
 from deploy.doctor.meta_networks import Networks
 from deploy.doctor.size_plan import size_plan
 from deploy.settings.run_config import RunConfig, load_config
@@ -79,9 +80,11 @@ class GpuBench:
 
     def stage(self, name: str) -> None:
         """At the config's own size, and on a GPU compiled by torch as well."""
-        reason = self._try(name, self._config, self.plan, name)
-        if reason is not None:
-            self.failed |= name not in _absent(self._config)
+        if reason := self._stages[name].absence(self._config):
+            self.not_measured[name] = reason
+            return
+        if self._try(name, self._config, self.plan, name) is not None:
+            self.failed = True
             return
         if self._device == "cuda" and name in ("sampler", "policy"):
             compiled = load_config(self._path, [*self._overrides, "model.compile=true"])
@@ -92,7 +95,7 @@ class GpuBench:
 
         A size that the config refuses, or that cuts no batch evenly, is left out.
         """
-        if name in _absent(self._config):
+        if self._stages[name].absence(self._config):
             return False
         overrides = self._stages[name].size(self._config, size)
         if overrides is None:
@@ -157,15 +160,17 @@ class GpuBench:
             )
             for unit, amount in stage.amounts(config).items()
         ]
-        flops = stage.flops(config, plan, self._device)
+        computed = stage.flops(config, plan, self._device)
+        flops = stage.flops(config, self._without_recomputing(config), self._device)
         return [
             *rates,
             Row(work, "fleetune", "s", spread(found.seconds_R), None),
-            *utilisation_rows(work, found.seconds_R, flops, self._ceiling),
+            *utilisation_rows(work, found.seconds_R, flops, self._ceiling, computed=computed),
             *memory_rows(work, found, stage.memory(config, plan)),
         ]
 
-
-def _absent(config: RunConfig) -> set[str]:
-    """Stages that a run of the config would not have."""
-    return set() if config.alternation is not None else {"surrogate"}
+    def _without_recomputing(self, config: RunConfig) -> dict[str, Any]:
+        """A plan's operations, but for what gradient checkpointing computes a second time."""
+        learner = config.learner.model_copy(update={"gradient_checkpointing": False})
+        plain = config.model_copy(update={"learner": learner})
+        return {"flops": flop_plan(plain, self._networks)}

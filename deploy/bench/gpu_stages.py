@@ -26,13 +26,14 @@ class Stage:
     """One of them.
 
     Args:
-        prepare: config, device -> one call. ValueError: the config has no such stage.
+        prepare: config, device -> one call. ValueError: it cannot be made of the config.
         amounts: unit -> how much a call does.
         work: in words.
         flops: of one call by a plan's counts, by what is multiplied.
         memory: bytes by a plan: `held` between two calls, and a call's own `activations`.
         size: settings that give it so many rows at once; None where it cannot be cut so.
         is_rank: whether it is a rank of the learner, with DeepSpeed's engine.
+        absence: why the config has no such stage, if so.
     """
 
     prepare: Callable[[RunConfig, str], Call]
@@ -42,6 +43,7 @@ class Stage:
     memory: Callable[[RunConfig, Plan], dict[str, int]]
     size: Callable[[RunConfig, int], list[str] | None]
     is_rank: bool = False
+    absence: Callable[[RunConfig], str | None] = lambda config: None
 
 
 def multiplied_in(precision: Precision, device: str) -> str:
@@ -56,14 +58,34 @@ def multiplied_in(precision: Precision, device: str) -> str:
     return "tf32" if is_rounded else "fp32"
 
 
-def _sampler(config: RunConfig, device: str) -> Call:
-    pipeline = RandomPipeline.like(config.model, seed=config.seed, device=device)
+def _without_beside(config: RunConfig) -> str | None:
+    """See `learner.policy.views`."""
+    if config.model.trainable == "lora" and config.model.precision != "fp32":
+        return None
+    return "in float32, and where all is trained, samplers call plain layers"
+
+
+def _without_surrogate(config: RunConfig) -> str | None:
+    return None if config.alternation is not None else "this config learns no surrogate"
+
+
+def _sampler(config: RunConfig, device: str, *, was_half: bool = False) -> Call:
+    pipeline = RandomPipeline.like(config.model, seed=config.seed, device=device, was_half=was_half)
     policy = policy_of(config, pipeline, config.actors.group_size, device)
     groups = [
         Group(number, f"a picture of number {number}", seed=number)
         for number in range(config.actors.groups_per_batch)
     ]
     return lambda: policy.sample(groups)
+
+
+def _sampler_flops(config: RunConfig, plan: Plan, device: str) -> dict[str, int]:
+    kind = multiplied_in(config.model.precision, device)
+    return {kind: _pictures(config) * plan["flops"]["sampling_picture"]}
+
+
+def _sampler_work(config: RunConfig) -> str:
+    return f"sample {_pictures(config)} images, {config.model.num_steps} steps"
 
 
 def _pictures(config: RunConfig) -> int:
@@ -153,14 +175,19 @@ STAGES: dict[str, Stage] = {
     "sampler": Stage(
         _sampler,
         lambda config: {"images": float(_pictures(config))},
-        lambda config: f"sample {_pictures(config)} images, {config.model.num_steps} steps",
-        lambda config, plan, device: {
-            multiplied_in(config.model.precision, device): (
-                _pictures(config) * plan["flops"]["sampling_picture"]
-            )
-        },
+        _sampler_work,
+        _sampler_flops,
         partial(_inference_memory, role="sampler"),
         lambda config, groups: [f"actors.groups_per_batch={groups}"],
+    ),
+    "beside": Stage(
+        partial(_sampler, was_half=True),
+        lambda config: {"images": float(_pictures(config))},
+        lambda config: f"{_sampler_work(config)}, adapter beside the layers",
+        _sampler_flops,
+        partial(_inference_memory, role="sampler"),
+        lambda config, groups: None,
+        absence=_without_beside,
     ),
     "decode": Stage(
         _decode,
@@ -182,6 +209,7 @@ STAGES: dict[str, Stage] = {
         _surrogate_memory,
         lambda config, groups: [f"method.surrogate.batch_groups={groups}"],
         is_rank=True,
+        absence=_without_surrogate,
     ),
     "policy": Stage(
         _policy,

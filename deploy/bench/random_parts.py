@@ -51,13 +51,17 @@ class RandomPipeline(PipelineFolder):
     _parts: Architecture
     _seed: int
     _device: str
+    _was_half: bool
 
     @classmethod
-    def like(cls, model: Model, *, seed: int, device: str) -> "RandomPipeline":
+    def like(
+        cls, model: Model, *, seed: int, device: str, was_half: bool = False
+    ) -> "RandomPipeline":
         """Of the shapes of folders or of published models.
 
         Args:
             device: where the UNet is made; VAE and text encoders are where they are asked for.
+            was_half: the UNet's weights are numbers of float16, as those of some published files.
 
         Raises:
             ValueError: the sizes of the model are not known.
@@ -72,7 +76,8 @@ class RandomPipeline(PipelineFolder):
         )
         parts = architecture_of(model)
         # A frozen dataclass has no other way.
-        for name, value in (("_parts", parts), ("_seed", seed), ("_device", device)):
+        own = {"_parts": parts, "_seed": seed, "_device": device, "_was_half": was_half}
+        for name, value in own.items():
             object.__setattr__(pipeline, name, value)
         return pipeline
 
@@ -89,6 +94,9 @@ class RandomPipeline(PipelineFolder):
         with torch.random.fork_rng():
             torch.manual_seed(self._seed)
             unet = unet_of(self._parts, attention, self._device)
+        if self._was_half:
+            for parameter in unet.parameters():
+                parameter.data = parameter.data.half().float()
         return unet.requires_grad_(True)
 
     def vae(self, device: str = "cpu") -> AutoencoderKL:
@@ -150,11 +158,12 @@ def save_consistency_lora(path: str, lora: str, folder: Path) -> Path:
 
 
 class _RandomClip(ClipFeatures):
-    """The vision tower of OpenAI's ViT-L/14."""
+    """A vision tower."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, tower: str, device: str) -> None:
         nn.Module.__init__(self)
-        told = json.loads((ARCHITECTURES / "clip-vision-vit-l-14.json").read_text(encoding="utf-8"))
+        path = ARCHITECTURES / f"clip-vision-{tower}.json"
+        told = json.loads(path.read_text(encoding="utf-8"))
         with torch.device(device):
             self.model = CLIPVisionModelWithProjection(CLIPVisionConfig(**told))
             self.register_buffer("mean", torch.tensor(_CLIP_MEAN).view(1, 3, 1, 1))
@@ -165,12 +174,16 @@ class _RandomClip(ClipFeatures):
         self.eval().requires_grad_(False)
 
 
-class RandomAesthetic(nn.Module):
-    """Stands in for `clip-aesthetic` where its weights are not here: a head on CLIP's features."""
+class RandomClipReward(nn.Module):
+    """Stands in for a reward on CLIP's features whose weights are not here: a head on them.
 
-    def __init__(self, device: str) -> None:
+    Args:
+        tower: `vit-l-14` as OpenAI's, or `vit-h-14` as OpenCLIP's.
+    """
+
+    def __init__(self, tower: str, device: str) -> None:
         super().__init__()
-        self.clip = _RandomClip(device)
+        self.clip = _RandomClip(tower, device)
         self.head = nn.Linear(self.clip.width, 1, device=device)
 
     def forward(self, images_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:

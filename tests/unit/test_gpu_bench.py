@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from deploy.bench import gpu
+from deploy.bench.gpu_learner import stand_in
 from deploy.bench.gpu_measure import GIB, Measured, ceilings, memory_rows, utilisation_rows
 from deploy.bench.gpu_run import GpuBench
 from deploy.bench.gpu_stages import STAGES, Stage, multiplied_in
-from deploy.bench.random_parts import RandomAesthetic, RandomPipeline, save_consistency_lora
-from deploy.doctor.meta_networks import Networks
+from deploy.bench.random_parts import RandomPipeline, save_consistency_lora
+from deploy.doctor.meta_networks import Networks, parameters_of
 from deploy.settings.run_config import RunConfig, load_config
 from deploy.shapes.models import PIPELINES
-from learner.policy.views import with_lora
+from learner.policy.views import lies_on_half_grid, with_lora
 from learner.settings.model import Model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,7 +102,9 @@ def test_what_is_given_wrong_is_said_with_status_2(
 def test_an_unknown_stage_is_told_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         gpu.main([str(SMOKE), "--stages", "sampler,decoder"])
-    assert "decoder; there are sampler, decode, surrogate, policy" in capsys.readouterr().err
+    assert (
+        "decoder; there are sampler, beside, decode, surrogate, policy" in capsys.readouterr().err
+    )
 
 
 @pytest.fixture(scope="module")
@@ -148,11 +151,22 @@ def test_a_stage_that_fails_is_noted_with_its_reason(networks: Networks) -> None
 def test_use_of_a_device_is_told_of_each_precision_by_its_own_ceiling() -> None:
     ceiling = {"bf16": 400e12, "tf32": 100e12}
     # 2 s and 1 s at the least.
-    rows = utilisation_rows("step", [6.0], {"bf16": 800e12, "tf32": 100e12}, ceiling)  # type: ignore
-    assert rows[0].rate["median"] == 150
-    assert rows[0].ratio is not None
-    assert rows[0].ratio["median"] == 0.5
-    assert (rows[1].rate["median"], rows[1].ratio) == (300, None)
+    flops: Any = {"bf16": 800e12, "tf32": 100e12}
+    (mfu, most) = utilisation_rows("step", [6.0], flops, ceiling, computed=flops)
+    assert mfu.ratio is not None
+    assert (mfu.rate["median"], mfu.ratio["median"]) == (150, 0.5)
+    assert (most.rate["median"], most.ratio) == (300, None)
+
+
+def test_what_is_computed_again_is_use_of_the_device_and_no_work_of_the_model() -> None:
+    ceiling, flops = {"bf16": 400e12}, {"bf16": 800_000_000_000_000}
+    computed = {"bf16": 1_200_000_000_000_000}
+    mfu, hfu, _ = utilisation_rows("step", [6.0], flops, ceiling, computed=computed)
+    assert mfu.ratio is not None
+    assert hfu.ratio is not None
+    assert mfu.ratio["median"] == pytest.approx(1 / 3)
+    assert hfu.ratio["median"] == 0.5
+    assert hfu.way != mfu.way
 
 
 def test_measured_memory_stands_beside_the_plan() -> None:
@@ -183,6 +197,16 @@ def test_float32_is_held_against_tf32_where_convolutions_use_it(
     assert multiplied_in("fp32", "cuda") == "tf32"
 
 
+def test_a_pipeline_whose_weights_were_half_keeps_its_adapter_beside_the_layers() -> None:
+    model = Model(path=BASE)
+    plain, half = (
+        RandomPipeline.like(model, seed=0, device="cpu", was_half=was_half).unet()
+        for was_half in (False, True)
+    )
+    assert lies_on_half_grid(half)
+    assert not lies_on_half_grid(plain)
+
+
 def test_random_parts_are_the_same_for_a_seed_and_finite() -> None:
     first, again, other = (
         RandomPipeline.like(Model(path=BASE), seed=seed, device="cpu")
@@ -195,9 +219,17 @@ def test_random_parts_are_the_same_for_a_seed_and_finite() -> None:
     assert bool(first.isfinite().all())
 
 
-def test_the_reward_that_stands_in_scores_pictures_of_any_size_with_a_gradient() -> None:
+@pytest.mark.parametrize(
+    ("kind", "millions"), [("clip-aesthetic", 304), ("hpsv2", 632), ("pickscore", 632)]
+)
+def test_the_reward_that_stands_in_scores_pictures_of_any_size_with_a_gradient(
+    kind: str, millions: int
+) -> None:
+    """Towers have the published sizes: ViT-L/14 304 M, ViT-H/14 632 M."""
     images_BCHW = torch.rand(2, 3, 300, 260, device="meta", requires_grad=True)
-    scores_B = RandomAesthetic("meta")(images_BCHW, ["a cat", "a dog"])
+    reward: Any = stand_in(kind, {"clip": "a/hub-id"}, "meta")
+    assert parameters_of(reward) / 1e6 == pytest.approx(millions, rel=0.005)
+    scores_B = reward(images_BCHW, ["a cat", "a dog"])
     assert scores_B.shape == (2,)
     assert torch.autograd.grad(scores_B.sum(), images_BCHW)[0].shape == images_BCHW.shape
 
