@@ -8,7 +8,8 @@ number of steps:
 
 - rho: correlation of the reward with the best linear function of the first action's noise, at a
   fixed prompt and initial noise; what an action's policy gradient has to go by.
-- SNR: ratio of signal to noise of the policy gradient from one picture, measured, and rho/√D.
+- SNR: ratio of signal to noise of the first action's part of the policy gradient, from one
+  picture; that of later actions is not told.
 - policy gradient, by call: shares of the squared length of its mean. The last call has no
   likelihood, so none.
 - made up: what the term has to go by that takes noise which no picture shows for the last call's
@@ -78,6 +79,7 @@ class Diagnosis:
 
     Args:
         rho2: squared correlation of the reward with the first action; None: there is no action.
+        snr: of that action.
         dims: D.
         policy_shares, pathwise_shares: by call.
         policy_signals: squared lengths of the mean policy gradient by call, without bias.
@@ -310,18 +312,16 @@ def rows_of(found: Sequence[Diagnosis]) -> list[list[str]]:
     """A head and a row a number of steps."""
     rows = [
         [
-            "steps", "rho", "SNR", "rho/√D", "policy gradient, by call", "made up",
+            "steps", "rho", "SNR, first action", "policy gradient, by call", "made up",
             "pathwise, by call", "gain", "spread",
         ]
     ]  # fmt: skip
     for each in found:
-        rho = ["none"] * 3
+        rho = ["none"] * 2
         if each.rho2 is not None and each.snr is not None:
             mean, half = each.rho2
             ends = [max(value, 0.0) ** 0.5 for value in (mean - half, mean, mean + half)]
-            bound = ends[1] / each.dims**0.5
             rho = [f"{ends[1]:.3f} ({ends[0]:.3f} to {ends[2]:.3f})", f"{each.snr:.4f}"]
-            rho.append(f"{bound:.4f}")
         rows.append(
             [
                 str(each.steps),

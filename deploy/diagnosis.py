@@ -30,8 +30,10 @@ class Diagnosed(Section):
 
 
 def is_diagnosis_of(known: Mapping[str, Any] | None, config: RunConfig, asked: Diagnosed) -> bool:
-    """Whether a diagnosis is what the file asks for, by this program and its libraries."""
-    return known is not None and known.get("asked") == described(config, asked)
+    """Whether a diagnosis is what the file asks for, by whatever code: runs are kept so, too."""
+    if known is None or not isinstance(known.get("asked"), dict):
+        return False
+    return {**known["asked"], "versions": None} == {**described(config, asked), "versions": None}
 
 
 def described(config: RunConfig, asked: Diagnosed) -> dict[str, Any]:

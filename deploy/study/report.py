@@ -18,6 +18,7 @@ from deploy.study.tables import (
     difference_rows,
     families,
     front_rows,
+    legend,
     notes_on,
     pareto,
     point_of,
@@ -76,8 +77,9 @@ def _scores(study: Study, results: Finished) -> str:
     text = (
         "Mean over the seeds, before → after, and the change with its 95 % interval (Student's t)."
     )
-    notes = [quiet(text), *map(quiet, notes_on(study, results))]
-    return _table(rows_of(study, results)) + "".join(notes)
+    rows = rows_of(study, results)
+    notes = [text, *legend([rows]), *notes_on(study, results)]
+    return _table(rows) + "".join(map(quiet, notes))
 
 
 def _reach(study: Study, results: Finished) -> str:

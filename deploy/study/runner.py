@@ -55,6 +55,7 @@ from deploy.study.tables import (
     difference_rows,
     finished,
     front_rows,
+    legend,
     notes_on,
     refuse_unknown_scores,
     rows_of,
@@ -343,7 +344,7 @@ def _write(
         "Not finished": unfinished,
     }
     shown = [f"## {title}\n\n{markdown(rows)}" for title, rows in tables.items() if rows]
-    notes = [f"{text}.\n" for text in notes_on(study, results)]
+    notes = [f"{text}.\n" for text in [*legend(tables.values()), *notes_on(study, results)]]
     write_whole(folder / "study.md", "\n".join([*shown, *notes]))
     write_whole(folder / "study.csv", csv_of(study, results))
     page = study_html(name, study, results, chosen, diagnosis_rows(folder), unfinished)

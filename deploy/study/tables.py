@@ -7,7 +7,7 @@ import math
 import os
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -217,8 +217,9 @@ def front_rows(study: Study, results: Finished) -> list[list[str]]:
         for name, by_seed in volumes.items():
             told = [_mean_told(list(by_seed.values()), "")]
             if other:
-                shared = [seed for seed in by_seed if seed in volumes[other] and name != other]
-                told += [_mean_told([by_seed[s] - volumes[other][s] for s in shared], "+")]
+                shared = [seed for seed in by_seed if seed in volumes[other]]
+                less = _mean_told([by_seed[s] - volumes[other][s] for s in shared], "+")
+                told.append("itself" if name == other else less)
             rows.append([" × ".join(front.scores), name, str(len(by_seed)), *told])
     return rows
 
@@ -237,7 +238,7 @@ def _volumes(front: Front, arms: Sequence[str], results: Finished) -> dict[int, 
 
 
 def _mean_told(values: Sequence[float], sign: str) -> str:
-    return f"{statistics.mean(values):{sign}.4f}{_interval(values, 4)}" if values else ""
+    return f"{statistics.mean(values):{sign}.4f}{_interval(values, 4)}" if values else LACKING
 
 
 def families(study: Study) -> dict[str, list[str]]:
@@ -317,6 +318,13 @@ def partly_scored(results: Finished) -> list[str]:
         for moment in ("before", "after")
         if (share := summary.get(moment, {}).get("unscored"))
     ]
+
+
+def legend(tables: Iterable[list[list[str]]]) -> list[str]:
+    """What stands for nothing in tables, if it stands there; likewise a sentence."""
+    if not any(LACKING in row for rows in tables for row in rows):
+        return []
+    return [f"{LACKING} stands where the runs of an arm measure no such score, or none is finished"]
 
 
 def notes_on(study: Study, results: Finished) -> list[str]:

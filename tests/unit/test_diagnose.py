@@ -42,7 +42,7 @@ def test_a_reward_that_is_the_same_of_all_pictures_tells_nothing(
     two = measured(pipelines, tmp_path, "rewards.binding.kind=shapes-exact", "--steps", "2")
     (told,) = two["measured"]
     assert (told["alike"], told["snr"], told["policy_shares"]) == (2, 0.0, [0.0, 0.0])
-    assert two["rows"][1][5] == "0%"
+    assert two["rows"][1][4] == "0%"
 
 
 @pytest.mark.slow

@@ -99,7 +99,7 @@ def test_a_family_s_hypervolume_is_taken_seed_by_seed(tuned: Study, tmp_path: Pa
     rows = front_rows(study, finished(study, cells))
     # Of the second seed an arm is missing.
     assert rows[1][:4] == ["exact_2step × diversity", "plain", "1", "0.9000"]
-    assert rows[2][1:4] == ["no-anchor", "0", ""]
+    assert rows[2][1:4] == ["no-anchor", "0", "–"]
 
 
 def test_families_are_held_against_one_seed_by_seed(tuned: Study, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_families_are_held_against_one_seed_by_seed(tuned: Study, tmp_path: Path
     told = {row[1]: row[4] for row in front_rows(tuned, finished(tuned, cells))}
     half = 12.706 * math.sqrt(0.005) / math.sqrt(2)
     assert told == {
-        "family": "less plain", "plain": "", "last": f"+0.1500 ± {half:.4f}", "no-anchor": ""
+        "family": "less plain", "plain": "itself", "last": f"+0.1500 ± {half:.4f}", "no-anchor": "–"
     }  # fmt: skip
 
 
