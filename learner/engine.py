@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import pickle  # for the error of a refused load; nothing is unpickled here
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,7 +91,7 @@ class Engine:
     Args:
         parameters: those that are trained; the rest is frozen.
         offload: keep the optimizer's state in the host's memory and update there; needs ZeRO.
-        rows_per_rank: of a whole update; informs DeepSpeed's throughput figures only.
+        rows_per_rank: of a whole update, which DeepSpeed wants to know.
         micro_batches: losses that one update accumulates.
     """
 
@@ -136,12 +137,16 @@ class Engine:
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": 10**9,
+            # It would wait for the GPU before and after every micro-batch.
+            "timers": {"throughput": {"enabled": False}},
         }
         # DeepSpeed broadcasts weights as the bytes of their rows.
         for parameter in module.parameters():
             parameter.data = parameter.data.contiguous()
         engine, *_ = deepspeed.initialize(model=module, optimizer=self._optimizer, config=config)
         self._engine: Any = engine
+        # With ZeRO its hooks would keep all networks alive when nobody holds it any more.
+        weakref.finalize(self, engine.destroy).atexit = False
         # Convolutions are quicker so. What is trained stays as DeepSpeed has laid it out.
         for parameter in module.parameters():
             if parameter.dim() == 4 and not parameter.requires_grad:

@@ -19,6 +19,7 @@ from ray.exceptions import RayError
 from deploy.evaluation.kept import save_weights
 from deploy.fleet.reward_pools import pooled_rewards
 from deploy.run.files import cycle_name, kept_file, pictures_file
+from deploy.run.gpu_share import hide_unbooked
 from deploy.run.shared_folder import SharedFolder
 from deploy.settings.run_config import RunConfig
 from reward_servers.pool import PooledReward
@@ -82,6 +83,7 @@ class EvaluatorHost:
     def _get(self) -> Evaluator:
         if self._evaluator is None:
             self.check_folder()
+            hide_unbooked(self._config.evaluation.num_gpus)
             from deploy.evaluation.evaluator import Evaluator
 
             self._pools = pooled_rewards(self._config)

@@ -36,6 +36,7 @@ def end_process() -> None:
 
 def sampler(parts: RunParts, board: Any, owner: str) -> SamplerWorker:
     """A sampler worker; its policy starts as version 0, which is the untouched one."""
+    hide_unbooked(parts.config.actors.num_gpus)
     import torch
 
     from actors.host import BoardWeights
@@ -74,6 +75,7 @@ def sampler(parts: RunParts, board: Any, owner: str) -> SamplerWorker:
 
 def reward_server(parts: RunParts, owner: str) -> RewardServer:
     """A server of all configured rewards, with the VAE that decodes for them."""
+    hide_unbooked(parts.config.scoring.num_gpus)
     import torch
 
     from deploy.fleet.reward_pools import pooled_rewards

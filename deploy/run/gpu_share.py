@@ -4,9 +4,10 @@ import os
 
 
 def hide_unbooked(num_gpus: float) -> None:
-    """Has a process that booked no GPU see none, if torch has not looked for them yet.
+    """Has a process that booked no GPU see none, if nobody has looked for them yet.
 
-    Ray hides none from it, and rewards, as DeepSpeed, compute on any GPU that they see.
+    Ray hides none from it, and rewards, as DeepSpeed, compute on any GPU that they see. To be
+    called before diffusers is imported, which looks.
     """
     if num_gpus == 0:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -14,6 +14,7 @@ from buffer.urls import SCHEMES, urls_in
 from deploy.settings.prompts import Prompts, named_prompts
 from learner.settings.types import (
     Count,
+    Gpus,
     NodeLabels,
     NonNegative,
     Number,
@@ -44,7 +45,7 @@ class Actors(Section):
     them, however long a forward pass takes."""
     num_cpus: NonNegative = 1.0
     """Ray CPUs of one sampler."""
-    num_gpus: NonNegative = 0.0
+    num_gpus: Gpus = 0.0
     """Ray GPUs of one sampler; a fraction shares one."""
     node_labels: NodeLabels = Field(default_factory=dict)
     """Labels that a Ray node must have to hold a sampler; none: any node will do."""
@@ -62,7 +63,7 @@ class RewardFleet(Section):
     as it is set."""
     num_cpus: NonNegative = 1.0
     """Ray CPUs of one of them."""
-    num_gpus: NonNegative = 0.0
+    num_gpus: Gpus = 0.0
     """Ray GPUs of one of them; a fraction shares one."""
     node_labels: NodeLabels = Field(default_factory=dict)
     """Labels that a Ray node must have to hold one of them; none: any node will do."""
@@ -111,7 +112,7 @@ class Scoring(Section):
     records wait, and a picture that was scored before is tried now and then."""
     num_cpus: NonNegative = 1.0
     """Ray CPUs of one server."""
-    num_gpus: NonNegative = 0.0
+    num_gpus: Gpus = 0.0
     """Ray GPUs of one server."""
     node_labels: NodeLabels = Field(default_factory=dict)
     """Labels that a Ray node must have to hold a reward server; none: any node will do."""
@@ -265,7 +266,7 @@ class Evaluation(Section):
     """Rule that ends training early; null: none."""
     num_cpus: NonNegative = 0.0
     """Ray CPUs of the evaluator; 0, since it mostly works while the others are idle."""
-    num_gpus: NonNegative = 0.0
+    num_gpus: Gpus = 0.0
     """Ray GPUs of the evaluator."""
     node_labels: NodeLabels = Field(default_factory=dict)
     """Labels that a Ray node must have to hold the evaluator; none: any node will do."""

@@ -6,6 +6,7 @@ Shape suffixes: B rows; x is [B, C, H, W].
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -22,14 +23,17 @@ class Chain:
     schedule: NoiseSchedule
     num_steps: int = 50
 
+    @property
+    def _times(self) -> int:
+        return self.schedule.num_train_timesteps
+
     def times(self, step_B: Tensor) -> tuple[Tensor, Tensor]:
         """Timesteps of the states before and after a step, int64 [B]; 0 after the last one."""
         return self.state_times(step_B), self.state_times(step_B + 1)
 
     def state_times(self, state_B: Tensor) -> Tensor:
         """Timesteps of states, int64 [B]; 0 for the clean one."""
-        steps = ddim_timesteps(self.num_steps, self.schedule.num_train_timesteps)
-        return torch.tensor([*steps, 0])[state_B.cpu()]
+        return _state_grid(self.num_steps, self._times, state_B.device)[state_B]
 
     def moments(self, x: Tensor, eps: Tensor, step_B: Tensor) -> tuple[Tensor, Tensor]:
         """Mean [B, C, H, W] and standard deviation [B, 1, 1, 1] of the state after a step."""
@@ -55,7 +59,7 @@ class Chain:
 
         Its grid has no time below 19, so the states nearest to the clean one are told 19.
         """
-        grid = torch.tensor(consistency_timesteps(50, self.schedule.num_train_timesteps))
+        grid = _consistency_grid(self._times, state_B.device)
         return grid[(self.state_times(state_B)[:, None] - grid).abs().argmin(dim=1)]
 
     def told_clean(self, model: NoiseModel, x: Tensor, state_B: Tensor) -> Tensor:
@@ -70,3 +74,16 @@ class Chain:
     def noise_label(self, state: int) -> int:
         """Of the reference's noise at a state."""
         return 2 * self.num_steps + 2 + state
+
+
+@cache
+def _state_grid(num_steps: int, num_train_timesteps: int, device: torch.device) -> Tensor:
+    """Timesteps of all states; made once a device, as making it there waits for its work."""
+    steps = ddim_timesteps(num_steps, num_train_timesteps)
+    return torch.tensor([*steps, 0], device=device)
+
+
+@cache
+def _consistency_grid(num_train_timesteps: int, device: torch.device) -> Tensor:
+    """Likewise those that a consistency model was made for."""
+    return torch.tensor(consistency_timesteps(50, num_train_timesteps), device=device)

@@ -6,7 +6,7 @@ Shape suffixes: B rows, T training timesteps.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ class NoiseSchedule:
     """
 
     alphas_cumprod_T: Tensor
+    _tables: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "NoiseSchedule":
@@ -51,12 +52,20 @@ class NoiseSchedule:
         return self.alphas_cumprod_T.shape[0]
 
     def alpha_sigma(self, t_B: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha_t and sigma_t, shaped [B, 1, …] to broadcast over `like`, in its dtype."""
-        alpha_bar_B = self.alphas_cumprod_T[t_B.cpu()].to(like.device)
+        """alpha_t and sigma_t, shaped [B, 1, …] to broadcast over `like`, in its dtype.
+
+        Where both are on one device nothing is copied to it, which would wait for its work.
+        """
+        alpha_bar_B = self._table(t_B.device)[t_B].to(like.device)
         shape = (-1, *([1] * (like.dim() - 1)))
         alpha = alpha_bar_B.sqrt().reshape(shape)
         sigma = (1 - alpha_bar_B).sqrt().reshape(shape)
         return alpha.to(like.dtype), sigma.to(like.dtype)
+
+    def _table(self, device: torch.device) -> Tensor:
+        if device not in self._tables:
+            self._tables[device] = self.alphas_cumprod_T.to(device)
+        return self._tables[device]
 
 
 def add_noise(x0: Tensor, noise: Tensor, t_B: Tensor, schedule: NoiseSchedule) -> Tensor:

@@ -23,7 +23,7 @@ from learner.methods.draft import (
     through_one_call,
     through_renoised,
 )
-from learner.methods.updates import CountedUpdates, step_generator
+from learner.methods.updates import CountedUpdates, Metrics, step_generator
 from learner.policy.denoiser import Denoiser, Network, guided_call
 from learner.policy.text import Encode, Text
 from learner.seat import Seat
@@ -84,7 +84,7 @@ class DraftPolicy(CountedUpdates):
         noise_KBCHW = self._noise(batch.start.latents_BCHW)
         return self._update(lambda rows: self._loss(batch.rows(rows), noise_KBCHW[:, rows]))
 
-    def _loss(self, batch: DraftBatch, noise_KBCHW: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def _loss(self, batch: DraftBatch, noise_KBCHW: Tensor) -> tuple[Tensor, Metrics]:
         settings, times, num_steps = self._settings, self._copies, self._chain.num_steps
         start, device = batch.start, self._engine.device
         prompts = list(start.prompts) * times
@@ -105,13 +105,13 @@ class DraftPolicy(CountedUpdates):
             nats_B = nats_B + left_out * beside_nats_B.repeat(times)
         reward_B = self._reward(walk.clean, text, prompts)
         loss = reward_loss(reward_B, kl_B, alpha=settings.alpha, ceiling=settings.ceiling)
-        metrics = {
-            "draft_loss": float(loss.detach()),
-            f"{settings.reward}_reward": float(reward_B.detach().mean()),
+        metrics: dict[str, float | Tensor] = {
+            "draft_loss": loss.detach(),
+            f"{settings.reward}_reward": reward_B.detach().mean(),
         }
         if settings.alpha > 0:
-            metrics["kl_nats"] = float(nats_B.mean())
-            metrics["kl_penalty"] = settings.alpha * float(kl_B.detach().mean())
+            metrics["kl_nats"] = nats_B.detach().mean()
+            metrics["kl_penalty"] = settings.alpha * kl_B.detach().mean()
         return loss, metrics
 
     def _kl_beside(self, batch: StateBatch) -> tuple[Tensor, Tensor]:

@@ -69,8 +69,6 @@ def clean_by_consistency(model: NoiseModel, chain: Chain) -> Clean:
     """x̂0 = f(x_prev, nearest time) in one call without guidance; the last step's is x_prev."""
 
     def clean(x_prev: Tensor, step_B: Tensor) -> Tensor:
-        if chain.is_last(step_B).all():
-            return x_prev
         x0 = chain.told_clean(model, x_prev, step_B + 1)
         return _unless_last(x0, x_prev, step_B, chain)
 
@@ -81,8 +79,6 @@ def clean_by_tweedie(reference: NoiseModel, chain: Chain) -> Clean:
     """x̂0 = E[x_0 | x_prev] by the guided reference (ablation); the last step's is x_prev."""
 
     def clean(x_prev: Tensor, step_B: Tensor) -> Tensor:
-        if chain.is_last(step_B).all():
-            return x_prev
         _, t_B = chain.times(step_B)
         x0 = predict_x0(x_prev, reference(x_prev, t_B), t_B, chain.schedule)
         return _unless_last(x0, x_prev, step_B, chain)

@@ -25,7 +25,7 @@ from learner.methods.sqdf import (
     soft_q_loss,
     take_step,
 )
-from learner.methods.updates import CountedUpdates, step_generator
+from learner.methods.updates import CountedUpdates, Metrics, step_generator
 from learner.policy.denoiser import Denoiser, Network, guided_call
 from learner.policy.text import Encode, Text
 from learner.seat import Seat
@@ -87,20 +87,20 @@ class SqdfPolicy(CountedUpdates):
             self.alpha = adapted_alpha(self.alpha, metrics["kl_nats"], self._settings.target_kl)
         return metrics
 
-    def _loss(self, batch: StateBatch, noise: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def _loss(self, batch: StateBatch, noise: Tensor) -> tuple[Tensor, Metrics]:
         settings, chain, device = self._settings, self._chain, self._engine.device
-        # Numbers of steps stay on the CPU, where a schedule is looked up.
-        x, step_B = batch.latents_BCHW.to(device), batch.step_B
+        # All that is copied is copied before the first network call, for which it would wait.
+        x, step_B = batch.latents_BCHW.to(device), batch.step_B.to(device)
+        noise = noise.to(x)
         text = self._encode(list(batch.prompts)).to(device)
         empty = self._encode([""] * len(text)).to(device)
-        t_B = chain.times(step_B)[0].to(device)
+        t_B = chain.times(step_B)[0]
+        ref_eps = None if batch.ref_eps_BCHW is None else batch.ref_eps_BCHW.to(device)
         eps = self._guided(self._engine, x, t_B, text, empty)
-        if batch.ref_eps_BCHW is not None:
-            ref_eps = batch.ref_eps_BCHW.to(device)
-        else:
+        if ref_eps is None:
             with torch.no_grad():
                 ref_eps = self._guided(self._reference, x, t_B, text, empty)
-        taken = take_step(x, eps, ref_eps, noise.to(x), step_B, chain)
+        taken = take_step(x, eps, ref_eps, noise, step_B, chain)
         clean = self._clean(text, empty)(taken.x_prev, step_B)
         reward_B = self._reward(clean, text, batch.prompts)
         std = kl_std(step_B, chain, x, settings.kl_std)
@@ -111,18 +111,18 @@ class SqdfPolicy(CountedUpdates):
         )
         nats = gaussian_kl(taken.mean.detach(), taken.ref_mean, taken.std)
         return loss, {
-            "soft_q_loss": float(loss.detach()),
-            f"{settings.reward}_reward": float(reward_B.detach().mean()),
-            "weighted_reward": float((weight_B * reward_B.detach()).mean()),
-            "kl_nats": float(nats.mean()),
-            "kl_penalty": self.alpha * float(kl_B.detach().mean()),
+            "soft_q_loss": loss.detach(),
+            f"{settings.reward}_reward": reward_B.detach().mean(),
+            "weighted_reward": (weight_B * reward_B.detach()).mean(),
+            "kl_nats": nats.mean(),
+            "kl_penalty": self.alpha * kl_B.detach().mean(),
             "alpha": self.alpha,
         }
 
     def _weights(self, step_B: Tensor) -> Tensor:
         """γ^k, unless times were drawn in proportion to it already."""
         if self._settings.states.times == "discounted":
-            return torch.ones(len(step_B), dtype=torch.float64)
+            return torch.ones_like(step_B, dtype=torch.float64)
         return discount_weights(step_B, self._chain, self._settings.discount)
 
     def _noise(self, x: Tensor) -> Tensor:

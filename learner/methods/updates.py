@@ -1,6 +1,6 @@
 """One update of a policy, alike for all methods: whose it is, its random numbers, its parts."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -9,7 +9,9 @@ from torch import Tensor
 from learner.collectives import mean_over_ranks
 from learner.engine import Engine
 
-PartLoss = Callable[[slice], tuple[Tensor, dict[str, float]]]
+Metrics = Mapping[str, float | Tensor]
+"""Those of one part. A tensor is read when all parts are done: reading it waits for the device."""
+PartLoss = Callable[[slice], tuple[Tensor, Metrics]]
 """Rows of this rank -> their mean loss, and metrics."""
 _Batch = TypeVar("_Batch", contravariant=True)
 
@@ -83,7 +85,7 @@ def update_in_parts(engine: Engine, count: int, loss_of: PartLoss) -> dict[str, 
         count: parts that this rank's rows go through in. Rows of one part are `count` apart, as
             those of a rank are.
     """
-    told: list[dict[str, float]] = []
+    told: list[Metrics] = []
 
     def losses() -> Iterator[Tensor]:
         for part in range(count):
@@ -92,5 +94,5 @@ def update_in_parts(engine: Engine, count: int, loss_of: PartLoss) -> dict[str, 
             yield loss
 
     norm = engine.update(losses())
-    means = {name: sum(part[name] for part in told) / len(told) for name in told[0]}
+    means = {name: sum(float(part[name]) for part in told) / len(told) for name in told[0]}
     return {**mean_over_ranks(means), "gradient_norm": norm}

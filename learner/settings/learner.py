@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from learner.settings.types import Count, NodeLabels, NonNegative, Positive, Section
+from learner.settings.types import Count, Gpus, NodeLabels, NonNegative, Positive, Section
 
 REDUCED_AT_ONCE = 500_000_000
 """Most gradients that ZeRO makes room for to reduce them: DeepSpeed's default, of which it would
@@ -29,7 +29,7 @@ class Learner(Section):
     """CPU threads of one rank's torch."""
     num_cpus: NonNegative = 1.0
     """Ray CPUs of one rank."""
-    num_gpus: NonNegative = 0.0
+    num_gpus: Gpus = 0.0
     """Ray GPUs of one rank."""
     node_labels: NodeLabels = Field(default_factory=dict)
     """Labels that a Ray node must have to hold a rank; none: any node will do."""

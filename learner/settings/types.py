@@ -17,6 +17,15 @@ Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _is_booked_by_ray(value: float) -> float:
+    if value > 1 and value != int(value):
+        raise ValueError(f"is a part of one GPU, or a whole number of them, given {value}")
+    return value
+
+
+Gpus = Annotated[NonNegative, AfterValidator(_is_booked_by_ray)]
 _LABEL = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9_./-]{0,61}[a-zA-Z0-9])?")
 
 

@@ -1,12 +1,17 @@
 """What a process asks of torch for the GPU that it has booked, by what torch is told."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from deploy.run.gpu_share import keep_to_share, score_in_tf32
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -51,3 +56,43 @@ def test_without_a_gpu_torch_is_told_nothing(
     keep_to_share(0.5)
     score_in_tf32(0.5)
     assert told == []
+
+
+_BUILDS = """
+import os, sys
+from contextlib import suppress
+from types import SimpleNamespace
+
+os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+seen = []
+
+def note(event, told):
+    if event == "import" and told[0].partition(".")[0] in ("diffusers", "torch"):
+        seen.append((told[0], os.environ.get("CUDA_VISIBLE_DEVICES")))
+
+sys.addaudithook(note)
+from deploy.evaluation.host import EvaluatorHost
+from deploy.run.build import reward_server, sampler
+from deploy.settings.run_config import load_config
+
+config = load_config("deploy/configs/smoke.yaml", ["name=n"])
+parts = SimpleNamespace(config=config, replay=None)
+folder = SimpleNamespace(check=lambda what: None)
+roles = {
+    "sampler": lambda: sampler(parts, None, "a"),
+    "reward server": lambda: reward_server(parts, "a"),
+    "evaluator": lambda: EvaluatorHost(config, folder)._get(),
+}
+with suppress(Exception):
+    roles[sys.argv[1]]()
+assert any(name.startswith("diffusers") for name, _ in seen), seen
+assert {hidden for name, hidden in seen if name.startswith("diffusers")} == {""}, seen
+"""
+
+
+@pytest.mark.parametrize("role", ["sampler", "reward server", "evaluator"])
+def test_gpus_are_hidden_before_diffusers_looks_for_them(role: str) -> None:
+    """A driver reads once which are visible; diffusers asks it as soon as it is imported."""
+    command = [sys.executable, "-c", _BUILDS, role]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
