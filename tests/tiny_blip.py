@@ -1,5 +1,6 @@
-"""An untrained BLIP and an encoder of texts, of the least size."""
+"""An untrained BLIP and encoders of texts, of the least size."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -11,6 +12,9 @@ from transformers import (
     BlipForConditionalGeneration,
     BlipForQuestionAnswering,
     BlipImageProcessorPil,
+    RobertaConfig,
+    RobertaModel,
+    RobertaTokenizer,
 )
 
 SIDE = 16
@@ -74,4 +78,27 @@ def save_tiny_encoder(folder: Path) -> str:
         torch.manual_seed(4)
         BertModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def save_tiny_roberta(folder: Path) -> str:
+    """Likewise a RoBERTa, whose tokens are of bytes and know the words `red` and ` red`."""
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    words = [*special, "Ġ", "r", "e", "d", "re", "red", "Ġred"]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "merges.txt").write_text("r e\nre d\nĠ red\n", encoding="utf-8")
+    RobertaTokenizer.from_pretrained(folder).save_pretrained(folder)
+    config = RobertaConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=0,
+        pad_token_id=1,
+        eos_token_id=2,
+    )
+    RobertaModel(config).save_pretrained(folder)
     return str(folder)

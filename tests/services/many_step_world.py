@@ -69,6 +69,8 @@ class ManyStepWorld(World):
 
     @property
     def model(self) -> Model:
+        if self.other_model is not None:
+            return self.other_model
         return Model(
             path=str(self.pipelines / "base"),
             num_steps=STEPS,

@@ -60,7 +60,9 @@ def test_every_stage_of_a_small_run_is_measured_on_a_processor(
         assert row["unit"] == "TFLOP/s"
         assert row["ratio"]["median"] > 0
         assert medians[f"{work}: peak, plan, GiB"] > 0
-    assert content["settings"]["not_measured"] == {}
+    assert content["settings"]["not_measured"] == {
+        "beside": "in float32, and where all is trained, samplers call plain layers"
+    }
     assert content["settings"]["plan"]["bytes"]["learner"]["total"] > 0
     assert "\n## gpu-smoke-sqdf\n" in (tmp_path / "README.md").read_text()
 
@@ -164,7 +166,7 @@ def test_what_is_computed_again_is_use_of_the_device_and_no_work_of_the_model() 
     mfu, hfu, _ = utilisation_rows("step", [6.0], flops, ceiling, computed=computed)
     assert mfu.ratio is not None
     assert hfu.ratio is not None
-    assert mfu.ratio["median"] == pytest.approx(1 / 3)
+    assert mfu.ratio["median"] == pytest.approx(1 / 3, rel=1e-3)
     assert hfu.ratio["median"] == 0.5
     assert hfu.way != mfu.way
 

@@ -1,5 +1,6 @@
 """Captions and their similarity to the prompt, on tiny untrained models."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,12 @@ from transformers import (
     BertTokenizer,
     BlipForConditionalGeneration,
     BlipImageProcessorPil,
+    RobertaTokenizer,
 )
 
 from reward_servers.registry import check_reward
 from reward_servers.text_alignment import TextAlignment
-from tests.tiny_blip import save_tiny_blip, save_tiny_encoder
+from tests.tiny_blip import save_tiny_blip, save_tiny_encoder, save_tiny_roberta
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 20, 28, 3)).astype(np.uint8)
 PROMPTS = ["a red circle and a blue square", "a red square", "a green ring above a triangle"]
@@ -98,6 +100,26 @@ def test_the_prompt_itself_is_the_best_caption(models: dict[str, str], similarit
     same = score(models, PROMPTS, similarity=similarity)
     np.testing.assert_allclose(same, 1, atol=1e-5)
     assert (score(models, CAPTIONS, similarity=similarity) < 1 - 1e-3).all()
+
+
+def test_the_first_word_of_a_text_is_the_token_that_it_is_inside_one_for_recall(
+    models: dict[str, str], tmp_path: Path
+) -> None:
+    """Of byte-level tokenizers, as RoBERTa's, `red` and ` red` are two tokens."""
+    roberta = {**models, "encoder": save_tiny_roberta(tmp_path)}
+    tokenizer = RobertaTokenizer.from_pretrained(roberta["encoder"])
+    (spaced,), (bare,) = (
+        tokenizer(text, add_special_tokens=False).input_ids for text in (" red", "red")
+    )
+    assert spaced != bare
+    for similarity, first in (("recall", spaced), ("mean", bare)):
+        reward = TextAlignment(**roberta, similarity=similarity)
+        seen: list[torch.Tensor] = []
+        reward._encoder.embeddings.word_embeddings.register_forward_hook(
+            lambda _module, given, _output, seen=seen: seen.append(given[0])
+        )
+        reward._features(["red"])
+        assert seen[0][0, 1] == first
 
 
 def test_an_empty_caption_recalls_nothing(models: dict[str, str]) -> None:
