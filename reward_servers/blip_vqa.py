@@ -25,8 +25,10 @@ class BlipVqa:
     """The product over a prompt's phrases of P(yes), in [0, 1]; no gradient.
 
     P(yes) = p(yes) / (p(yes) + p(no)), of the answer's first word. The picture is squashed to the
-    processor's size, bicubic. The benchmark's own model is the same weights at `side: 480`; it
-    rounds each P(yes) to four digits, which this does not. Licence of the weights: BSD 3-clause.
+    processor's size, bicubic. The benchmark's own model reads 480 pixels: `side: 480` is close to
+    it, but its positions are resampled from those that transformers' file has for 384, and not from
+    the checkpoint's own. It rounds each P(yes) to four digits, which this does not. Licence of the
+    weights: BSD 3-clause.
 
     Args:
         blip: folder or hub id of a `BlipForQuestionAnswering`.

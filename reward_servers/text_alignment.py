@@ -25,7 +25,8 @@ class TextAlignment:
 
     - `mean`: the cosine of the mean of each text's token features, as sentence-transformers has it.
     - `recall`: BERTScore's (Zhang et al. 2020, arXiv:1904.09675) without idf and rescaling: over
-      the prompt's tokens, the mean of the largest cosine with a token of the caption.
+      the prompt's tokens, the mean of the largest cosine with a token of the caption. As its
+      authors' package has it, a space stands before a text, which RoBERTa's tokens tell.
 
     The caption is the likeliest word after word. Licences of the default weights: BSD 3-clause and
     Apache 2.0.
@@ -69,7 +70,9 @@ class TextAlignment:
         if layer is not None and not 0 <= layer <= layers:
             raise ValueError(f"layer is {layer}; {encoder!r} has 0 to {layers}")
         self._layer = -1 if layer is None else layer
-        self._compare = _mean_cosine if similarity == "mean" else _recall
+        self._compare, self._before = _mean_cosine, ""
+        if similarity == "recall":
+            self._compare, self._before = _recall, " "
         self._reference = reference
         self._tokens = tokens
 
@@ -114,7 +117,7 @@ class TextAlignment:
     def _features(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Features [B, N, E] of tokens, whether each is there, and whether it is of the text."""
         tokens = self._tokenizer(
-            list(texts),
+            [self._before + text.strip() for text in texts],
             padding=True,
             truncation=True,
             return_special_tokens_mask=True,

@@ -112,7 +112,7 @@ def _sqdf_step(
     noise = torch.randn(2, rows, *pipeline.latent_shape, generator=_seeded(config))
     batch = StateBatch(
         noise[0],
-        # No step is the last, whose clean latent needs no call.
+        # No step is the last, after which the latent is clean.
         torch.arange(rows) % (model.num_steps - 1),
         _prompts(rows),
         noise[1] if settings.states.store_reference else None,

@@ -137,19 +137,28 @@ def _policy_memory(config: RunConfig, plan: Plan) -> dict[str, int]:
     sizes = plan["bytes"]["learner"]
     held = "weights", "gradients", "optimizer", "reduction", "frozen", "text_encoders", "surrogate"
     suffix = "_checkpointed" if config.learner.gradient_checkpointing else ""
+    passing = _passing_gradients(config, sizes["gradients"])
     return {
-        "held": sum(sizes.get(name, 0) for name in held),
-        "activations": sizes[f"activations{suffix}"] + sizes[f"cast_weights{suffix}"],
+        "held": sum(sizes.get(name, 0) for name in held) - passing,
+        "activations": sizes[f"activations{suffix}"] + sizes[f"cast_weights{suffix}"] + passing,
     }
+
+
+def _passing_gradients(config: RunConfig, gradients: int) -> int:
+    """Of those bytes, what is there within a step alone: without ZeRO DeepSpeed frees them."""
+    return gradients if config.learner.zero_stage == 0 else 0
 
 
 def _surrogate_memory(config: RunConfig, plan: Plan) -> dict[str, int]:
     """Of the surrogate, its engine and the text encoders alone."""
     sizes = plan["bytes"]["learner"]
     held = ("surrogate", "surrogate_optimizer", "text_encoders")
+    # All of a surrogate is trained: its gradients are as large as its weights.
+    passing = _passing_gradients(config, sizes["surrogate"])
+    activations = sizes["surrogate_activations"] + sizes["surrogate_cast_weights"]
     return {
-        "held": sum(sizes[name] for name in held),
-        "activations": sizes["surrogate_activations"] + sizes["surrogate_cast_weights"],
+        "held": sum(sizes[name] for name in held) - passing,
+        "activations": activations + passing,
     }
 
 
