@@ -216,16 +216,19 @@ def _shares(config: RunConfig, nodes: Sequence[Room] | None) -> list[Share]:
 
 def table(plan: Mapping[str, Any]) -> str:
     """A size plan for a terminal, stage by stage."""
-    flops, sizes, rows = plan["flops"], plan["bytes"], plan["rows"]
-    first, *evaluator = _stage(sizes["evaluator"], f"of {rows['evaluator']} rows")
+    flops, sizes, rows, host = plan["flops"], plan["bytes"], plan["rows"], plan["host_bytes"]
+    evaluator = _stage(sizes["evaluator"], f"of {rows['evaluator']} rows", host["evaluator"])
+    first, *evaluator = evaluator
     lines = [
         ("model", plan["model"], ""),
         ("", "UNet", f"{plan['unet_params'] / 1e6:,.1f} M parameters"),
         ("", "trained", f"{plan['trained_params'] / 1e6:,.1f} M parameters"),
         ("sampling", "one picture", in_flops(flops["sampling_picture"])),
-        *_stage(sizes["sampler"], f"of {rows['sampler']} rows"),
+        *_stage(sizes["sampler"], f"of {rows['sampler']} rows", host["sampler"]),
         ("scoring", "decoding one picture", in_flops(flops["decoding_picture"])),
-        *_stage(sizes["reward_server"], f"of {rows['reward_server']} pictures"),
+        *_stage(
+            sizes["reward_server"], f"of {rows['reward_server']} pictures", host["reward_server"]
+        ),
         ("evaluating", *first[1:]),
         *evaluator,
         ("learning", "one row of a policy step", in_flops(flops["policy_row"])),
@@ -238,7 +241,7 @@ def table(plan: Mapping[str, Any]) -> str:
     if "surrogate_row" in flops:
         surrogate = f"one of {rows['surrogate']} rows of a surrogate step"
         lines.append(("", surrogate, in_flops(flops["surrogate_row"])))
-    lines += _stage(sizes["learner"], f"of {rows['policy']} rows")
+    lines += _stage(sizes["learner"], f"of {rows['policy']} rows", host["learner"])
     widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
     rows_of_text = (
         f"{stage:<{widths[0]}}  {what:<{widths[1]}}  {size}".rstrip() for stage, what, size in lines
@@ -246,12 +249,15 @@ def table(plan: Mapping[str, Any]) -> str:
     return "\n".join([*rows_of_text, _LEFT_OUT])
 
 
-def _stage(sizes: Mapping[str, int], rows: str) -> list[tuple[str, str, str]]:
+def _stage(sizes: Mapping[str, int], rows: str, host: int) -> list[tuple[str, str, str]]:
     named = {"activations": f"activations {rows}"}
     return [
-        ("", named.get(name, name.replace("_", " ")), in_bytes(size))
-        for name, size in sizes.items()
-        if size
+        *(
+            ("", named.get(name, name.replace("_", " ")), in_bytes(size))
+            for name, size in sizes.items()
+            if size
+        ),
+        ("", "main memory, while it is built", in_bytes(host)),
     ]
 
 

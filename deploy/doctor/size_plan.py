@@ -56,7 +56,7 @@ def checkpoint_bytes(config: RunConfig, networks: Networks) -> int:
 
 def size_plan(config: RunConfig, networks: Networks | None = None) -> dict[str, Any]:
     """Parameters, `flops`, and `bytes` of a sampler, a reward server, the evaluator and a rank of
-    the learner.
+    the learner, and `host_bytes` of each.
 
     `flops` are those of `deploy.doctor.flop_plan`. `rows` are those that pass a network in the
     activations that are told: of the policy, in all calls of a micro-batch together.
@@ -86,6 +86,33 @@ def size_plan(config: RunConfig, networks: Networks | None = None) -> dict[str, 
             "evaluator": evaluator_bytes(config, networks),
             "learner": learner_bytes(config, networks),
         },
+        "host_bytes": host_bytes(config, networks),
+    }
+
+
+def host_bytes(config: RunConfig, networks: Networks) -> dict[str, int]:
+    """Main memory that each process fills with weights in float32 before they are on its device.
+
+    A rank of the learner keeps its optimizer's state there as well, where that is offloaded. torch,
+    Ray and the libraries, some GB a process, come on top, and so does Ray's object store.
+    """
+    base, vae = (_FLOAT * parameters_of(network) for network in (networks.base, networks.vae))
+    texts = _FLOAT * networks.text_encoder_params
+    learner = base + texts + _FLOAT * networks.consistency_params
+    learner += sum(
+        _FLOAT * parameters_of(network)
+        for network in (networks.teacher, networks.surrogate)
+        if network is not None
+    )
+    if config.method.differentiates_rewards:
+        learner += vae
+    if config.learner.offload == "cpu":
+        learner += learner_bytes(config, networks)["optimizer_on_host"]
+    return {
+        "sampler": base + texts,
+        "reward_server": vae,
+        "evaluator": base + texts + vae,
+        "learner": learner,
     }
 
 
