@@ -145,12 +145,14 @@ class ServerFacts:
     """What a server says of itself; sizes in bytes.
 
     Args:
+        run_id: its own since it was started; empty where it does not tell.
         maxmemory: 0 for no limit.
         total_memory: of its machine, 0 where it does not tell.
         append_only: writes every change to its disk, and the last write went well.
     """
 
     name: str
+    run_id: str
     maxmemory: int
     used_memory: int
     total_memory: int
@@ -170,6 +172,7 @@ def server_facts(url: str, timeout_s: float = 10.0) -> ServerFacts:
         client.close()
     return ServerFacts(
         name=name,
+        run_id=str(info.get("run_id", "")),
         maxmemory=int(info.get("maxmemory", 0)),
         used_memory=int(info.get("used_memory", 0)),
         total_memory=int(info.get("total_system_memory", 0)),

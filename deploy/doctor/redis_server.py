@@ -69,7 +69,7 @@ def redis_findings(facts: ServerFacts, needed_bytes: int, where: str) -> Iterato
 
     Args:
         needed_bytes: this server's share of the replay; 0: not known.
-        where: its URL, masked.
+        where: its URLs, masked.
     """
     told = f"{where} ({facts.name})"
     if facts.eviction != "noeviction":
@@ -101,17 +101,23 @@ def redis_findings(facts: ServerFacts, needed_bytes: int, where: str) -> Iterato
 def examine_servers(
     config: RunConfig, environ: Mapping[str, str], latent_values: int
 ) -> Iterator[str]:
-    """Of all servers that the run is given; one that cannot be reached is told elsewhere."""
+    """Of all servers that the run is given; one that cannot be reached is told elsewhere.
+
+    One that several URLs lead to holds the share of each, in a database of its own.
+    """
     from buffer.connection import server_facts
     from buffer.errors import ReplayError
 
     if (text := config.redis_url(environ)) is None:
         return
     urls = urls_in(text)
-    needed = replay_bytes(config, latent_values) // len(urls) if latent_values else 0
+    each = replay_bytes(config, latent_values) // len(urls) if latent_values else 0
+    found: dict[str, tuple[ServerFacts, list[str]]] = {}
     for url in urls:
         try:
             facts = server_facts(url, timeout_s=5.0)
         except (ReplayError, OSError, ValueError):
             continue
-        yield from redis_findings(facts, needed, masked(url))
+        found.setdefault(facts.run_id or url, (facts, []))[1].append(masked(url))
+    for facts, told in found.values():
+        yield from redis_findings(facts, each * len(told), ", ".join(told))

@@ -46,6 +46,18 @@ def test_a_server_too_small_for_the_replay_is_found(kept: EmbeddedServer) -> Non
     assert "of 230.4 MiB, maxmemory less 10% for scores" in finding
 
 
+@pytest.mark.redis
+def test_databases_of_one_server_share_its_memory(kept: EmbeddedServer) -> None:
+    """A replay whose halves would each fit is found not to fit, once."""
+    config = load_config(PRESET, ["name=n"])
+    room = server_facts(kept.url).maxmemory
+    values = next(n for n in range(64, 10**7, 64) if replay_bytes(config, n) > 1.2 * room)
+    environ = {"REDIS_URL": f"{kept.url}?db=0 {kept.url}?db=1"}
+    (finding,) = examine_servers(config, environ, values)
+    assert "db=0" in finding
+    assert "db=1" in finding
+
+
 @pytest.fixture
 def on_jemalloc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EmbeddedServer]:
     """A server with the allocator that Redis and Valkey of a distribution have; the embedded one's

@@ -24,7 +24,7 @@ CONFIGS = ROOT / "deploy" / "configs"
 GIB = 2**30
 HERE = {"Python": "3.11.7", "ray": "2.60.0"}
 NODE = NodeFacts("a", cpus=8, gpus=0, versions=HERE)
-SERVER = ServerFacts("valkey 9", 8 * GIB, 0, 32 * GIB, "noeviction", True, False)
+SERVER = ServerFacts("valkey 9", "a", 8 * GIB, 0, 32 * GIB, "noeviction", True, False)
 
 
 def config(preset: str = "shapes-lasro", *overrides: str) -> RunConfig:
