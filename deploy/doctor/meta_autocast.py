@@ -30,21 +30,18 @@ class CudaAutocast(TorchFunctionMode):
 
     Args:
         rounded: parameters that are bf16 already.
+
+    Attributes:
+        rounded: addresses of them.
+        copied: of what has been made of other parameters.
     """
 
     def __init__(self, rounded: Iterable[nn.Parameter] = ()) -> None:
         super().__init__()
         self._rounded = {id(parameter): parameter.detach().bfloat16() for parameter in rounded}
         self._copies: dict[int, Tensor] = {}
-
-    @property
-    def rounded(self) -> set[int]:
-        """Addresses of what is bf16 already."""
-        return addresses(self._rounded.values())
-
-    def has_copied(self, address: int) -> bool:
-        """Whether there lies what has been made of another parameter."""
-        return address in addresses(self._copies.values())
+        self.rounded = addresses(self._rounded.values())
+        self.copied: set[int] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = args, kwargs or {}
@@ -59,7 +56,10 @@ class CudaAutocast(TorchFunctionMode):
             return tensor.bfloat16()
         if (own := self._rounded.get(id(tensor))) is not None:
             return own
-        return self._copies.setdefault(id(tensor), tensor.bfloat16())
+        if id(tensor) not in self._copies:
+            self._copies[id(tensor)] = tensor.bfloat16()
+            self.copied |= addresses([self._copies[id(tensor)]])
+        return self._copies[id(tensor)]
 
 
 def addresses(tensors: Iterable[Tensor]) -> set[int]:

@@ -101,7 +101,7 @@ class _Saved:
         if address in self._seen or address in self._known or address in self._parameters:
             return tensor
         self._seen[address] = storage
-        if self._autocast is not None and self._autocast.has_copied(address):
+        if self._autocast is not None and address in self._autocast.copied:
             self.weights += storage.nbytes()
         else:
             self.activations += storage.nbytes()

@@ -113,11 +113,12 @@ def test_the_life_of_a_fifty_step_model_of_sdxls_form(
     load_arrays(unet, weights)
     by_diffusers: Any = StableDiffusionXLPipeline.from_pretrained(base, torch_dtype=torch.float32)
     by_diffusers.load_lora_weights(str(save_for_diffusers(unet, "lora", tmp_path)))
-    by_diffusers.scheduler = DDIMScheduler.from_config(
+    scheduler: Any = DDIMScheduler.from_config(
         by_diffusers.scheduler.config, clip_sample=False, set_alpha_to_one=False
     )
-    by_diffusers.scheduler.alphas_cumprod = pipeline.schedule.alphas_cumprod_T
-    by_diffusers.scheduler.final_alpha_cumprod = pipeline.schedule.alphas_cumprod_T[0]
+    scheduler.alphas_cumprod = pipeline.schedule.alphas_cumprod_T
+    scheduler.final_alpha_cumprod = pipeline.schedule.alphas_cumprod_T[0]
+    by_diffusers.scheduler = scheduler
     generator = torch.Generator().manual_seed(3)
     noise = [torch.randn(1, *pipeline.latent_shape, generator=generator) for _ in range(51)]
     generator.manual_seed(3)
