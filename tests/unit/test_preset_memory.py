@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from deploy.doctor.gpu_memory import memory_findings, shares
-from deploy.doctor.size_plan import size_plan
+from deploy.doctor.meta_networks import Networks, parameters_of
+from deploy.doctor.size_plan import host_bytes, size_plan
 from deploy.run.bookings import Room, bookings
 from deploy.settings.run_config import load_config
 
@@ -45,3 +46,19 @@ def test_the_page_of_presets_has_the_plan_s_figures(preset: str) -> None:
     totals = _totals(preset)
     planned = [*(totals[role] for role in _ROLES), sum(totals.values())]
     assert [int(cell) for cell in told] == [round(each / GIB) for each in planned]
+
+
+def test_main_memory_holds_each_network_of_a_rank_once_in_float32() -> None:
+    changed = ["name=n", "method.surrogate.backbone=unet", "model.trainable=full"]
+    config = load_config(CONFIGS / "shapes-lasro.yaml", changed)
+    networks = Networks(config)
+    assert networks.teacher is not None
+    assert networks.surrogate is not None
+    held = (networks.base, networks.teacher, networks.surrogate)
+    texts = networks.text_encoder_params
+    assert host_bytes(config, networks) == {
+        "sampler": 4 * (parameters_of(networks.base) + texts),
+        "reward_server": 4 * parameters_of(networks.vae),
+        "evaluator": 4 * (sum(map(parameters_of, (networks.base, networks.vae))) + texts),
+        "learner": 4 * (sum(map(parameters_of, held)) + texts),
+    }

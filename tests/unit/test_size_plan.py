@@ -16,7 +16,7 @@ from deploy.doctor.meta_networks import (
     parameters_of,
     unet_on_meta,
 )
-from deploy.doctor.size_plan import host_bytes, optimizer_bytes, size_plan
+from deploy.doctor.size_plan import optimizer_bytes, size_plan
 from deploy.doctor.size_rows import GraphRows, graph_rows, surrogate_rows
 from deploy.settings.run_config import RunConfig, load_config
 from deploy.shapes.models import PIPELINES
@@ -315,22 +315,6 @@ def test_text_encoders_that_retire_take_no_memory_of_sampler_and_learner() -> No
     assert gone["learner"]["text_encoders"] == 0 < taken
     assert stay["learner"]["total"] - gone["learner"]["total"] == taken
     assert stay["sampler"]["weights"] - gone["sampler"]["weights"] == taken
-
-
-@pytest.mark.slow
-def test_main_memory_holds_each_network_of_a_rank_once_in_float32() -> None:
-    config = _config("shapes-lasro", "method.surrogate.backbone=unet", "model.trainable=full")
-    networks = Networks(config)
-    assert networks.teacher is not None
-    assert networks.surrogate is not None
-    held = (networks.base, networks.teacher, networks.surrogate)
-    texts = networks.text_encoder_params
-    assert host_bytes(config, networks) == {
-        "sampler": 4 * (parameters_of(networks.base) + texts),
-        "reward_server": 4 * parameters_of(networks.vae),
-        "evaluator": 4 * (sum(map(parameters_of, (networks.base, networks.vae))) + texts),
-        "learner": 4 * (sum(map(parameters_of, held)) + texts),
-    }
 
 
 def test_zero_shards_the_optimizer_then_the_gradients() -> None:
