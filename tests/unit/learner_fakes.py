@@ -48,11 +48,11 @@ class Brightness(nn.Module):
         return images_BHWC.mean(axis=(1, 2, 3), dtype="float32")
 
 
-def base() -> Any:
+def base(**overrides: Any) -> Any:
     """An untouched network with random weights, always the same."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
-        return new_unet().requires_grad_(False).eval()
+        return new_unet(**overrides).requires_grad_(False).eval()
 
 
 def adapted(unet: Any, std: float = 0.05) -> Denoiser:
@@ -66,6 +66,14 @@ def adapted(unet: Any, std: float = 0.05) -> Denoiser:
 def gradients(engine: HandEngine) -> list[Tensor]:
     """Of what is trained."""
     return [p.grad for p in engine.module.parameters() if p.requires_grad and p.grad is not None]
+
+
+def assert_down(loss: Tensor, network: Denoiser, engine: HandEngine) -> None:
+    """That what an engine was told is the gradient of a loss on a network by itself."""
+    trained = [p for p in network.parameters() if p.requires_grad]
+    for mine, other in zip(gradients(engine), torch.autograd.grad(loss, trained), strict=True):
+        largest = float(other.abs().max())
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-3 * largest)
 
 
 def encode(prompts: list[str]) -> Text:

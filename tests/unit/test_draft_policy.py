@@ -1,23 +1,26 @@
 """DRaFT's policy step: whose gradient flows, what is drawn, and what cutting a batch changes."""
 
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from learner.diffusion.chain import Chain
 from learner.diffusion.ddim import ddim_moments
-from learner.diffusion.schedule import NoiseSchedule
+from learner.diffusion.schedule import NoiseSchedule, add_noise, predict_x0
 from learner.methods.draft import AskNoise, KlForm, step_kl
 from learner.methods.draft_policy import DraftBatch, DraftPolicy
 from learner.methods.updates import step_generator
 from learner.policy.denoiser import Denoiser, guided_call
+from learner.policy.text import Text
 from learner.policy.views import shared_view
 from learner.seat import Seat
 from learner.settings.draft import Draft
 from learner.states import StateBatch, kept_parts, starting_parts
-from tests.unit.learner_fakes import HandEngine, adapted, base, encode, gradients
+from tests.unit.learner_fakes import HandEngine, adapted, assert_down, base, encode, gradients
 
 CHAIN = Chain(
     NoiseSchedule.from_config(
@@ -28,11 +31,13 @@ PROMPTS = ["a red circle", "a blue star", "two hearts", "a cat"]
 PATHS: dict[str, dict[str, Any]] = {
     "last": {"path": "last", "last_steps": 2},
     "renoised": {"path": "renoised", "renoisings": 3},
-    "stopped": {"path": "stopped", "ceiling": 2.0},
+    "stopped": {"path": "stopped", "ceiling": 1.1},
     "last, KL of the chain": {"path": "last", "last_steps": 2, "kl_over": "chain"},
     "renoised, KL of the chain": {"path": "renoised", "kl_over": "chain"},
     "stopped, KL of the chain": {"path": "stopped", "kl_over": "chain"},
 }
+COUNTS = {"last": (1, 48), "renoised": (0, 50), "stopped": (12, 38)}
+"""How often a step of the path counts in the KL of the chain of 50, and one beside it."""
 
 
 def states(steps: range, seed: int) -> StateBatch:
@@ -47,6 +52,15 @@ def batch(settings: Draft, rows: slice = slice(None)) -> DraftBatch:
     return whole.rows(rows)
 
 
+def reward(x: Tensor, text: Text, prompts: Sequence[str]) -> Tensor:
+    return x.square().flatten(1).mean(dim=1) + text.states_BLE.flatten(1).mean(dim=1)
+
+
+def asking(network: Denoiser) -> AskNoise:
+    text, empty = encode(PROMPTS), encode([""] * 4)
+    return lambda x, t_B: guided_call(network, x, t_B, text, empty, 3.0)
+
+
 def stepped(
     path: str, seat: Seat | None = None, unet: Any = None, **changes: Any
 ) -> tuple[dict[str, float], HandEngine]:
@@ -59,7 +73,7 @@ def stepped(
         CHAIN,
         encode,
         Denoiser(shared_view(unet)),
-        lambda x, text, prompts: x.flatten(1).mean(dim=1) + text.states_BLE.flatten(1).mean(dim=1),
+        reward,
         guidance_scale=3.0,
         seat=seat,
     )
@@ -87,12 +101,9 @@ def test_the_network_is_called_for_every_step_with_a_gradient_and_no_other(
     assert engine.calls == calls
 
 
-@pytest.mark.parametrize(
-    ("path", "counts", "beside"), [("last", 1, 48), ("renoised", 0, 50), ("stopped", 12, 38)]
-)
-def test_the_kl_of_a_chain_counts_each_of_its_steps_once(
-    path: str, counts: int, beside: int
-) -> None:
+@pytest.mark.parametrize("path", COUNTS)
+def test_the_kl_of_a_chain_counts_each_of_its_steps_once(path: str) -> None:
+    counts, beside = COUNTS[path]
     settings = Draft.model_validate({**PATHS[f"{path}, KL of the chain"], "alpha": 0.1})
     assert settings.path_counts(50) == counts
     assert settings.steps_beside(50) == range(beside)
@@ -100,11 +111,6 @@ def test_the_kl_of_a_chain_counts_each_of_its_steps_once(
     assert parts.edges[:2] == (0, beside)
     of_path = stepped(path)[0]["kl_nats"]
     step, unet = states(range(beside), 9), base()
-    text, empty = encode(PROMPTS), encode([""] * 4)
-
-    def asking(network: Denoiser) -> AskNoise:
-        return lambda x, t_B: guided_call(network, x, t_B, text, empty, 3.0)
-
     asked = asking(adapted(unet)), asking(Denoiser(shared_view(unet)))
     with torch.no_grad():
         _, nats_B = step_kl(*asked, step.latents_BCHW, step.step_B, CHAIN, KlForm())
@@ -112,28 +118,76 @@ def test_the_kl_of_a_chain_counts_each_of_its_steps_once(
     assert told == pytest.approx(counts * of_path + beside * float(nats_B.mean()), rel=1e-4)
 
 
-def test_the_gradient_is_that_of_the_reward_less_the_kl_by_the_forward_process() -> None:
-    """Of DRaFT-1, beside the same maths on the bare networks."""
-    unet = base()
-    form = {"alpha": 0.3, "kl_std": "forward", "kl_reduce": "mean"}
-    _, engine = stepped("last", unet=unet, last_steps=1, **form)
-    network, reference = adapted(unet), Denoiser(unet)
-    text, empty, x = encode(PROMPTS), encode([""] * 4), states(range(49, 50), 8).latents_BCHW
-    t_B, next_t_B = CHAIN.times(torch.full((4,), 49))
-    eps = guided_call(network, x, t_B, text, empty, 3.0)
-    mean, std = ddim_moments(x, eps, t_B, next_t_B, CHAIN.schedule)
-    with torch.no_grad():
-        ref_eps = guided_call(reference, x, t_B, text, empty, 3.0)
-    ref_mean, _ = ddim_moments(x, ref_eps, t_B, next_t_B, CHAIN.schedule)
-    noise = torch.randn(1, 4, 4, 8, 8, generator=step_generator(7, 0))[0]
-    reward_B = (mean + std * noise).mean(dim=(1, 2, 3))
+def step_by_hand(
+    policy: AskNoise, reference: AskNoise, x: Tensor, step_B: Tensor, noise: Tensor | float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """The next state; and the KL by the forward process, mean over the latent."""
+    t_B, next_t_B = CHAIN.times(step_B)
+    (mean, std), (ref_mean, _) = (
+        ddim_moments(x, asked(x, t_B), t_B, next_t_B, CHAIN.schedule)
+        for asked in (policy, reference)
+    )
     kept_T = CHAIN.schedule.alphas_cumprod_T
     variance_B = 1 - kept_T[t_B] / kept_T[next_t_B]
-    kl_B = 0.5 * (mean - ref_mean).square().mean(dim=(1, 2, 3)) / variance_B
-    trained = [p for p in network.parameters() if p.requires_grad]
-    theirs = torch.autograd.grad(-(reward_B - 0.3 * kl_B).mean().float(), trained)
-    for mine, other in zip(gradients(engine), theirs, strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-6)
+    return mean + std * noise, 0.5 * (mean - ref_mean).square().mean(dim=(1, 2, 3)) / variance_B
+
+
+def path_by_hand(
+    settings: Draft, policy: AskNoise, reference: AskNoise
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What is rewarded of every copy of the batch, and the KL of its path."""
+    generator, start = step_generator(7, 0), batch(settings).start
+    x, step_B = start.latents_BCHW, start.step_B
+    if settings.path == "last":
+        total_B = torch.zeros(4)
+        noise_KBCHW = torch.randn(settings.last_steps, *x.shape, generator=generator)
+        for step, noise in zip(range(50 - settings.last_steps, 50), noise_KBCHW, strict=True):
+            x, kl_B = step_by_hand(policy, reference, x, torch.full((4,), step), noise)
+            total_B = total_B + kl_B
+        yield x, total_B
+    elif settings.path == "renoised":
+        last_B = torch.full((4,), 49)
+        t_B, _ = CHAIN.times(last_B)
+        noise_2KBCHW = torch.randn(2, settings.renoisings, *x.shape, generator=generator)
+        for noise, step_noise in zip(*noise_2KBCHW, strict=True):
+            noised = add_noise(x, noise, t_B, CHAIN.schedule)
+            yield step_by_hand(policy, reference, noised, last_B, step_noise)
+    else:
+        t_B, _ = CHAIN.times(step_B)
+        clean = predict_x0(x, policy(x, t_B), t_B, CHAIN.schedule)
+        yield clean, step_by_hand(policy, reference, x, step_B)[1]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_gradient_is_that_of_the_reward_less_the_kl_by_the_forward_process(path: str) -> None:
+    """Beside the same maths on the bare networks, one renoising after the other."""
+    unet, form = base(), {"alpha": 0.3, "kl_std": "forward", "kl_reduce": "mean"}
+    _, engine = stepped(path, unet=unet, **form)
+    settings = Draft.model_validate({"policy_batch": 4, **PATHS[path], **form})
+    network, text = adapted(unet), encode(PROMPTS)
+    asked = asking(network), asking(Denoiser(unet))
+    counts, left_out = COUNTS[settings.path] if settings.kl_over == "chain" else (1, 0)
+    ceiling = settings.ceiling or float("inf")
+    copies = [
+        reward(clean, text, PROMPTS).clamp(max=ceiling) - 0.3 * counts * kl_B
+        for clean, kl_B in path_by_hand(settings, *asked)
+    ]
+    gain = torch.stack(copies).mean()
+    if (beside := batch(settings).beside) is not None:
+        _, beside_kl_B = step_by_hand(*asked, beside.latents_BCHW, beside.step_B)
+        gain = gain - 0.3 * left_out * beside_kl_B.mean()
+    assert_down(-gain, network, engine)
+
+
+def test_a_reward_above_its_ceiling_has_no_gradient_and_one_below_has_all_of_it() -> None:
+    free, below, above = (
+        gradients(stepped("stopped", alpha=0.0, ceiling=ceiling)[1])
+        for ceiling in (None, 9.0, -9.0)
+    )
+    for gradient, kept, held in zip(free, below, above, strict=True):
+        torch.testing.assert_close(kept, gradient)
+        assert bool((kept != 0).any())
+        assert bool((held == 0).all())
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from learner.clean_latents import CleanBatch, PairBatch
-from learner.diffusion.schedule import NoiseSchedule, add_noise
-from learner.methods.likelihood_policy import DpoPolicy, GorsPolicy
+from learner.diffusion.schedule import NoiseSchedule, add_noise, predict_x0
+from learner.methods.likelihood_policy import DpoPolicy, GorsPolicy, Guidance
 from learner.methods.updates import step_generator
-from learner.policy.denoiser import Denoiser
+from learner.policy.denoiser import Denoiser, guidance_rows
 from learner.policy.views import shared_view
 from learner.seat import Seat
 from learner.settings.likelihood import Dpo, Gors
-from tests.unit.learner_fakes import HandEngine, adapted, base, encode, gradients
+from tests.unit.learner_fakes import HandEngine, adapted, assert_down, base, encode, gradients
 
 SCHEDULE = NoiseSchedule.from_config(
     {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -33,6 +33,8 @@ def stepped(
     seat: Seat | None = None,
     unet: Any = None,
     batch: CleanBatch | None = None,
+    teacher: Denoiser | None = None,
+    guidance: Guidance = lambda rows: None,
     **changes: Any,
 ) -> tuple[dict[str, float], HandEngine]:
     unet, seat = unet or base(), seat or Seat(7)
@@ -54,8 +56,8 @@ def stepped(
         engine,
         SCHEDULE,
         encode,
-        frozen if method == "gors-lcm" else None,
-        lambda rows: None,
+        (teacher or frozen) if method == "gors-lcm" else None,
+        guidance,
         guidance_scale=3.0,
         seat=seat,
     )
@@ -95,25 +97,18 @@ def test_dpo_noises_both_of_a_pair_alike() -> None:
     assert all(float(g.abs().max()) < 1e-6 for g in gradients(engine))
 
 
-def drawn() -> tuple[Tensor, Tensor]:
+def drawn(num_times: int) -> tuple[Tensor, Tensor]:
     """Noise and times of the first step, as a run of this seed draws them."""
     generator = step_generator(7, 0)
     noise = torch.randn(4, 4, 8, 8, generator=generator)
-    return noise, torch.randint(1000, (4,), generator=generator)
+    return noise, torch.randint(num_times, (4,), generator=generator)
 
 
 def error_of(network: Denoiser, latents: Tensor) -> Tensor:
     """How far it is from the noise that it was shown, [B]."""
-    noise, t_B = drawn()
+    noise, t_B = drawn(1000)
     told = network(add_noise(latents, noise, t_B, SCHEDULE), t_B, encode(PROMPTS))
     return ((told - noise) ** 2).mean(dim=(1, 2, 3))
-
-
-def assert_down(loss: Tensor, network: Denoiser, engine: HandEngine) -> None:
-    """That what an engine was told is the gradient of a loss on a network by itself."""
-    trained = [p for p in network.parameters() if p.requires_grad]
-    for mine, other in zip(gradients(engine), torch.autograd.grad(loss, trained), strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-6)
 
 
 def test_gors_goes_down_the_error_of_the_noise_weighted_by_the_reward() -> None:
@@ -122,6 +117,36 @@ def test_gors_goes_down_the_error_of_the_noise_weighted_by_the_reward() -> None:
     network, batch = adapted(unet), clean(8)
     loss = (batch.reward_B * error_of(network, batch.latents_BCHW)).mean()
     assert_down(loss, network, engine)
+
+
+@pytest.mark.parametrize("dim", [None, 16])
+def test_gors_of_few_steps_goes_down_its_distance_from_itself_one_guided_step_on(
+    dim: int | None,
+) -> None:
+    """The step is of its teacher, which is asked with and without the prompt."""
+    unet, teacher, scale = base(time_cond_proj_dim=dim), Denoiser(base()), 3.0
+    _, engine = stepped(
+        "gors-lcm",
+        unet=unet,
+        teacher=teacher,
+        guidance=lambda rows: guidance_rows(scale, dim, rows, "cpu"),
+    )
+    network, batch, (noise, index_B) = adapted(unet), clean(8), drawn(50)
+    start_B, end_B = 20 * index_B + 19, (20 * index_B - 1).clamp(min=0)
+    text, empty, guidance = encode(PROMPTS), encode([""] * 4), guidance_rows(scale, dim, 4, "cpu")
+
+    def told(x: Tensor, t_B: Tensor) -> Tensor:
+        scaled = 10.0 * t_B.reshape(-1, 1, 1, 1)
+        skip, out = 0.25 / (scaled**2 + 0.25), scaled / (scaled**2 + 0.25) ** 0.5
+        return skip * x + out * predict_x0(x, network(x, t_B, text, guidance), t_B, SCHEDULE)
+
+    start = add_noise(batch.latents_BCHW, noise, start_B, SCHEDULE)
+    unguided = teacher(start, start_B, empty)
+    eps = unguided + scale * (teacher(start, start_B, text) - unguided)
+    end = add_noise(predict_x0(start, eps, start_B, SCHEDULE), eps, end_B, SCHEDULE)
+    difference = told(start, start_B) - told(end, end_B).detach()
+    error_B = ((difference**2 + 0.001**2).sqrt() - 0.001).mean(dim=(1, 2, 3))
+    assert_down((batch.reward_B * error_B).mean(), network, engine)
 
 
 def test_dpo_goes_down_the_winners_error_against_the_losers() -> None:
