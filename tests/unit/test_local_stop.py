@@ -72,6 +72,8 @@ class HandHead:
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[HandHead], int]]:
     """The status of a local run on a head."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    # Tests may run under nohup, which a run would heed.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     clients: list[subprocess.Popen[bytes]] = []
 
     def start(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
