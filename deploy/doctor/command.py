@@ -217,8 +217,9 @@ def _shares(config: RunConfig, nodes: Sequence[Room] | None) -> list[Share]:
 def table(plan: Mapping[str, Any]) -> str:
     """A size plan for a terminal, stage by stage."""
     flops, sizes, rows, host = plan["flops"], plan["bytes"], plan["rows"], plan["host_bytes"]
-    evaluator = _stage(sizes["evaluator"], f"of {rows['evaluator']} rows", host["evaluator"])
-    first, *evaluator = evaluator
+    first, *evaluator = _stage(
+        sizes["evaluator"], f"of {rows['evaluator']} rows", host["evaluator"]
+    )
     lines = [
         ("model", plan["model"], ""),
         ("", "UNet", f"{plan['unet_params'] / 1e6:,.1f} M parameters"),

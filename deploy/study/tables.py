@@ -321,7 +321,7 @@ def partly_scored(results: Finished) -> list[str]:
 
 
 def legend(tables: Iterable[list[list[str]]]) -> list[str]:
-    """What stands for nothing in tables, if it stands there; likewise a sentence."""
+    """What the sign for nothing means, where it stands in a table; a sentence without its stop."""
     if not any(LACKING in row for rows in tables for row in rows):
         return []
     return [f"{LACKING} stands where the runs of an arm measure no such score, or none is finished"]

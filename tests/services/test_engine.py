@@ -1,7 +1,9 @@
 """An engine in a process alone: gradients that are no numbers, and what a checkpoint restores."""
 
+import gc
 import logging
 import math
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,16 @@ def _flat(module: nn.Module) -> Tensor:
 def _root_at_zero(engine: Engine) -> Tensor:
     """Finite, with a gradient that is not: that of a root at 0."""
     return (0 * _loss(engine)).sqrt()
+
+
+@pytest.mark.parametrize(("stage", "offload"), STAGES)
+def test_an_engine_that_nobody_holds_lets_its_network_go(stage: int, offload: bool) -> None:
+    engine = _engine(stage, offload=offload)
+    engine.update([_loss(engine)])
+    kept = [weakref.ref(parameter) for parameter in engine.module.parameters()]
+    del engine
+    gc.collect()
+    assert [ref() for ref in kept] == [None] * 4
 
 
 @pytest.mark.parametrize("broken", [_root_at_zero, lambda engine: _loss(engine) * math.nan])

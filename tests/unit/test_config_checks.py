@@ -36,6 +36,7 @@ def test_several_cross_problems_are_reported_at_once() -> None:
         (["method.pretrain.groups=4"], "method.pretrain.groups", "fewer than one batch"),
         (["learner.ranks=2", "method.policy_batch=3"], "method.policy_batch", "divisible"),
         (["learner.ranks=2", "learner.num_gpus=0.5"], "learner.num_gpus", "0 or at least 1"),
+        (["actors.num_gpus=1.5"], "actors.num_gpus", "a part of one GPU, or a whole number"),
         (["actors.auto=[4, 2]"], "actors.auto", "with actors.count = 1 between them"),
         (["scoring.auto=[2, 4]"], "scoring.auto", "with scoring.servers = 1 between them"),
         (["actors.lease_s=300"], "limits.stall_s", "above 2 × actors.lease_s = 600, given 600"),
