@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import CLIPTokenizer
 
 from reward_servers.clip import ClipScore
@@ -73,6 +74,24 @@ def test_a_picture_that_is_not_square_gets_black_around_it(
     pixels = (tensor_of(black) - reward.clip.mean) / reward.clip.std
     np.testing.assert_allclose(
         reward.score(wide, PROMPTS), cosines(theirs, reward, pixels), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("height", "width"), [(60, 100), (100, 70), (20, 9)])
+def test_pixels_are_those_of_its_package_to_a_byte(
+    clip: str, checkpoint: str, height: int, width: int
+) -> None:
+    """There Pillow resizes the longest side, and black is divided between both ends."""
+    image = np.random.default_rng(1).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    scale = SIDE / max(height, width)
+    size = round(height * scale), round(width * scale)
+    resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC)
+    expected = Image.new("RGB", (SIDE, SIDE))
+    expected.paste(resized, ((SIDE - size[1]) // 2, (SIDE - size[0]) // 2))
+    reward = Hpsv2(clip, checkpoint)
+    found = reward.clip._fitted(tensor_of(image[None]))
+    torch.testing.assert_close(
+        found, tensor_of(np.asarray(expected)[None].copy()), rtol=0, atol=1.01 / 255
     )
 
 
