@@ -187,7 +187,9 @@ class LocalHead:
                 return json.loads(response.read())
         except (OSError, ValueError) as error:
             failed = HeadError(f"{method} {self.url}{path}: {error}")
-            failed.status = error.code if isinstance(error, urllib.error.HTTPError) else None
+            if isinstance(error, urllib.error.HTTPError):
+                failed.status = error.code
+                error.close()
             raise failed from None
 
     def submit_command(
