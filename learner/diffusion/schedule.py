@@ -22,7 +22,9 @@ class NoiseSchedule:
     """
 
     alphas_cumprod_T: Tensor
-    _tables: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    _tables: dict[torch.device, Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "NoiseSchedule":

@@ -9,13 +9,15 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline
 
-from actors.sampling import sample_ddpm, sample_few_steps
+from actors.rollout import ManyStepPolicy
+from actors.sampling import sample_few_steps
 from buffer.embedded import EmbeddedServer
 from deploy.run.policy_build import policy_of
 from deploy.settings.run_config import load_config
 from learner.policy.components import PipelineFolder
 from learner.policy.trainable import load_arrays, save_for_diffusers, trainable_unet
 from learner.settings.model import Model
+from tests.fifty_steps import clean_of, take_table
 from tests.services.many_step_world import ManyStepWorld
 from tests.services.training_world import PROMPTS, SEED, Life, World
 from tests.tiny_families import FAMILIES, Family, save_families
@@ -116,8 +118,7 @@ def test_the_life_of_a_fifty_step_model_of_sdxls_form(
     scheduler: Any = DDIMScheduler.from_config(
         by_diffusers.scheduler.config, clip_sample=False, set_alpha_to_one=False
     )
-    scheduler.alphas_cumprod = pipeline.schedule.alphas_cumprod_T
-    scheduler.final_alpha_cumprod = pipeline.schedule.alphas_cumprod_T[0]
+    take_table(scheduler, pipeline.schedule)
     by_diffusers.scheduler = scheduler
     generator = torch.Generator().manual_seed(3)
     noise = [torch.randn(1, *pipeline.latent_shape, generator=generator) for _ in range(51)]
@@ -135,15 +136,6 @@ def test_the_life_of_a_fifty_step_model_of_sdxls_form(
     config = config.model_copy(update={"model": model, "seed": SEED})
     policy = policy_of(config, pipeline, group_size=1, only_clean=True)
     policy.load(weights)
-    with torch.no_grad():
-        ours = sample_ddpm(
-            policy.network,
-            pipeline.schedule,
-            policy.encode(["", PROMPTS[0]]),
-            noise[0],
-            noise[1:],
-            num_steps=50,
-            guidance_scale=5.0,
-            keep={50},
-        )[50]
+    assert isinstance(policy, ManyStepPolicy)
+    ours = clean_of(policy, PROMPTS[0], noise)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

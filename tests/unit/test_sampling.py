@@ -19,6 +19,7 @@ from learner.diffusion.chain import Chain
 from learner.diffusion.consistency import guidance_embedding
 from learner.diffusion.few_steps import ConsistencyChain
 from learner.diffusion.noise import INITIAL_NOISE, group_noise
+from tests.fifty_steps import take_table
 from tests.unit.tiny_networks import (
     CONFIG,
     SCHEDULE,
@@ -118,8 +119,7 @@ def test_fifty_steps_end_where_diffusers_pipeline_ends(same_table: bool, apart: 
     cond, uncond = text_states(4).chunk(2)
     scheduler = DDIMScheduler(**CONFIG, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     if same_table:
-        scheduler.alphas_cumprod = SCHEDULE.alphas_cumprod_T
-        scheduler.final_alpha_cumprod = SCHEDULE.alphas_cumprod_T[0]
+        take_table(scheduler, SCHEDULE)
     pipeline = without_text_and_pictures(StableDiffusionPipeline, tiny_unet(None), scheduler)
     expected = pipeline(
         generator=generator(),

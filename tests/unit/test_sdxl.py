@@ -9,7 +9,6 @@ from diffusers import DDIMScheduler, StableDiffusionXLPipeline
 from torch import Tensor
 
 from actors.rollout import FewStepPolicy, Group, ManyStepPolicy
-from actors.sampling import sample_ddpm
 from deploy.run.policy_build import policy_of
 from deploy.settings.run_config import RunConfig, load_config
 from learner.diffusion.noise import group_noise
@@ -17,6 +16,7 @@ from learner.policy.components import PipelineFolder
 from learner.policy.denoiser import Denoiser
 from learner.policy.text import Text
 from learner.surrogate import new_surrogate
+from tests.fifty_steps import clean_of, take_table
 from tests.tiny_sdxl import POOLED, WIDTH_1, WIDTH_2, new_unet_xl, save_sdxl
 
 PROMPTS = ["a red circle left of a blue square", ""]
@@ -72,23 +72,11 @@ def test_the_chain_is_the_one_that_diffusers_draws(folders: tuple[Path, Path], p
     pipeline = PipelineFolder.locate(str(folders[0]))
     policy = policy_of(config, pipeline, group_size=1, only_clean=True)
     assert isinstance(policy, ManyStepPolicy)
-    shape, guidance = pipeline.latent_shape, config.model.guidance_scale
+    shape = pipeline.latent_shape
     noise = [group_noise(GROUP.seed, 1, shape, stream) for stream in range(51)]
-    with torch.no_grad():
-        ours = sample_ddpm(
-            policy.network,
-            pipeline.schedule,
-            policy.encode(["", PROMPTS[0]]),
-            noise[0],
-            noise[1:],
-            num_steps=50,
-            guidance_scale=guidance,
-            keep={50},
-        )[50]
+    ours = clean_of(policy, PROMPTS[0], noise)
     injected = iter(noise[1:])
-    # As ours; the table that diffusers makes in float32 is another by 2e-5 after 50 steps.
-    pipe.scheduler.alphas_cumprod = pipeline.schedule.alphas_cumprod_T
-    pipe.scheduler.final_alpha_cumprod = pipeline.schedule.alphas_cumprod_T[0]
+    take_table(pipe.scheduler, pipeline.schedule)
     # diffusers draws the noise of a step itself; it is given ours.
     step = pipe.scheduler.step
 
@@ -99,7 +87,7 @@ def test_the_chain_is_the_one_that_diffusers_draws(folders: tuple[Path, Path], p
     theirs = pipe(
         PROMPTS[0],
         num_inference_steps=50,
-        guidance_scale=guidance,
+        guidance_scale=config.model.guidance_scale,
         eta=1.0,
         latents=noise[0],
         output_type="latent",
