@@ -87,7 +87,7 @@ def save_tiny_roberta(folder: Path) -> str:
     words = [*special, "Ġ", "r", "e", "d", "re", "red", "Ġred"]
     vocabulary = {word: number for number, word in enumerate(words)}
     (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
-    (folder / "merges.txt").write_text("r e\nre d\nĠ red\n", encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\nr e\nre d\nĠ red\n", encoding="utf-8")
     RobertaTokenizer.from_pretrained(folder).save_pretrained(folder)
     config = RobertaConfig(
         vocab_size=len(words),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from deploy.evaluation.distances import build_distance, check_distance
+from reward_servers.image_reward_model import import_torchvision
 
 # What the package and its libraries say of each other is not ours to mend.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -17,7 +18,9 @@ MODEL = "clip_vitb32"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("dreamsim", reason="needs `pip install dreamsim`")
+    if importlib.util.find_spec("dreamsim") is None:
+        pytest.skip("needs `pip install dreamsim`")
+    import_torchvision()
     from dreamsim.config import dreamsim_args  # pyright: ignore[reportMissingImports]
     from dreamsim.feature_extraction import (  # pyright: ignore[reportMissingImports]
         vision_transformer,

@@ -1,5 +1,7 @@
 """Distances of pictures: LPIPS beside its formula, and anybody's own class."""
 
+import os
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from deploy.evaluation.distances import (
 from deploy.run.plan import check_environment
 from deploy.settings.run_config import load_config
 
+PYTHON = os.environ.get("FLEETUNE_LPIPS_PYTHON", "")
 SHAPES = {
     0: (64, 3, 11, 11),
     3: (192, 64, 5, 5),
@@ -123,6 +126,45 @@ def test_lpips_is_its_formula(files: dict[str, str]) -> None:
     assert not distance.distance(a, a).any()
     many = distance.distance(np.repeat(a, 50, axis=0), np.repeat(b, 50, axis=0))
     np.testing.assert_allclose(many, np.repeat(expected, 50), rtol=1e-4)
+
+
+_PROGRAM = """
+import sys
+sys.path.append(sys.argv[1])
+from reward_servers.image_reward_model import import_torchvision
+import_torchvision()
+import lpips, numpy, shutil, torch
+torch.manual_seed(0)
+# The package holds the heads; the backbone would be fetched.
+model = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+# Its layers have torchvision's numbers, each in one of five slices.
+backbone = {"features." + name.split(".", 1)[1]: w for name, w in model.net.state_dict().items()}
+torch.save(backbone, "alexnet.pth")
+shutil.copy(lpips.__path__[0] + "/weights/v0.1/alex.pth", "alex.pth")
+pairs = zip(numpy.load("a.npy"), numpy.load("b.npy"))
+with torch.no_grad():
+    found = [float(model(lpips.im2tensor(a), lpips.im2tensor(b))) for a, b in pairs]
+numpy.save("found.npy", numpy.array(found))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not PYTHON, reason="FLEETUNE_LPIPS_PYTHON names no Python of an environment with lpips"
+)
+def test_lpips_is_that_of_the_real_package(tmp_path: Path) -> None:
+    """With the published heads, on a backbone by chance."""
+    a = pictures(3, side=64)
+    b = np.concatenate([pictures(1, seed=1, side=64), a[1:2] // 2, 255 - a[2:]])
+    np.save(tmp_path / "a.npy", a)
+    np.save(tmp_path / "b.npy", b)
+    root = str(Path(__file__).resolve().parents[2])
+    subprocess.run([PYTHON, "-c", _PROGRAM, root], cwd=tmp_path, check=True)
+    expected = np.load(tmp_path / "found.npy")
+    assert expected.min() > 1e-3
+    files = {"backbone": str(tmp_path / "alexnet.pth"), "heads": str(tmp_path / "alex.pth")}
+    found = build_distance("lpips", files).distance(a, b)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_a_mean_is_over_the_pairs_of_a_prompt_and_never_between_two() -> None:

@@ -1,5 +1,8 @@
 """Captions and their similarity to the prompt, on tiny untrained models."""
 
+import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from reward_servers.registry import check_reward
 from reward_servers.text_alignment import TextAlignment
 from tests.tiny_blip import save_tiny_blip, save_tiny_encoder, save_tiny_roberta
 
+PYTHON = os.environ.get("FLEETUNE_BERT_SCORE_PYTHON", "")
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 20, 28, 3)).astype(np.uint8)
 PROMPTS = ["a red circle and a blue square", "a red square", "a green ring above a triangle"]
 
@@ -93,6 +97,47 @@ def test_recall_is_the_mean_of_the_best_match_of_every_token(models: dict[str, s
         expected.append((found[1] @ found[0].T).max(dim=1).values.mean())
     scores = score(models, CAPTIONS, similarity="recall", layer=1)
     np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+
+_PROGRAM = """
+import importlib.util, json, sys
+if importlib.util.find_spec("torchvision"):
+    sys.path.append(sys.argv[1])
+    from reward_servers.image_reward_model import import_torchvision
+    import_torchvision()
+from bert_score import score
+given = json.load(open("given.json"))
+# It knows kinds of models by their names, so the folder has a short one.
+_, recall, _ = score(given["captions"], given["prompts"], model_type="encoder", num_layers=1)
+json.dump(recall.tolist(), open("found.json", "w"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not PYTHON,
+    reason="FLEETUNE_BERT_SCORE_PYTHON names no Python of an environment with bert-score",
+)
+@pytest.mark.parametrize(
+    ("save_encoder", "texts"),
+    [
+        (save_tiny_encoder, [["a blue square", ""], ["a red circle and a square", "a red square"]]),
+        (save_tiny_roberta, [["red", "red de red"], ["ed red", "red red e"]]),
+    ],
+)
+def test_recall_is_that_of_the_real_bert_score(
+    models: dict[str, str], save_encoder: Any, texts: list[list[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "encoder").mkdir()
+    captions, prompts = texts
+    reward = Told(models["captioner"], save_encoder(tmp_path / "encoder"), "recall", layer=1)
+    reward.told = captions
+    (tmp_path / "given.json").write_text(json.dumps({"captions": captions, "prompts": prompts}))
+    root = str(Path(__file__).resolve().parents[2])
+    subprocess.run([PYTHON, "-c", _PROGRAM, root], cwd=tmp_path, check=True)
+    expected = json.loads((tmp_path / "found.json").read_text())
+    assert np.ptp(expected) > 1e-3
+    np.testing.assert_allclose(reward.score(IMAGES[:2], prompts), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("similarity", ["mean", "recall"])
