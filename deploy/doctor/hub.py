@@ -1,12 +1,17 @@
 """Whether what a config names by a hub id is in the hub's cache here, complete."""
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from deploy.run.model_checks import is_hub_id
 from deploy.settings.run_config import RunConfig
+from learner.policy.sources import PARTS
 from reward_servers.registry import default_args
 
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+_NO_NETWORKS = ("tokenizer", "scheduler")
 _TRUE = {"1", "on", "true", "yes"}
 
 
@@ -47,24 +52,65 @@ def cache_folder(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
 
 
-def is_cached(folder: Path, hub_id: str) -> bool:
-    """Whether a snapshot is there whose files are all there."""
+def lacking(folder: Path, hub_id: str, *, weights: bool = True) -> str | None:
+    """What of a repository's files that are read here is not in the cache; None: all is there.
+
+    Args:
+        weights: they are read as well, not the configuration and the tokenizer alone.
+    """
     repository = folder / f"models--{hub_id.replace('/', '--')}"
+    main = repository / "refs" / "main"
+    snapshot = repository / "snapshots" / (main.read_text().strip() if main.is_file() else "none")
+    files = [path for path in snapshot.rglob("*") if not path.is_dir()]
+    if not files:
+        return hub_id
     if any(repository.glob("blobs/*.incomplete")):
-        return False
-    # A snapshot's files are links to blobs; one that leads nowhere does not exist.
-    snapshots = [list(each.rglob("*")) for each in repository.glob("snapshots/*")]
-    return any(files and all(file.exists() for file in files) for files in snapshots)
+        return f"{hub_id}, whose download was broken off,"
+    # A snapshot's files are links to blobs, and one that leads nowhere does not exist.
+    for path in (*files, *_shards(files)):
+        if not path.exists():
+            return f"{path.relative_to(snapshot)} of {hub_id}"
+    for part in _parts(snapshot):
+        names = [path.name for path in part.glob("*")]
+        has_weights = any(name.endswith(_WEIGHTS) for name in names)
+        where = hub_id if part == snapshot else f"{part.name}/ of {hub_id}"
+        if not names:
+            return where
+        if weights and not part.name.startswith(_NO_NETWORKS) and not has_weights:
+            return f"a file of weights in {where}"
+    return None
+
+
+def _shards(files: Iterable[Path]) -> Iterator[Path]:
+    """The files that indices of weights in several files name."""
+    for path in files:
+        if path.name.endswith(".safetensors.index.json") and path.exists():
+            yield from (path.parent / name for name in set(_read(path)["weight_map"].values()))
+
+
+def _parts(snapshot: Path) -> list[Path]:
+    """Folders of a pipeline's parts that are read here; else the snapshot itself."""
+    if not (snapshot / "model_index.json").exists():
+        return [snapshot]
+    index = _read(snapshot / "model_index.json")
+    return [snapshot / part for part in PARTS if index.get(part, [None])[0] is not None]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def hub_findings(config: RunConfig, environ: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """Findings, where the hub may not be asked; notes, where it would be."""
     findings, notes, folder = [], [], cache_folder(environ)
     offline = environ.get("HF_HUB_OFFLINE", "").lower() in _TRUE
-    for hub_id, names in _by_id(hub_ids(config)):
-        if is_cached(folder, hub_id):
+    named, without_weights = hub_ids(config), _read_without_weights(config)
+    for hub_id in dict.fromkeys(named.values()):
+        names = [name for name, value in named.items() if value == hub_id]
+        lacks = lacking(folder, hub_id, weights=not without_weights.issuperset(names))
+        if lacks is None:
             continue
-        told = f"{names}: {hub_id} is not in the hub's cache {folder}"
+        told = f"{', '.join(names)}: {lacks} is not in the hub's cache {folder}"
         if offline:
             findings.append(
                 f"{told}, and HF_HUB_OFFLINE is set: on a machine that reaches the hub, call "
@@ -75,6 +121,13 @@ def hub_findings(config: RunConfig, environ: Mapping[str, str]) -> tuple[list[st
     return findings, notes
 
 
-def _by_id(named: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    for hub_id in dict.fromkeys(named.values()):
-        yield hub_id, ", ".join(name for name, value in named.items() if value == hub_id)
+def _read_without_weights(config: RunConfig) -> set[str]:
+    """Settings of rewards whose repository is read for its configuration or tokenizer alone."""
+    scores = {"rewards": config.rewards, "evaluation.rewards": config.evaluation.rewards}
+    return {
+        f"{section}.{name}.args.{key}"
+        for section, rewards in scores.items()
+        for name, reward in rewards.items()
+        # As HPS v2 does, a reward with a checkpoint takes the architecture from `clip`.
+        for key in ("processor", "tokenizer", *(["clip"] if reward.args.get("checkpoint") else []))
+    }

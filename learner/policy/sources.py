@@ -10,7 +10,7 @@ from huggingface_hub.errors import DryRunError
 _READ = ("*.json", "*.txt", "*.model", "*.safetensors")
 # Weights for other programs, beside those for diffusers or in a folder of their own.
 _UNREAD = ("*.non_ema.*", "*onnx*", "*openvino*", "*flax*")
-_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 _HALF = ".fp16"
 
 
@@ -29,7 +29,7 @@ def local_folder(path_or_id: str, *, holds: str, whole_pipeline: bool = False) -
         return path
     read = _READ
     if whole_pipeline:
-        read = ("model_index.json", *(f"{part}/{name}" for part in _PARTS for name in _READ))
+        read = ("model_index.json", *(f"{part}/{name}" for part in PARTS for name in _READ))
     try:
         return Path(_downloaded(path_or_id, read))
     except (OSError, ValueError) as error:

@@ -11,6 +11,7 @@ import pytest
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+from deploy.doctor.hub import lacking
 from learner.policy.components import PipelineFolder
 from learner.policy.whole import whole_pipeline
 from learner.settings.model import Model
@@ -96,12 +97,25 @@ def test_a_pipeline_is_downloaded_without_what_is_not_read_and_found_again(
     gone = find(address, home, _ID)
     found = found_by(first, again, offline, gone)
     assert sent == once
+    assert lacking(home / "hub", _ID) is None
     assert files_of(found) == {"model_index.json", *_read_of(there)}
     pipeline, own = PipelineFolder(found), PipelineFolder(there)
     assert same_weights(pipeline.unet(), own.unet())
     assert same_weights(pipeline.vae(), own.vae())
     states = [each.prompt_encoder()(["a cat"]).states_BLE for each in (pipeline, own)]
     assert states[0].equal(states[1])
+
+
+def test_the_doctor_tells_what_an_earlier_partial_download_lacks(hub: Path, tmp_path: Path) -> None:
+    fetch = (
+        "import sys, huggingface_hub as hub\n"
+        "hub.snapshot_download(sys.argv[1], allow_patterns=sys.argv[2:])"
+    )
+    home, patterns = tmp_path / "home", ["model_index.json", "vae/*", "unet/*.json"]
+    with model_hub(hub) as (address, _):
+        environ = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(home)}
+        subprocess.run([sys.executable, "-c", fetch, _ID, *patterns], env=environ, check=True)
+    assert lacking(home / "hub", _ID) == f"a file of weights in unet/ of {_ID}"
 
 
 def files_of(folder: Path) -> set[str]:
@@ -159,6 +173,7 @@ def test_a_unet_may_be_a_repository_of_its_own(hub: Path, tmp_path: Path) -> Non
     with model_hub(hub) as (address, sent):
         found = found_by(find(address, tmp_path / "home", "someone/unet", "unet"))
     assert sorted(sent) == ["config.json", "diffusion_pytorch_model.safetensors"]
+    assert lacking(tmp_path / "home" / "hub", "someone/unet") is None
     assert same_weights(
         UNet2DConditionModel.from_pretrained(found), UNet2DConditionModel.from_pretrained(own)
     )

@@ -1,5 +1,6 @@
 """What the doctor tells of nodes, bookings, servers and the hub's cache, by hand-made facts."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import torch
 
 from buffer.connection import ServerFacts
 from deploy.doctor.cluster import NodeFacts, answer, cluster_findings
-from deploy.doctor.hub import cache_folder, hub_findings, hub_ids, is_cached
+from deploy.doctor.hub import cache_folder, hub_findings, hub_ids, lacking
 from deploy.doctor.redis_server import (
     capacity_findings,
     latents_kept,
@@ -200,25 +201,91 @@ def test_models_rewards_and_adapters_are_looked_for() -> None:
     assert hub_ids(config()) == {}
 
 
-def cached(folder: Path, hub_id: str) -> Path:
-    """One file of a repository, as the hub's client lays it down."""
+def cached(folder: Path, hub_id: str, *names: str) -> Path:
+    """Files of a repository, weights by default, as the hub's client lays them down."""
     repository = folder / f"models--{hub_id.replace('/', '--')}"
-    (repository / "blobs").mkdir(parents=True)
-    (repository / "snapshots" / "main").mkdir(parents=True)
-    (repository / "blobs" / "abc").write_text("{}")
-    (repository / "snapshots" / "main" / "config.json").symlink_to("../../blobs/abc")
+    for place in ("blobs", "refs", "snapshots/abc"):
+        (repository / place).mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc")
+    for number, name in enumerate(names or ("config.json", "model.safetensors")):
+        (repository / "blobs" / str(number)).write_text("{}")
+        path = repository / "snapshots" / "abc" / name
+        path.parent.mkdir(exist_ok=True)
+        path.symlink_to(repository / "blobs" / str(number))
     return repository
 
 
 def test_a_snapshot_counts_while_all_its_files_are_there(tmp_path: Path) -> None:
     repository = cached(tmp_path, "a/b")
-    assert is_cached(tmp_path, "a/b")
+    assert lacking(tmp_path, "a/b") is None
     (repository / "blobs" / "more.incomplete").touch()
-    assert not is_cached(tmp_path, "a/b")
+    assert lacking(tmp_path, "a/b") == "a/b, whose download was broken off,"
     (repository / "blobs" / "more.incomplete").unlink()
-    (repository / "blobs" / "abc").unlink()
-    assert not is_cached(tmp_path, "a/b")
-    assert not is_cached(tmp_path, "a/c")
+    (repository / "blobs" / "1").unlink()
+    assert lacking(tmp_path, "a/b") == "model.safetensors of a/b"
+    assert lacking(tmp_path, "a/c") == "a/c"
+
+
+def test_a_snapshot_that_another_revision_is_read_of_does_not_count(tmp_path: Path) -> None:
+    repository = cached(tmp_path, "a/b")
+    (repository / "refs" / "main").write_text("def")
+    assert lacking(tmp_path, "a/b") == "a/b"
+
+
+def test_a_tokenizer_alone_is_no_model(tmp_path: Path) -> None:
+    """Other programs fetch that of CLIP by itself."""
+    cached(tmp_path, "a/b", "config.json", "vocab.json")
+    assert lacking(tmp_path, "a/b") == "a file of weights in a/b"
+    assert lacking(tmp_path, "a/b", weights=False) is None
+
+
+PIPELINE = {
+    "_class_name": "StableDiffusionPipeline",
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+    "text_encoder_2": [None, None],
+}
+
+
+@pytest.mark.parametrize(
+    ("names", "lacks"),
+    [
+        (["unet/x.safetensors", "scheduler/scheduler_config.json"], None),
+        (["unet/x.safetensors"], "scheduler/ of a/b"),
+        (["unet/config.json", "scheduler/x.json"], "a file of weights in unet/ of a/b"),
+        (["scheduler/scheduler_config.json"], "unet/ of a/b"),
+    ],
+)
+def test_a_pipeline_has_all_of_its_parts_that_are_read(
+    names: list[str], lacks: str | None, tmp_path: Path
+) -> None:
+    repository = cached(tmp_path, "a/b", "model_index.json", *names)
+    (repository / "blobs" / "0").write_text(json.dumps(PIPELINE))
+    assert lacking(tmp_path, "a/b") == lacks
+
+
+def test_weights_in_several_files_are_all_there(tmp_path: Path) -> None:
+    index = "model.safetensors.index.json"
+    repository = cached(tmp_path, "a/b", index, "model-1.safetensors")
+    shards = {"x": "model-1.safetensors", "y": "model-2.safetensors"}
+    (repository / "blobs" / "0").write_text(json.dumps({"weight_map": shards}))
+    assert lacking(tmp_path, "a/b") == "model-2.safetensors of a/b"
+
+
+def test_of_an_architecture_whose_weights_are_a_checkpoint_none_are_looked_for(
+    tmp_path: Path,
+) -> None:
+    hps, environ = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", {"HF_HUB_CACHE": str(tmp_path)}
+    cached(tmp_path, hps, "config.json")
+    for checkpoint, found in (
+        ("/w/HPS_v2.1_compressed.pt", []),
+        ("", [f"a file of weights in {hps}"]),
+    ):
+        args = f"{{checkpoint: '{checkpoint}'}}" if checkpoint else "{}"
+        run = config("shapes-rlcm", f"rewards={{taste: {{kind: hpsv2, args: {args}}}}}")
+        _, notes = hub_findings(run, environ)
+        assert [note.split(": ")[1].split(" is not")[0] for note in notes] == found
 
 
 def test_what_is_not_cached_is_a_finding_offline_and_a_note_else(tmp_path: Path) -> None:
