@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.doctor.gpu_memory import smallest_gpu_bytes
+from deploy.doctor.main_memory import main_memory_bytes
 from deploy.run.bookings import Room, booking_findings, bookings
 from deploy.run.replay_servers import out_of_reach
 from deploy.settings.run_config import RunConfig
@@ -33,6 +34,7 @@ class NodeFacts:
         cpus, gpus: by Ray's count.
         host: name of its machine, by Ray.
         gpu_bytes: memory of the smallest GPU that torch can use; 0: of none.
+        memory_bytes: main memory of it or of its container; 0: not known.
         torch_gpus: those that torch can use, whatever Ray counts.
         sees_folder: reads what the asking node has written, and the other way round.
         skew_s: how far its clock is ahead, at least; negative: behind.
@@ -48,12 +50,21 @@ class NodeFacts:
     skew_s: float = 0.0
     host: str = ""
     gpu_bytes: int = 0
+    memory_bytes: int = 0
     error: str = ""
 
     @property
     def room(self) -> Room:
         """What there is to book."""
-        return Room(self.name, self.cpus, self.gpus, self.labels, self.host, self.gpu_bytes)
+        return Room(
+            self.name,
+            self.cpus,
+            self.gpus,
+            self.labels,
+            self.host,
+            self.gpu_bytes,
+            self.memory_bytes,
+        )
 
 
 def cluster_findings(
@@ -160,6 +171,7 @@ def answer(folder: str, token: str, name: str) -> dict[str, Any]:
         "versions": versions_here(),
         "torch_gpus": torch.cuda.device_count(),
         "gpu_bytes": smallest_gpu_bytes(),
+        "memory_bytes": main_memory_bytes(),
         "sees_folder": sees,
     }
 

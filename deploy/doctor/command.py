@@ -39,12 +39,12 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from deploy.doctor.gpu_memory import (
-    Share,
     memory_findings,
     memory_notes,
     shares,
     smallest_gpu_bytes,
 )
+from deploy.doctor.main_memory import main_memory_bytes, main_memory_findings
 from deploy.doctor.units import in_bytes, in_flops
 from deploy.run.bookings import Booking, Room, booking_findings, bookings
 from deploy.run.plan import check_environment
@@ -168,7 +168,7 @@ def examine(
     from deploy.doctor.hub import hub_findings
     from deploy.doctor.meta_networks import Networks, parameters_of
     from deploy.doctor.redis_server import capacity_findings, examine_servers, replay_bytes
-    from deploy.doctor.size_plan import checkpoint_bytes, latent_values, size_plan
+    from deploy.doctor.size_plan import checkpoint_bytes, host_bytes, latent_values, size_plan
 
     notes, checkpoint, latent = [], 0, 0
     found = [*check_environment(config, environ), *version_findings()]
@@ -179,7 +179,9 @@ def examine(
         networks = Networks(config)
         found += offload_findings(config, parameters_of(networks.policy, trained=True))
         checkpoint = checkpoint_bytes(config, networks)
-        booked = _shares(config, nodes)
+        wanted, rooms = _placed(config, nodes)
+        found += main_memory_findings(host_bytes(config, networks), wanted, rooms)
+        booked = shares(wanted, rooms)
         if any(share.room for share in booked):
             found += memory_findings(config, size_plan(config, networks)["bytes"], booked)
         # Without a cluster, a GPU that is booked and not there is a finding already.
@@ -205,13 +207,18 @@ def _gpus_here() -> int:
     return torch.cuda.device_count()
 
 
-def _shares(config: RunConfig, nodes: Sequence[Room] | None) -> list[Share]:
-    """What processes book of the GPUs of a cluster, or else of this machine's."""
+def _placed(config: RunConfig, nodes: Sequence[Room] | None) -> tuple[list[Booking], list[Room]]:
+    """What processes book, and the nodes of a cluster, or else this machine."""
     if nodes is not None:
-        rooms = [replace(node, name=f"node {node.name}") for node in nodes]
-        return shares(bookings(config), rooms)
-    here = Room("this machine", math.inf, _gpus_here(), gpu_bytes=smallest_gpu_bytes())
-    return shares(_without_labels(config), [here])
+        return bookings(config), [replace(node, name=f"node {node.name}") for node in nodes]
+    here = Room(
+        "this machine",
+        math.inf,
+        _gpus_here(),
+        gpu_bytes=smallest_gpu_bytes(),
+        memory_bytes=main_memory_bytes(),
+    )
+    return _without_labels(config), [here]
 
 
 def table(plan: Mapping[str, Any]) -> str:

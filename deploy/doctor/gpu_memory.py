@@ -12,7 +12,7 @@ from deploy.doctor.units import in_bytes
 from deploy.run.bookings import Booking, Room
 from deploy.settings.run_config import RunConfig
 
-_PLANS = {
+PLANS = {
     "actors": "sampler",
     "scoring": "reward_server",
     "evaluation": "evaluator",
@@ -46,9 +46,9 @@ def smallest_gpu_bytes() -> int:
 def shares(wanted: Sequence[Booking], rooms: Sequence[Room]) -> list[Share]:
     """Of all processes that have a plan and book a GPU or a part of one."""
     return [
-        Share(_PLANS[booking.section], booking, _smallest(booking, rooms))
+        Share(PLANS[booking.section], booking, _smallest(booking, rooms))
         for booking in wanted
-        if booking.section in _PLANS and booking.gpus > 0
+        if booking.section in PLANS and booking.gpus > 0
     ]
 
 

@@ -17,6 +17,7 @@ class Room:
     Args:
         host: name of its machine, which several nodes may have in common.
         gpu_bytes: memory of its smallest GPU; 0: not known.
+        memory_bytes: main memory; 0: not known.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Room:
     labels: Mapping[str, str] = field(default_factory=dict)
     host: str = ""
     gpu_bytes: int = 0
+    memory_bytes: int = 0
 
     @classmethod
     def of(cls, node: Mapping[str, Any]) -> "Room":

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from deploy.doctor.command import (
     offload_findings,
     version_findings,
 )
+from deploy.doctor.main_memory import main_memory_bytes
 from deploy.doctor.units import in_bytes
 from deploy.run.bookings import Room
 from deploy.settings.run_config import RunConfig, load_config
@@ -171,6 +173,32 @@ def test_a_plan_is_compared_with_this_machine_s_gpus(
     findings, notes = examine(load_config(SMOKE, [*here[1:], *booked]), {})
     assert any("1.0 MiB of this machine's GPU" in finding for finding in findings)
     assert notes == []
+
+
+def test_weights_are_compared_with_main_memory(here: list[str]) -> None:
+    config = load_config(SMOKE, [*here[1:], "actors.node_labels={fleetune-role: sampler}"])
+    large, small = Room("a", 8, 0, memory_bytes=2**40), Room("b", 8, 0, memory_bytes=2**20)
+    findings, _ = examine(config, {}, [large, small])
+    told = [each for each in findings if "of main memory" in each]
+    assert [each.split(" fills")[0] for each in told] == [
+        "one learner",
+        "one reward server",
+        "one evaluator",
+    ]
+    assert "and node b has 1.0 MiB: give" in told[0]
+    assert told[0].endswith("or keep learner to larger ones by learner.node_labels")
+    findings, _ = examine(config, {}, [large, replace(small, memory_bytes=0)])
+    assert not [each for each in findings if "of main memory" in each]
+
+
+@pytest.mark.parametrize("name", ["memory.max", "memory/memory.limit_in_bytes"])
+def test_a_container_s_limit_is_its_main_memory(name: str, tmp_path: Path) -> None:
+    whole = main_memory_bytes(tmp_path)
+    assert whole > 2**30
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    for written, told in (("1048576\n", 2**20), ("max\n", whole), (str(2**63 - 4096), whole)):
+        (tmp_path / name).write_text(written)
+        assert main_memory_bytes(tmp_path) == told
 
 
 def test_a_plan_is_compared_with_the_gpus_of_a_cluster_though_the_head_has_none(

@@ -11,6 +11,7 @@ import torch
 from buffer.connection import ServerFacts
 from deploy.doctor.cluster import NodeFacts, answer, cluster_findings
 from deploy.doctor.hub import cache_folder, hub_findings, hub_ids, lacking
+from deploy.doctor.main_memory import main_memory_bytes
 from deploy.doctor.redis_server import (
     capacity_findings,
     latents_kept,
@@ -70,6 +71,7 @@ def test_an_answer_of_a_node_holds_the_smallest_of_its_gpus(
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: cards[index])
     told = NodeFacts("b", cpus=8, gpus=2, **answer(str(tmp_path), "token", "b"))
     assert (told.torch_gpus, told.room.gpu_bytes) == (2, 24 * GIB)
+    assert told.room.memory_bytes == main_memory_bytes()
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert answer(str(tmp_path), "token", "b")["gpu_bytes"] == 0
 
