@@ -54,8 +54,12 @@ class ImageRewardModel:
             _check_complete(self._model, checkpoint)
 
     @staticmethod
-    def check(**args: Any) -> None:
-        """Looks whether all packages are there.
+    def check(
+        checkpoint: str,
+        med_config: Optional[str] = None,  # noqa: UP045
+        tokenizer: Optional[str] = None,  # noqa: UP045
+    ) -> None:
+        """Looks whether all packages are there, and, where the hub may not be asked, all files.
 
         Raises:
             ValueError: some are not.
@@ -66,6 +70,8 @@ class ImageRewardModel:
                 f"{sys.executable} has no {', '.join(missing)}; install "
                 "reward_servers/environments/image-reward.txt there"
             )
+        if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+            _check_downloaded(Path(checkpoint).is_file(), med_config, tokenizer)
 
     def score(self, images_BHWC: np.ndarray, prompts: List[str]) -> np.ndarray:  # noqa: UP006
         """Float32 [B]."""
@@ -86,6 +92,27 @@ class ImageRewardModel:
                 tokens.input_ids, tokens.attention_mask, pixels_BCHW.to(self._device)
             )
         return scores[:, 0].float().cpu().numpy()
+
+
+def _check_downloaded(
+    has_checkpoint: bool,
+    med_config: Optional[str],  # noqa: UP045
+    tokenizer: Optional[str],  # noqa: UP045
+) -> None:
+    """Looks for what is not given where the package and transformers would have put it."""
+    from huggingface_hub import try_to_load_from_cache
+
+    folder = Path("~/.cache/ImageReward").expanduser()
+    wanted = [] if has_checkpoint else ["ImageReward.pt"]
+    wanted += [] if med_config else ["med_config.json"]
+    missing = [str(folder / name) for name in wanted if not (folder / name).is_file()]
+    cached = tokenizer or try_to_load_from_cache("bert-base-uncased", "vocab.txt")
+    missing += [] if isinstance(cached, str) else ["the vocab.txt of bert-base-uncased"]
+    if missing:
+        raise ValueError(
+            f"HF_HUB_OFFLINE is set, and {', '.join(missing)} cannot be had: name the files by "
+            "checkpoint, med_config and tokenizer"
+        )
 
 
 def import_torchvision() -> None:

@@ -54,7 +54,7 @@ def card_text(config: RunConfig, summary: Mapping[str, Any], form: Form, prompt:
     method, _ = method_of(config)
     few_step = config.model.is_few_step
     data = ModelCardData(
-        base_model=config.model.path if is_hub_id(config.model.path) else None,
+        base_model=_base_models(config),
         base_model_relation="adapter" if form == "adapter" else "finetune",
         library_name="diffusers",
         pipeline_tag="text-to-image",
@@ -82,6 +82,13 @@ def card_text(config: RunConfig, summary: Mapping[str, Any], form: Form, prompt:
     return f"---\n{data.to_yaml()}\n---\n\n# {config.name}\n\n{body}\n"
 
 
+def _base_models(config: RunConfig) -> str | list[str] | None:
+    """What the hub knows of all that was trained from: its pipeline, its UNet, its LCM-LoRA."""
+    model = config.model
+    named = [each for each in (model.unet, model.path, model.lcm_lora) if each and is_hub_id(each)]
+    return named if len(named) > 1 else next(iter(named), None)
+
+
 def method_of(config: RunConfig) -> tuple[str, str]:
     """Name and paper of a run's method."""
     return config.method.title_and_paper(config.model.is_few_step)
@@ -96,15 +103,19 @@ def _sampling(config: RunConfig) -> dict[str, float]:
 
 def _opening(config: RunConfig, form: Form) -> str:
     method, paper = method_of(config)
+    model = config.model
     what = {
-        "adapter": f"A LoRA adapter of rank {config.model.lora_rank} for",
+        "adapter": f"A LoRA adapter of rank {model.lora_rank} for",
         "unet": "A UNet that takes the place of that of",
         "pipeline": "A whole pipeline, made from",
     }[form]
+    source = {"adapter": "with the UNet of", "unet": "trained from", "pipeline": "and the UNet of"}
+    unet = f" {source[form]} `{model.unet}`" if model.unet else ""
+    lora = f" with `{model.lcm_lora}` fused into it" if model.lcm_lora else ""
     return (
-        f"{what} `{config.model.path}`, fine-tuned by reinforcement learning: {method} ({paper}), "
-        "run by fleetune.\n\nNo licence has been chosen yet: add `license:` to the lines at the "
-        "top. The base model's licence binds this one, too."
+        f"{what} `{model.path}`{unet}{lora}, fine-tuned by reinforcement learning: {method} "
+        f"({paper}), run by fleetune.\n\nNo licence has been chosen yet: add `license:` to the "
+        "lines at the top. The licence of each base model binds this one, too."
     )
 
 

@@ -13,14 +13,15 @@ from deploy.settings.prompts import DatasetPrompts, Prompts, ShapesPrompts
 from deploy.settings.run_config import RunConfig
 
 log = logging.getLogger(__name__)
+_SETS = ("prompts", "evaluation.prompts")
 
 
 def readable_prompts(config: RunConfig) -> tuple[dict[str, PromptSet], list[str]]:
     """Those of training and evaluation that can be read, by their setting; and why one cannot."""
     found, problems = {}, []
     for name, source, seed in (
-        ("prompts", config.prompts, config.seed),
-        ("evaluation.prompts", config.evaluation.prompts, config.evaluation.seed),
+        (_SETS[0], config.prompts, config.seed),
+        (_SETS[1], config.evaluation.prompts, config.evaluation.seed),
     ):
         if isinstance(source, ShapesPrompts):  # one is as good as all, and quicker
             source = source.model_copy(update={"count": 1})
@@ -35,12 +36,20 @@ def readable_prompts(config: RunConfig) -> tuple[dict[str, PromptSet], list[str]
 
 
 def warn_of_repeated(prompts: Mapping[str, PromptSet]) -> None:
-    """Tells of prompts that stand in a set more than once."""
+    """Tells of prompts that stand in a set more than once, or in both."""
     for name, each in prompts.items():
         if each.repeated:
             log.warning(
                 "%s: %d of %d prompts are there more than once, and are drawn as often",
                 name, each.repeated, len(each.prompts),
+            )  # fmt: skip
+    if len(prompts) == 2:
+        training, held_out = (set(prompts[name].prompts) for name in _SETS)
+        if both := training & held_out:
+            log.warning(
+                "evaluation.prompts: %d of %d are training prompts too, such as %r; an evaluation "
+                "shows less of what was learned the more there are",
+                len(both), len(held_out), min(both)[:80],
             )  # fmt: skip
 
 

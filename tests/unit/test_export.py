@@ -166,6 +166,30 @@ def test_a_base_model_of_the_hub_is_named_in_the_front_matter() -> None:
 
 
 @pytest.mark.parametrize(
+    ("preset", "base", "told"),
+    [
+        (
+            "ssd1b-lasro-pickscore.yaml",
+            ["latent-consistency/lcm-ssd-1b", "segmind/SSD-1B"],
+            "`segmind/SSD-1B` with the UNet of `latent-consistency/lcm-ssd-1b`, fine-tuned",
+        ),
+        (
+            "sdxl-lcm-lasro-pickscore.yaml",
+            ["stabilityai/stable-diffusion-xl-base-1.0", "latent-consistency/lcm-lora-sdxl"],
+            "with `latent-consistency/lcm-lora-sdxl` fused into it, fine-tuned",
+        ),
+        ("turbo-lasro-pickscore.yaml", "stabilityai/sdxl-turbo", "`stabilityai/sdxl-turbo`, fine"),
+    ],
+)
+def test_all_that_an_adapter_was_trained_from_is_named(
+    preset: str, base: str | list[str], told: str
+) -> None:
+    text = card_text(configured(preset), {}, "adapter", "a cat")
+    assert ModelCard(text).data.to_dict()["base_model"] == base
+    assert told in text
+
+
+@pytest.mark.parametrize(
     ("preset", "name"),
     [
         ("shapes-ddpo.yaml", "DDPO"), ("shapes-ppo-kl.yaml", "PPO with a KL"),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from reward_servers.base import checked_scores
+from reward_servers.image_reward_model import ImageRewardModel
 from reward_servers.registry import build_reward, check_reward
 
 PYTHON = os.environ.get("FLEETUNE_IMAGE_REWARD_PYTHON", "")
@@ -30,6 +31,34 @@ PROMPTS = ["a red circle", "a blue square and a long tail of words " * 8]
 def test_a_check_says_what_is_missing(args: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         check_reward("image-reward", {"python": sys.executable, **args})
+
+
+@pytest.mark.parametrize("offline", ["1", "0"])
+def test_files_that_would_be_downloaded_are_missing_where_the_hub_may_not_be_asked(
+    offline: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reward_servers.image_reward_model._NEEDED", ())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    if offline == "0":
+        ImageRewardModel.check("ImageReward-v1.0")
+        return
+    with pytest.raises(ValueError, match=r"ImageReward\.pt, .*med_config\.json, the vocab\.txt of"):
+        ImageRewardModel.check("ImageReward-v1.0")
+    own = tmp_path / ".cache" / "ImageReward"
+    own.mkdir(parents=True)
+    (own / "ImageReward.pt").touch()
+    (own / "med_config.json").touch()
+    with pytest.raises(ValueError, match=r"and the vocab\.txt of bert-base-uncased cannot be had"):
+        ImageRewardModel.check("ImageReward-v1.0")
+    ImageRewardModel.check("ImageReward-v1.0", tokenizer=str(tmp_path))
+    snapshot = tmp_path / "hub" / "models--bert-base-uncased" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "vocab.txt").touch()
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    ImageRewardModel.check("ImageReward-v1.0")
 
 
 @pytest.fixture(scope="module")

@@ -153,6 +153,19 @@ def test_repeated_prompts_are_told_in_the_log(
     assert "prompts: 1 of 3 prompts are there more than once" in caplog.text
 
 
+def test_held_out_prompts_that_are_trained_on_are_told_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "train.txt").write_text("a cat\na dog\n")
+    for name, lines, told in (("own", "a fox\na hen\n", False), ("both", "a fox\na cat\n", True)):
+        path = tmp_path / f"{name}.txt"
+        path.write_text(lines)
+        files = [f"prompts={tmp_path / 'train.txt'}", f"evaluation.prompts={path}"]
+        found, _ = readable_prompts(load_config(SMOKE, files))
+        warn_of_repeated(found)
+        assert ("1 of 2 are training prompts too, such as 'a cat'" in caplog.text) == told
+
+
 def test_blank_lines_and_outer_spaces_are_skipped(tmp_path: Path) -> None:
     path = text_file(tmp_path, b"\n  a red cat \r\n\t\n\na dog")
     assert load_text(path).prompts == ("a red cat", "a dog")
