@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from deploy.bench.random_parts import RandomClipReward, RandomPipeline
+from deploy.doctor.reward_networks import clip_of
 from deploy.settings.run_config import RunConfig
 from learner.diffusion.chain import Chain
 from learner.engine import Engine
@@ -34,13 +35,6 @@ from learner.surrogate_training import SurrogateTrainer
 from reward_servers.base import DifferentiableReward
 from reward_servers.registry import build_reward
 
-_TOWERS = {
-    "clip-aesthetic": "vit-l-14",
-    "clip-score": "vit-l-14",
-    "hpsv2": "vit-h-14",
-    "pickscore": "vit-h-14",
-}
-"""Of rewards on CLIP's features, whose work a tower of random weights does as well."""
 _PROMPTS = 8
 
 
@@ -146,8 +140,9 @@ def _climbed(
 
 def stand_in(kind: str, args: Mapping[str, Any], device: str) -> DifferentiableReward:
     """The reward itself, or one of its shapes where its weights are not here."""
-    if kind in _TOWERS and not Path(str(args.get("clip"))).is_dir():
-        random: Any = RandomClipReward(_TOWERS[kind], device)
+    told = clip_of(kind, args)
+    if told is not None and not Path(str(args.get("clip"))).is_dir():
+        random: Any = RandomClipReward(told, device)
         return random
     reward: Any = build_reward(kind, args)
     return reward

@@ -16,10 +16,9 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPConfig
 
 from deploy.doctor.meta_networks import (
-    ARCHITECTURES,
     Architecture,
     architecture,
     architecture_of,
@@ -28,10 +27,10 @@ from deploy.doctor.meta_networks import (
     vae_of,
     with_consistency,
 )
+from deploy.doctor.reward_networks import ClipShapes
 from learner.policy.components import Attention, PipelineFolder
 from learner.policy.text import PromptEncoder
 from learner.settings.model import Model
-from reward_servers.clip import ClipFeatures
 
 _SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 """Of Stable Diffusion 1.5 and of SDXL, and of what was made of them."""
@@ -42,7 +41,6 @@ _SAMPLED = {
     }
 }
 """What tells that a model is not drawn as a consistency model."""
-_CLIP_MEAN, _CLIP_STD = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)
 
 
 class RandomPipeline(PipelineFolder):
@@ -157,33 +155,12 @@ def save_consistency_lora(path: str, lora: str, folder: Path) -> Path:
     return folder
 
 
-class _RandomClip(ClipFeatures):
-    """A vision tower."""
-
-    def __init__(self, tower: str, device: str) -> None:
-        nn.Module.__init__(self)
-        path = ARCHITECTURES / f"clip-vision-{tower}.json"
-        told = json.loads(path.read_text(encoding="utf-8"))
-        with torch.device(device):
-            self.model = CLIPVisionModelWithProjection(CLIPVisionConfig(**told))
-            self.register_buffer("mean", torch.tensor(_CLIP_MEAN).view(1, 3, 1, 1))
-            self.register_buffer("std", torch.tensor(_CLIP_STD).view(1, 3, 1, 1))
-        self._shortest = told["image_size"]
-        self._crop = told["image_size"], told["image_size"]
-        self._fitted = self._cropped
-        self.eval().requires_grad_(False)
-
-
 class RandomClipReward(nn.Module):
-    """Stands in for a reward on CLIP's features whose weights are not here: a head on them.
+    """Stands in for a reward on CLIP's features whose weights are not here: a head on them."""
 
-    Args:
-        tower: `vit-l-14` as OpenAI's, or `vit-h-14` as OpenCLIP's.
-    """
-
-    def __init__(self, tower: str, device: str) -> None:
+    def __init__(self, told: CLIPConfig, device: str) -> None:
         super().__init__()
-        self.clip = _RandomClip(tower, device)
+        self.clip = ClipShapes(told, device)
         self.head = nn.Linear(self.clip.width, 1, device=device)
 
     def forward(self, images_BCHW: Tensor, prompts: Sequence[str]) -> Tensor:

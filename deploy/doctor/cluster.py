@@ -1,7 +1,8 @@
 """What each node of a Ray cluster is like, and whether it suits a config.
 
 Every node is asked by a task of its own: versions, GPUs, whether it sees what another has written
-into the folder of the runs, and what time it has. What is told from the answers is pure.
+into the folder of the runs and the files that the config names, and what time it has. What is told
+from the answers is pure.
 """
 
 import logging
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deploy.doctor.files import missing_files, named_files
 from deploy.doctor.gpu_memory import smallest_gpu_bytes
 from deploy.doctor.main_memory import main_memory_bytes
 from deploy.run.bookings import Room, booking_findings, bookings
@@ -36,6 +38,7 @@ class NodeFacts:
         gpu_bytes: memory of the smallest GPU that torch can use; 0: of none.
         memory_bytes: main memory of it or of its container; 0: not known.
         torch_gpus: those that torch can use, whatever Ray counts.
+        missing: paths of asked files that are not there.
         sees_folder: reads what the asking node has written, and the other way round.
         skew_s: how far its clock is ahead, at least; negative: behind.
     """
@@ -51,6 +54,7 @@ class NodeFacts:
     host: str = ""
     gpu_bytes: int = 0
     memory_bytes: int = 0
+    missing: Sequence[str] = ()
     error: str = ""
 
     @property
@@ -78,6 +82,7 @@ def cluster_findings(
     """
     for node in nodes:
         yield from _node_findings(node, here, folder)
+        yield from missing_files(config, named_files(config), node.missing, node.room)
     rooms = [node.room for node in nodes if not node.error]
     yield from booking_findings(bookings(config), rooms)
 
@@ -130,7 +135,7 @@ def look_at_cluster(
         ) from error
     folder = config.run_folder(environ).parent.absolute()
     try:
-        nodes = _ask_nodes(ray, folder)
+        nodes = _ask_nodes(ray, folder, sorted(set(named_files(config).values())))
         rooms = [node.room for node in nodes]
         far = out_of_reach(config, environ, rooms, _head_host(ray))
         found = [*cluster_findings(config, nodes, versions_here(), folder), *filter(None, [far])]
@@ -157,8 +162,8 @@ def _head_host(ray: Any) -> str:
     return heads[0]["NodeManagerHostname"] if heads else socket.gethostname()
 
 
-def answer(folder: str, token: str, name: str) -> dict[str, Any]:
-    """Runs on a node: what it is, and a file for the head to find."""
+def answer(folder: str, token: str, name: str, files: Sequence[str]) -> dict[str, Any]:
+    """Runs on a node: what it is, which files it lacks, and a file for the head to find."""
     import torch
 
     shared = Path(folder)
@@ -172,11 +177,12 @@ def answer(folder: str, token: str, name: str) -> dict[str, Any]:
         "torch_gpus": torch.cuda.device_count(),
         "gpu_bytes": smallest_gpu_bytes(),
         "memory_bytes": main_memory_bytes(),
+        "missing": [path for path in files if not Path(path).exists()],
         "sees_folder": sees,
     }
 
 
-def _ask_nodes(ray: Any, folder: Path) -> list[NodeFacts]:
+def _ask_nodes(ray: Any, folder: Path, files: Sequence[str]) -> list[NodeFacts]:
     """Facts of every living node, in the order of their names.
 
     Raises:
@@ -194,13 +200,15 @@ def _ask_nodes(ray: Any, folder: Path) -> list[NodeFacts]:
             "another by folder=... or FLEETUNE_RUNS"
         ) from error
     try:
-        return [_ask(ray, node, folder, token) for node in nodes]
+        return [_ask(ray, node, folder, token, files) for node in nodes]
     finally:
         for left in folder.glob(f"{probe.name}*"):
             left.unlink(missing_ok=True)
 
 
-def _ask(ray: Any, node: Mapping[str, Any], folder: Path, token: str) -> NodeFacts:
+def _ask(
+    ray: Any, node: Mapping[str, Any], folder: Path, token: str, files: Sequence[str]
+) -> NodeFacts:
     from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -211,7 +219,7 @@ def _ask(ray: Any, node: Mapping[str, Any], folder: Path, token: str) -> NodeFac
         # It books no GPU, from which Ray hides none, so that a run beside it is in nobody's way.
         # Its process ends with it, and leaves nothing in a GPU's memory.
         task = ray.remote(max_calls=1)(answer).options(**options)
-        told = ray.get(task.remote(str(folder), token, node["NodeID"]), timeout=_ANSWER_S)
+        told = ray.get(task.remote(str(folder), token, node["NodeID"], files), timeout=_ANSWER_S)
         skew_s = _skew_s(ray, options)
     except RayError as error:
         return NodeFacts(**known, error=str(error).strip().splitlines()[-1])

@@ -54,8 +54,8 @@ from learner.settings.learner import LARGE
 _PACKAGE = "fleetune"
 _LEAST_FREE_BYTES = 5 * 2**30
 _LEFT_OUT = (
-    "Memory is of one process. Left out: networks of rewards, text states that are kept "
-    "(model.text_cache_mb at most), and what a GPU needs besides: about a GiB and a tenth more."
+    "Memory is of one process. Left out: text states that are kept (model.text_cache_mb at most), "
+    "and what a GPU needs besides: about a GiB and a tenth more."
 )
 _PARTS_OF_A_ROW = {
     "policy": "by the policy",
@@ -168,6 +168,8 @@ def examine(
     from deploy.doctor.hub import hub_findings
     from deploy.doctor.meta_networks import Networks, parameters_of
     from deploy.doctor.redis_server import capacity_findings, examine_servers, replay_bytes
+    from deploy.doctor.reward_networks import uncounted
+    from deploy.doctor.scorers import SCORERS
     from deploy.doctor.size_plan import checkpoint_bytes, host_bytes, latent_values, size_plan
 
     notes, checkpoint, latent = [], 0, 0
@@ -185,7 +187,8 @@ def examine(
         if any(share.room for share in booked):
             found += memory_findings(config, size_plan(config, networks)["bytes"], booked)
         # Without a cluster, a GPU that is booked and not there is a finding already.
-        notes += memory_notes(booked) if nodes is not None else ()
+        told = [share for share in booked if nodes is not None or share.room is not None]
+        notes += memory_notes(told, {role: uncounted(config, role) for role in SCORERS})
     except ValueError as error:
         notes.append(f"memory was not planned: {error}")
     has_own = config.redis_url(environ) is None and config.replay.append_only
@@ -254,7 +257,9 @@ def table(plan: Mapping[str, Any]) -> str:
     rows_of_text = (
         f"{stage:<{widths[0]}}  {what:<{widths[1]}}  {size}".rstrip() for stage, what, size in lines
     )
-    return "\n".join([*rows_of_text, _LEFT_OUT])
+    uncounted = plan["uncounted_rewards"]
+    networks = [f"The networks of {', '.join(uncounted)} are left out, too."] if uncounted else []
+    return "\n".join([*rows_of_text, _LEFT_OUT, *networks])
 
 
 def _stage(sizes: Mapping[str, int], rows: str, host: int) -> list[tuple[str, str, str]]:

@@ -1,8 +1,8 @@
 """Whether the plan of a process fits its share of a GPU, wherever it may be placed.
 
 The smallest GPU of all those nodes decides: where Ray places a process, nobody knows before.
-Rewards with a fleet of their own are left out, as no plan tells what their networks need. A
-process needs more than its plan tells, which is of tensors alone: see `needed_bytes`.
+Rewards with a fleet of their own are left out. A process needs more than its plan tells, which is
+of tensors alone: see `needed_bytes`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -93,13 +93,23 @@ def memory_findings(
             )
 
 
-def memory_notes(found: Sequence[Share]) -> Iterator[str]:
-    """Processes whose plan was compared with nothing."""
+def memory_notes(found: Sequence[Share], uncounted: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Processes whose plan was compared with nothing, or lacks the networks of rewards.
+
+    Args:
+        uncounted: names of such rewards, by the section of the process.
+    """
     if unknown := [_name(share) for share in found if share.room is None]:
         yield (
             f"memory was not compared for {', '.join(unknown)}: no node that may hold one has told "
             "the size of its GPUs"
         )
+    for share in found:
+        if names := uncounted.get(share.booking.section):
+            yield (
+                f"the plan of one {_name(share)} lacks the networks of {', '.join(names)}, whose "
+                f"sizes are not known: see that {share.booking.section}.num_gpus leaves room"
+            )
 
 
 def _name(share: Share) -> str:

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from deploy.doctor.files import named_models
 from deploy.run.model_checks import is_hub_id
 from deploy.settings.run_config import RunConfig
 from learner.policy.sources import PARTS
-from reward_servers.registry import default_args
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 _NO_NETWORKS = ("tokenizer", "scheduler")
@@ -17,33 +17,11 @@ _TRUE = {"1", "on", "true", "yes"}
 
 def hub_ids(config: RunConfig) -> dict[str, str]:
     """By the setting that names it."""
-    named: dict[str, object] = {
-        "model.path": config.model.path,
-        "model.unet": config.model.unet,
-        "model.vae": config.model.vae,
-        "model.lcm_lora": config.model.lcm_lora,
-        "model.teacher": config.model.teacher,
-        "method.clean.lora": config.method.consistency_lora,
-    }
-    scores = {"rewards": config.rewards, "evaluation.rewards": config.evaluation.rewards}
-    for section, rewards in scores.items():
-        for name, reward in rewards.items():
-            named |= {
-                f"{section}.{name}.args.{key}": it
-                for key, it in {**_defaults(reward.kind), **reward.args}.items()
-            }
     return {
         name: value
-        for name, value in named.items()
-        if isinstance(value, str) and is_hub_id(value) and not Path(value).exists()
+        for name, value in named_models(config).items()
+        if is_hub_id(value) and not Path(value).exists()
     }
-
-
-def _defaults(kind: str) -> dict[str, object]:
-    try:
-        return default_args(kind)
-    except ValueError:  # a kind that cannot be had is a finding of another look
-        return {}
 
 
 def cache_folder(environ: Mapping[str, str]) -> Path:

@@ -5,7 +5,7 @@ allocator sets aside and a GPU's context come on top.
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -75,6 +75,50 @@ class Kept:
     weights: int
     block_activations: int
     block_weights: int
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Bytes that a graph holds: for long, and those of the largest of blocks that take turns.
+
+    Args:
+        casts: of weights that are trained, copied to be multiplied in bf16.
+    """
+
+    kept: int = 0
+    block: int = 0
+    kept_casts: int = 0
+    block_casts: int = 0
+
+    @classmethod
+    def of(cls, one_row: Kept, calls: Sequence[int]) -> "Graph":
+        """Calls of so many rows each: what a row keeps grows with them, a weight's copy not."""
+        return cls(
+            one_row.activations * sum(calls),
+            one_row.block_activations * max(calls),
+            one_row.weights * len(calls),
+            one_row.block_weights,
+        )
+
+    def __add__(self, other: "Graph") -> "Graph":
+        return Graph(
+            self.kept + other.kept,
+            max(self.block, other.block),
+            self.kept_casts + other.kept_casts,
+            max(self.block_casts, other.block_casts),
+        )
+
+    @property
+    def activations(self) -> int:
+        return self.kept + self.block
+
+    @property
+    def casts(self) -> int:
+        return self.kept_casts + self.block_casts
+
+    @property
+    def total(self) -> int:
+        return self.activations + self.casts
 
 
 class _Saved:

@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from deploy.settings.run_config import RunConfig
 from learner.policy.components import Attention, decode_images
@@ -95,6 +95,16 @@ def _known(path: str, part: str, setting: str) -> dict[str, Any]:
             f"that diffusers' save_pretrained wrote, or one of {', '.join(models)}"
         )
     return models[path]
+
+
+def clip_config(hub_id: str) -> CLIPConfig | None:
+    """Of a CLIP that rewards take, whose towers' configs are in `deploy/doctor/architectures`."""
+    towers = _shipped("models").get(hub_id, {}).get("clip")
+    if towers is None:
+        return None
+    vision, text = map(_shipped, towers)
+    width = text["projection_dim"]
+    return CLIPConfig(vision_config=vision, text_config=text, projection_dim=width)
 
 
 def _unet(parts: dict[str, Any]) -> dict[str, Any]:
@@ -270,6 +280,13 @@ class Networks:
         rows = len(x_BCHW)
         step_B = torch.zeros(rows, dtype=torch.long, device="meta")
         return self.surrogate(x_BCHW, self.text(rows), step_B)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of a decoded picture."""
+        factor = 2 ** (len(self._parts.vae["block_out_channels"]) - 1)
+        height, width = self._latent_size
+        return factor * height, factor * width
 
     @property
     def consistency_params(self) -> int:

@@ -6,20 +6,26 @@
 Bytes are of one process, on the device where it computes. What is trained, gradients and optimizer
 are float32. Where a network computes in bf16, weights of its products that nobody trains have half
 the size, and its activations have the types of `deploy.doctor.meta_autocast`; `auto` counts as
-fp32. Left out are the networks of rewards, and what `deploy.doctor.meta_counts` leaves out.
+fp32. Left out are the networks of rewards that `deploy.doctor.reward_networks` does not know, and
+what `deploy.doctor.meta_counts` leaves out.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from deploy.doctor.flop_plan import flop_plan, without_gradient_to
 from deploy.doctor.meta_autocast import CudaAutocast
-from deploy.doctor.meta_counts import Kept, kept_by, peak_of
+from deploy.doctor.meta_counts import Graph, kept_by, peak_of
 from deploy.doctor.meta_networks import Networks, architecture_of, latent_size, parameters_of
+from deploy.doctor.reward_networks import (
+    climbed_rewards,
+    reward_weights,
+    scoring_activations,
+    uncounted,
+)
+from deploy.doctor.scorers import SCORERS
 from deploy.doctor.size_rows import graph_rows, surrogate_rows
 from deploy.settings.run_config import RunConfig
 from learner.policy.precision import roundable
@@ -60,6 +66,7 @@ def size_plan(config: RunConfig, networks: Networks | None = None) -> dict[str, 
 
     `flops` are those of `deploy.doctor.flop_plan`. `rows` are those that pass a network in the
     activations that are told: of the policy, in all calls of a micro-batch together.
+    `uncounted_rewards` are those whose networks are in none of it.
 
     Args:
         networks: of a config that differs in the sizes of its batches alone.
@@ -87,6 +94,7 @@ def size_plan(config: RunConfig, networks: Networks | None = None) -> dict[str, 
             "learner": learner_bytes(config, networks),
         },
         "host_bytes": host_bytes(config, networks),
+        "uncounted_rewards": sorted({name for role in SCORERS for name in uncounted(config, role)}),
     }
 
 
@@ -105,13 +113,13 @@ def host_bytes(config: RunConfig, networks: Networks) -> dict[str, int]:
         if network is not None
     )
     if config.method.differentiates_rewards:
-        learner += vae
+        learner += vae + reward_weights(config, networks, "learner")
     if config.learner.offload == "cpu":
         learner += learner_bytes(config, networks)["optimizer_on_host"]
     return {
         "sampler": base + texts,
-        "reward_server": vae,
-        "evaluator": base + texts + vae,
+        "reward_server": vae + reward_weights(config, networks, "scoring"),
+        "evaluator": base + texts + vae + reward_weights(config, networks, "evaluation"),
         "learner": learner,
     }
 
@@ -134,20 +142,31 @@ def sampler_bytes(config: RunConfig, networks: Networks) -> dict[str, int]:
 
 
 def reward_server_bytes(config: RunConfig, networks: Networks) -> dict[str, int]:
-    """The whole VAE is loaded."""
+    """The whole VAE is loaded. It decodes and scores in turn."""
+    rows = config.images_per_decode
     return _with_total(
         weights=_weight_bytes(networks.vae, config.model.vae_precision),
-        activations=_decoding_activations(config, networks, config.images_per_decode),
+        rewards=reward_weights(config, networks, "scoring"),
+        activations=max(
+            _decoding_activations(config, networks, rows),
+            scoring_activations(config, networks, "scoring", rows),
+        ),
     )
 
 
 def evaluator_bytes(config: RunConfig, networks: Networks) -> dict[str, int]:
-    """It draws and decodes in turn."""
+    """It draws, decodes and scores in turn."""
     weights = _sampling_weights(config, networks)
     weights += _weight_bytes(networks.vae, config.model.vae_precision)
+    rows = config.images_per_evaluation[1]
     drawing = _sampling_activations(config, networks, _evaluator_rows(config))
-    decoding = _decoding_activations(config, networks, config.images_per_evaluation[1])
-    return _with_total(weights=weights, activations=max(drawing, decoding))
+    decoding = _decoding_activations(config, networks, rows)
+    scoring = scoring_activations(config, networks, "evaluation", rows)
+    return _with_total(
+        weights=weights,
+        rewards=reward_weights(config, networks, "evaluation"),
+        activations=max(drawing, decoding, scoring),
+    )
 
 
 def _sampling_weights(config: RunConfig, networks: Networks) -> int:
@@ -203,6 +222,7 @@ def learner_bytes(config: RunConfig, networks: Networks) -> dict[str, int]:
         **policy,
         "frozen": _frozen_bytes(config, networks),
         "text_encoders": _FLOAT * _text_encoder_params(config, networks),
+        "rewards": reward_weights(config, networks, "learner"),
     }
     if networks.surrogate is not None:
         held["surrogate"] = _FLOAT * learned
@@ -258,53 +278,9 @@ def _text_encoder_params(config: RunConfig, networks: Networks) -> int:
     return networks.text_encoder_params if config.model.text_encoders == "stay" else 0
 
 
-@dataclass(frozen=True)
-class _Graph:
-    """Bytes that a graph holds: for long, and those of the largest of blocks that take turns.
-
-    Args:
-        casts: of weights that are trained, copied to be multiplied in bf16.
-    """
-
-    kept: int = 0
-    block: int = 0
-    kept_casts: int = 0
-    block_casts: int = 0
-
-    @classmethod
-    def of(cls, one_row: Kept, calls: Sequence[int]) -> "_Graph":
-        """Calls of so many rows each: what a row keeps grows with them, a weight's copy not."""
-        return cls(
-            one_row.activations * sum(calls),
-            one_row.block_activations * max(calls),
-            one_row.weights * len(calls),
-            one_row.block_weights,
-        )
-
-    def __add__(self, other: "_Graph") -> "_Graph":
-        return _Graph(
-            self.kept + other.kept,
-            max(self.block, other.block),
-            self.kept_casts + other.kept_casts,
-            max(self.block_casts, other.block_casts),
-        )
-
-    @property
-    def activations(self) -> int:
-        return self.kept + self.block
-
-    @property
-    def casts(self) -> int:
-        return self.kept_casts + self.block_casts
-
-    @property
-    def total(self) -> int:
-        return self.activations + self.casts
-
-
 def _policy_graph(
     config: RunConfig, networks: Networks, rows: GraphRows, *, checkpointing: bool
-) -> _Graph:
+) -> Graph:
     """Of one micro-batch: the policy's calls, and what its reward is asked through."""
     policy, base, precision = networks.policy, networks.base, config.model.precision
     kept = networks.once(
@@ -316,7 +292,7 @@ def _policy_graph(
             autocast=_autocast(policy, precision),
         ),
     )
-    graph = _Graph.of(kept, rows.policy)
+    graph = Graph.of(kept, rows.policy)
     if rows.frozen:
         frozen = networks.consistency or base
         kept = networks.once(
@@ -328,7 +304,7 @@ def _policy_graph(
                 autocast=_autocast(frozen, precision),
             ),
         )
-        graph += _Graph.of(kept, rows.frozen)
+        graph += Graph.of(kept, rows.frozen)
     if config.method.differentiates_rewards:
         kept = networks.once(
             ("kept by the decoder", checkpointing),
@@ -339,7 +315,8 @@ def _policy_graph(
                 autocast=_autocast(networks.vae, config.model.vae_precision),
             ),
         )
-        graph += _Graph.of(kept, (rows.climbed,))
+        for each in (kept, *climbed_rewards(config, networks)):
+            graph += Graph.of(each, (rows.climbed,))
     elif (surrogate := networks.surrogate) is not None:
         with without_gradient_to(surrogate):
             kept = networks.once(
@@ -351,14 +328,14 @@ def _policy_graph(
                     autocast=_surrogate_autocast(config),
                 ),
             )
-        graph += _Graph.of(kept, (rows.climbed,))
+        graph += Graph.of(kept, (rows.climbed,))
     return graph
 
 
-def _surrogate_graph(config: RunConfig, networks: Networks, *, checkpointing: bool) -> _Graph:
+def _surrogate_graph(config: RunConfig, networks: Networks, *, checkpointing: bool) -> Graph:
     """Of a surrogate step, whose rows go through together."""
     if (surrogate := networks.surrogate) is None:
-        return _Graph()
+        return Graph()
     kept = networks.once(
         ("kept by the surrogate", checkpointing),
         lambda: kept_by(
@@ -368,7 +345,7 @@ def _surrogate_graph(config: RunConfig, networks: Networks, *, checkpointing: bo
             autocast=_surrogate_autocast(config),
         ),
     )
-    return _Graph.of(kept, (surrogate_rows(config),))
+    return Graph.of(kept, (surrogate_rows(config),))
 
 
 def _autocast(network: nn.Module, precision: Precision) -> CudaAutocast | None:

@@ -10,6 +10,7 @@ import torch
 
 from buffer.connection import ServerFacts
 from deploy.doctor.cluster import NodeFacts, answer, cluster_findings
+from deploy.doctor.files import named_files
 from deploy.doctor.hub import cache_folder, hub_findings, hub_ids, lacking
 from deploy.doctor.main_memory import main_memory_bytes
 from deploy.doctor.redis_server import (
@@ -69,11 +70,44 @@ def test_an_answer_of_a_node_holds_the_smallest_of_its_gpus(
     cards = [SimpleNamespace(total_memory=size * GIB) for size in (80, 24)]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: cards[index])
-    told = NodeFacts("b", cpus=8, gpus=2, **answer(str(tmp_path), "token", "b"))
+    files = [str(tmp_path), str(tmp_path / "none")]
+    told = NodeFacts("b", cpus=8, gpus=2, **answer(str(tmp_path), "token", "b", files))
+    assert told.missing == files[1:]
     assert (told.torch_gpus, told.room.gpu_bytes) == (2, 24 * GIB)
     assert told.room.memory_bytes == main_memory_bytes()
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert answer(str(tmp_path), "token", "b")["gpu_bytes"] == 0
+    assert answer(str(tmp_path), "token", "b", [])["gpu_bytes"] == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "overrides", "told"),
+    [
+        ({"fleetune-role": "scoring"}, [], ["reward", "prompts"]),
+        ({"fleetune-role": "scoring"}, ["rewards.mine.fleet={node_labels: {x: y}}"], ["prompts"]),
+        ({}, [], ["reward", "evaluation", "prompts"]),
+        ({"fleetune-role": "other"}, ["evaluation.node_labels={x: y}"], ["prompts"]),
+    ],
+)
+def test_files_are_looked_for_on_the_nodes_whose_processes_read_them(
+    labels: dict[str, str], overrides: list[str], told: list[str], tmp_path: Path
+) -> None:
+    paths = {name: tmp_path / name for name in ("reward", "evaluation", "prompts")}
+    for path in paths.values():
+        path.write_text("a cat\n")
+    run = config(
+        "shapes-rlcm",
+        f"rewards={{mine: {{kind: image-reward, args: {{python: {paths['reward']}}}}}}}",
+        f"evaluation.rewards={{own: {{kind: hpsv2, args: {{checkpoint: {paths['evaluation']}}}}}}}",
+        f"prompts={paths['prompts']}",
+        "scoring.node_labels={fleetune-role: scoring}",
+        "evaluation.node_labels={}" if not labels else "evaluation.node_labels={a: b}",
+        *overrides,
+    )
+    assert set(named_files(run).values()) == {str(path) for path in paths.values()}
+    node = replace(NODE, labels=labels, missing=[str(path) for path in paths.values()])
+    found = cluster_findings(run, [node], HERE, Path("/shared/runs"))
+    lacks = [each for each in found if each.startswith("node a has no ")]
+    assert [each.split(",")[0].rpartition("/")[2] for each in lacks] == told
 
 
 def test_a_clock_a_second_off_is_no_finding() -> None:

@@ -91,6 +91,12 @@ def test_what_no_node_has_told_of_is_a_note() -> None:
     )
     found = shares(bookings(config), [SMALL])
     assert list(memory_findings(config, _sizes(0, 0), found)) == []
-    (note,) = memory_notes(found)
+    (note,) = memory_notes(found, {})
     assert note.startswith("memory was not compared for reward server: no node")
-    assert list(memory_notes(shares(bookings(_config()), []))) == []
+    assert list(memory_notes(shares(bookings(_config()), []), {"scoring": ["human"]})) == []
+
+
+def test_a_plan_without_the_networks_of_rewards_says_so() -> None:
+    found = shares(bookings(_config("scoring.num_gpus=1", "learner.num_gpus=1")), [HERE])
+    (note,) = memory_notes(found, {"scoring": ["human", "mine"], "evaluation": ["human"]})
+    assert note.startswith("the plan of one reward server lacks the networks of human, mine,")
