@@ -222,15 +222,26 @@ def test_random_parts_are_the_same_for_a_seed_and_finite() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "millions"), [("clip-aesthetic", 304), ("hpsv2", 632), ("pickscore", 632)]
+    ("kind", "args", "vision", "all_of_it"),
+    [
+        (
+            "clip-aesthetic",
+            {"clip": "openai/clip-vit-large-patch14", "head": "there.pth"},
+            304,
+            428,
+        ),
+        ("hpsv2", {"checkpoint": "HPS_v2.1_compressed.pt"}, 632, 986),
+        ("pickscore", {}, 632, 986),
+    ],
 )
 def test_the_reward_that_stands_in_scores_pictures_of_any_size_with_a_gradient(
-    kind: str, millions: int
+    kind: str, args: dict[str, str], vision: int, all_of_it: int
 ) -> None:
-    """Towers have the published sizes: ViT-L/14 304 M, ViT-H/14 632 M."""
+    """In millions of parameters, as published."""
     images_BCHW = torch.rand(2, 3, 300, 260, device="meta", requires_grad=True)
-    reward: Any = stand_in(kind, {"clip": "a/hub-id"}, "meta")
-    assert parameters_of(reward) / 1e6 == pytest.approx(millions, rel=0.005)
+    reward: Any = stand_in(kind, args, "meta")
+    assert parameters_of(reward.clip.model.vision_model) / 1e6 == pytest.approx(vision, rel=0.005)
+    assert parameters_of(reward) / 1e6 == pytest.approx(all_of_it, rel=0.001)
     scores_B = reward(images_BCHW, ["a cat", "a dog"])
     assert scores_B.shape == (2,)
     assert torch.autograd.grad(scores_B.sum(), images_BCHW)[0].shape == images_BCHW.shape
