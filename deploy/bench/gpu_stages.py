@@ -135,7 +135,10 @@ def _surrogate_flops(config: RunConfig, plan: Plan, device: str) -> dict[str, in
 def _policy_memory(config: RunConfig, plan: Plan) -> dict[str, int]:
     """Of a learner whose surrogate has taken no step yet."""
     sizes = plan["bytes"]["learner"]
-    held = "weights", "gradients", "optimizer", "reduction", "frozen", "text_encoders", "surrogate"
+    held = (
+        *("weights", "gradients", "optimizer", "reduction"),
+        *("frozen", "text_encoders", "rewards", "surrogate"),
+    )
     suffix = "_checkpointed" if config.learner.gradient_checkpointing else ""
     passing = _passing_gradients(config, sizes["gradients"])
     return {
