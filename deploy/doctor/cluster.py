@@ -80,9 +80,10 @@ def cluster_findings(
         here: versions of the asking node, by package.
         folder: of the runs.
     """
+    files = named_files(config)
     for node in nodes:
         yield from _node_findings(node, here, folder)
-        yield from missing_files(config, named_files(config), node.missing, node.room)
+        yield from missing_files(config, files, node.missing, node.room)
     rooms = [node.room for node in nodes if not node.error]
     yield from booking_findings(bookings(config), rooms)
 

@@ -73,8 +73,9 @@ def _readers(config: RunConfig, setting: str) -> set[str]:
     everyone = {each.section for each in bookings(config)}
     section, name, *_ = setting.split(".")
     if section == "rewards":
+        # Of a fleet's section there are only processes where the reward has one.
         scorers = {role for role in SCORERS if name in rewards_of(config, role)}
-        return scorers or {f"rewards.{name}.fleet"}
+        return {*scorers, f"rewards.{name}.fleet"}
     return {"method": {"actors", "learner"}, "evaluation": {"evaluation"}}.get(section, everyone)
 
 

@@ -46,15 +46,10 @@ def smallest_gpu_bytes() -> int:
 def shares(wanted: Sequence[Booking], rooms: Sequence[Room]) -> list[Share]:
     """Of all processes that have a plan and book a GPU or a part of one."""
     return [
-        Share(PLANS[booking.section], booking, _smallest(booking, rooms))
+        Share(PLANS[booking.section], booking, booking.least(rooms, lambda room: room.gpu_bytes))
         for booking in wanted
         if booking.section in PLANS and booking.gpus > 0
     ]
-
-
-def _smallest(booking: Booking, rooms: Sequence[Room]) -> Room | None:
-    told = [room for room in rooms if room.gpu_bytes and booking.may_be_in(room)]
-    return min(told, key=lambda room: room.gpu_bytes, default=None)
 
 
 def needed_bytes(planned: int) -> int:

@@ -38,7 +38,9 @@ def lacking(folder: Path, hub_id: str, *, weights: bool = True) -> str | None:
     """
     repository = folder / f"models--{hub_id.replace('/', '--')}"
     main = repository / "refs" / "main"
-    snapshot = repository / "snapshots" / (main.read_text().strip() if main.is_file() else "none")
+    if not main.is_file():
+        return hub_id
+    snapshot = repository / "snapshots" / main.read_text().strip()
     files = [path for path in snapshot.rglob("*") if not path.is_dir()]
     if not files:
         return hub_id

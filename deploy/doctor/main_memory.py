@@ -36,12 +36,11 @@ def main_memory_findings(
         filled: `host_bytes` of a size plan.
     """
     for booking in wanted:
-        told = [room for room in rooms if room.memory_bytes and booking.may_be_in(room)]
-        if booking.section not in PLANS or not told:
+        room = booking.least(rooms, lambda room: room.memory_bytes)
+        if booking.section not in PLANS or room is None:
             continue
         process = PLANS[booking.section]
         needed = filled[process]
-        room = min(told, key=lambda room: room.memory_bytes)
         if needed > room.memory_bytes:
             yield (
                 f"one {process.replace('_', ' ')} fills {in_bytes(needed)} of main memory, and "

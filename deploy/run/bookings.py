@@ -1,7 +1,7 @@
 """Whether what a config books fits on the nodes of a cluster; counts alone, no Ray."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +59,11 @@ class Booking:
     def is_welcome(self, room: Room) -> bool:
         """Whether a node has the labels."""
         return all(room.labels.get(key) == value for key, value in self.labels.items())
+
+    def least(self, rooms: Sequence[Room], size: Callable[[Room], int]) -> Room | None:
+        """Of the nodes that may hold one and whose size is known, that with the least."""
+        told = [room for room in rooms if size(room) and self.may_be_in(room)]
+        return min(told, key=size, default=None)
 
     def may_be_in(self, room: Room) -> bool:
         """Whether a node that nothing else is on may hold one of the processes."""

@@ -13,15 +13,14 @@ from deploy.settings.prompts import DatasetPrompts, Prompts, ShapesPrompts
 from deploy.settings.run_config import RunConfig
 
 log = logging.getLogger(__name__)
-_SETS = ("prompts", "evaluation.prompts")
 
 
 def readable_prompts(config: RunConfig) -> tuple[dict[str, PromptSet], list[str]]:
     """Those of training and evaluation that can be read, by their setting; and why one cannot."""
     found, problems = {}, []
     for name, source, seed in (
-        (_SETS[0], config.prompts, config.seed),
-        (_SETS[1], config.evaluation.prompts, config.evaluation.seed),
+        ("prompts", config.prompts, config.seed),
+        ("evaluation.prompts", config.evaluation.prompts, config.evaluation.seed),
     ):
         if isinstance(source, ShapesPrompts):  # one is as good as all, and quicker
             source = source.model_copy(update={"count": 1})
@@ -44,8 +43,8 @@ def warn_of_repeated(prompts: Mapping[str, PromptSet]) -> None:
                 name, each.repeated, len(each.prompts),
             )  # fmt: skip
     if len(prompts) == 2:
-        training, held_out = (set(prompts[name].prompts) for name in _SETS)
-        if both := training & held_out:
+        held_out = set(prompts["evaluation.prompts"].prompts)
+        if both := held_out.intersection(prompts["prompts"].prompts):
             log.warning(
                 "evaluation.prompts: %d of %d are training prompts too, such as %r; an evaluation "
                 "shows less of what was learned the more there are",

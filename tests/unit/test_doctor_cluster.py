@@ -84,6 +84,7 @@ def test_an_answer_of_a_node_holds_the_smallest_of_its_gpus(
     [
         ({"fleetune-role": "scoring"}, [], ["reward", "prompts"]),
         ({"fleetune-role": "scoring"}, ["rewards.mine.fleet={node_labels: {x: y}}"], ["prompts"]),
+        ({"fleetune-role": "scoring"}, ["rewards.mine.fleet={}"], ["reward", "prompts"]),
         ({}, [], ["reward", "evaluation", "prompts"]),
         ({"fleetune-role": "other"}, ["evaluation.node_labels={x: y}"], ["prompts"]),
     ],
