@@ -8,8 +8,10 @@ number of steps:
 
 - rho: correlation of the reward with the best linear function of the first action's noise, at a
   fixed prompt and initial noise; what an action's policy gradient has to go by.
-- SNR: ratio of signal to noise of the first action's part of the policy gradient, from one
-  picture; that of later actions is not told.
+- SNR, first action: ratio of signal to noise of its part of the policy gradient, from one
+  picture, as a gradient of what it draws from.
+- SNR, all actions: the same of the whole policy gradient, at a fixed prompt and initial noise, as
+  a gradient of the weights that are trained.
 - policy gradient, by call: shares of the squared length of its mean. The last call has no
   likelihood, so none.
 - made up: what the term has to go by that takes noise which no picture shows for the last call's
@@ -52,6 +54,7 @@ from learner.diagnostics import (
     VectorSum,
     calls,
     gain,
+    of_one_row,
     pathwise_gradients,
     policy_gradient,
     score_vectors,
@@ -77,9 +80,12 @@ _MADE_UP = 10_000
 class Diagnosis:
     """Of one number of steps; pairs are a mean and half its 95 % interval over the prompts.
 
+    SNRs come with the least and the most that the interval of the signal allows; None: no action.
+
     Args:
         rho2: squared correlation of the reward with the first action; None: there is no action.
-        snr: of that action.
+        first_snr: of that action.
+        snr: of the whole policy gradient.
         dims: D.
         policy_shares, pathwise_shares: by call.
         policy_signals: squared lengths of the mean policy gradient by call, without bias.
@@ -93,7 +99,8 @@ class Diagnosis:
     prompts: int
     draws: int
     rho2: tuple[float, float] | None
-    snr: float | None
+    first_snr: tuple[float, float, float] | None
+    snr: tuple[float, float, float] | None
     policy_shares: list[float]
     policy_signals: list[float]
     made_up: dict[str, float]
@@ -182,7 +189,9 @@ class Subject:
 
 def diagnose(subject: Subject, steps: int) -> Diagnosis:
     """One number of steps."""
-    rho2, gains, spreads, powers = [], [], [], []
+    first: list[MeanVector] = []
+    whole: list[MeanVector] = []
+    gains, spreads = [], []
     by_call = [VectorSum() for _ in range(steps)]
     made_up = VectorSum()
     pathwise = [0.0] * steps
@@ -192,7 +201,9 @@ def diagnose(subject: Subject, steps: int) -> Diagnosis:
         noise = partial(subject.noise, number)
         initial = noise(INITIAL_NOISE, shared=True)
         injected = [noise(INITIAL_NOISE + 1 + k) for k in range(steps - 1)]
-        parts = [slice(at, at + subject.batch) for at in range(0, subject.draws, subject.batch)]
+        # Two or more, as one part alone does not tell its noise.
+        count = max(2, math.ceil(subject.draws / subject.batch))
+        parts = torch.arange(subject.draws, device=subject.device).tensor_split(count)
         with torch.no_grad():
             chains = [
                 calls(ask, subject.schedule, initial[rows], [each[rows] for each in injected])
@@ -209,19 +220,22 @@ def diagnose(subject: Subject, steps: int) -> Diagnosis:
         advantage = ddpo.advantages(reward_M[None], baseline="batch", clip=math.inf)[0]
         advantage = advantage.to(subject.device)
         alike += int(not advantage.any())
-        first = score_vectors(advantage, injected[0])
-        rho2.append(first.signal)
-        powers.append(first.power)
+        first.append(score_vectors(advantage, injected[0]))
         unseen = noise(_MADE_UP)
-        ends = [
-            _with_action(subject, chain[-1], unseen[rows])
-            for chain, rows in zip(chains, parts, strict=True)
-        ]
-        advantages = [advantage[rows] for rows in parts]
-        for total, of_call in zip(
-            [*by_call, made_up], [*zip(*chains, strict=True), ends], strict=True
-        ):
-            total.add(_gradient(subject, ask, of_call, advantages))
+        own = VectorSum()
+        of_calls = torch.zeros((), device=subject.device)
+        for chain, rows in zip(chains, parts, strict=True):
+            found = torch.stack(
+                [
+                    policy_gradient(ask, subject.schedule, call, advantage[rows], subject.weights)
+                    for call in [*chain, _with_action(subject, chain[-1], unseen[rows])]
+                ]
+            )
+            own.add(found[:-1].sum(dim=0))
+            of_calls = of_calls + found * (len(rows) / subject.draws)
+        whole.append(of_one_row(own.mean(), [len(rows) for rows in parts]))
+        for total, gradient in zip([*by_call, made_up], of_calls, strict=True):
+            total.add(gradient)
     signals = [total.mean().signal for total in by_call] if steps > 1 else [0.0]
     of_made_up = made_up.mean() if steps > 1 else None
     return Diagnosis(
@@ -229,8 +243,9 @@ def diagnose(subject: Subject, steps: int) -> Diagnosis:
         dims=math.prod(subject.shape),
         prompts=len(subject.prompts),
         draws=subject.draws,
-        rho2=_interval(rho2) if rho2 else None,
-        snr=_mean(rho2, powers, subject.draws).snr if rho2 else None,
+        rho2=_interval([each.signal for each in first]) if first else None,
+        first_snr=_snr(first) if first else None,
+        snr=_snr(whole) if whole else None,
         policy_shares=shares(signals),
         policy_signals=signals,
         made_up={"signal": of_made_up.signal, "power": of_made_up.power} if of_made_up else {},
@@ -239,20 +254,6 @@ def diagnose(subject: Subject, steps: int) -> Diagnosis:
         spread=_interval(spreads),
         alike=alike,
     )
-
-
-def _gradient(
-    subject: Subject,
-    ask: Callable[[Tensor, Tensor], Tensor],
-    of_call: Sequence[Call],
-    advantages: Sequence[Tensor],
-) -> Tensor:
-    """Of one call, mean over the draws, batch by batch."""
-    parts = [
-        policy_gradient(ask, subject.schedule, call, advantage, subject.weights) * len(advantage)
-        for call, advantage in zip(of_call, advantages, strict=True)
-    ]
-    return torch.stack(parts).sum(dim=0) / subject.draws
 
 
 def _spread(clean: Tensor) -> float:
@@ -293,9 +294,13 @@ def _with_action(subject: Subject, last: Call, noise: Tensor) -> Call:
     return Call(last.x, last.t_B, last.clean, noise, float((alpha / sigma).flatten()[0]))
 
 
-def _mean(signals: Sequence[float], powers: Sequence[float], count: int) -> MeanVector:
+def _snr(found: Sequence[MeanVector]) -> tuple[float, float, float]:
     """Over the prompts."""
-    return MeanVector(statistics.mean(signals), statistics.mean(powers), count)
+    signal, half = _interval([each.signal for each in found])
+    power = statistics.mean(each.power for each in found)
+    ends = (MeanVector(each, power, len(found)) for each in (signal, signal - half, signal + half))
+    middle, least, most = (each.snr for each in ends)
+    return middle, least, most
 
 
 def _share(made_up: Mapping[str, float]) -> str:
@@ -312,20 +317,23 @@ def rows_of(found: Sequence[Diagnosis]) -> list[list[str]]:
     """A head and a row a number of steps."""
     rows = [
         [
-            "steps", "rho", "SNR, first action", "policy gradient, by call", "made up",
-            "pathwise, by call", "gain", "spread",
+            "steps", "rho", "SNR, first action", "SNR, all actions", "policy gradient, by call",
+            "made up", "pathwise, by call", "gain", "spread",
         ]
     ]  # fmt: skip
     for each in found:
-        rho = ["none"] * 2
-        if each.rho2 is not None and each.snr is not None:
+        told = ["none"] * 3
+        if each.rho2 is not None:
             mean, half = each.rho2
-            ends = [max(value, 0.0) ** 0.5 for value in (mean - half, mean, mean + half)]
-            rho = [f"{ends[1]:.3f} ({ends[0]:.3f} to {ends[2]:.3f})", f"{each.snr:.4f}"]
+            rho = [max(value, 0.0) ** 0.5 for value in (mean, mean - half, mean + half)]
+            told[0] = "{:.3f} ({:.3f} to {:.3f})".format(*rho)
+        for place, snr in enumerate((each.first_snr, each.snr), start=1):
+            if snr is not None:
+                told[place] = "{:.4f} ({:.4f} to {:.4f})".format(*snr)
         rows.append(
             [
                 str(each.steps),
-                *rho,
+                *told,
                 " ".join(f"{share:.0%}" for share in each.policy_shares)
                 if each.made_up
                 else "none",

@@ -9,6 +9,7 @@ to explore, no likelihood of the last step, and a map that is less smooth.
 Shape suffixes: K estimates, D dimensions, B rows; x is [B, C, H, W].
 """
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -75,6 +76,15 @@ def score_vectors(advantage_K: Tensor, noise_KD: Tensor) -> MeanVector:
     for vector_D in advantage_K.double()[:, None] * noise_KD.double().flatten(1):
         total.add(vector_D)
     return total.mean()
+
+
+def of_one_row(parts: MeanVector, rows: Sequence[int]) -> MeanVector:
+    """What one row tells, from estimates that are each the mean over so many rows.
+
+    The spread of a mean over B rows is 1/B of one row's, so that no row's own gradient is needed.
+    """
+    each = statistics.mean(1 / count for count in rows)
+    return MeanVector(parts.signal, parts.signal + (parts.power - parts.signal) / each, sum(rows))
 
 
 @dataclass(frozen=True)

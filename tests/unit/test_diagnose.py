@@ -23,7 +23,12 @@ def test_every_number_of_steps_has_its_row(
 ) -> None:
     told = measured(pipelines, tmp_path, "--steps", "1", "2", "4")
     one, two, four = told["measured"]
-    assert (one["rho2"], one["made_up"], one["pathwise_shares"]) == (None, {}, [1.0])
+    assert (one["rho2"], one["snr"], one["made_up"], one["pathwise_shares"]) == (
+        None,
+        None,
+        {},
+        [1.0],
+    )
     assert two["policy_signals"][1] == 0  # the last call has no likelihood
     assert len(four["policy_signals"]) == 4
     assert two["made_up"]["power"] > 0
@@ -41,8 +46,9 @@ def test_a_reward_that_is_the_same_of_all_pictures_tells_nothing(
 ) -> None:
     two = measured(pipelines, tmp_path, "rewards.binding.kind=shapes-exact", "--steps", "2")
     (told,) = two["measured"]
-    assert (told["alike"], told["snr"], told["policy_shares"]) == (2, 0.0, [0.0, 0.0])
-    assert two["rows"][1][4] == "0%"
+    assert (told["alike"], told["policy_shares"]) == (2, [0.0, 0.0])
+    assert told["first_snr"] == told["snr"] == [0.0, 0.0, 0.0]
+    assert two["rows"][1][5] == "0%"
 
 
 @pytest.mark.slow
@@ -50,7 +56,7 @@ def test_batches_change_nothing(pipelines: Path, tmp_path: Path) -> None:
     whole = measured(pipelines, tmp_path, "--steps", "2", "--batch", "8")["measured"][0]
     parts = measured(pipelines, tmp_path, "--steps", "2", "--batch", "3")["measured"][0]
     assert parts["policy_signals"] == pytest.approx(whole["policy_signals"], rel=1e-3)
-    assert parts["snr"] == pytest.approx(whole["snr"], rel=1e-3)
+    assert parts["first_snr"] == pytest.approx(whole["first_snr"], rel=1e-3)
 
 
 def test_a_wrong_config_and_a_model_of_many_steps_are_refused(

@@ -12,6 +12,7 @@ from learner.diagnostics import (
     VectorSum,
     calls,
     gain,
+    of_one_row,
     pathwise_gradients,
     policy_gradient,
     score_vectors,
@@ -92,6 +93,25 @@ def test_a_mean_vector_is_told_from_its_estimates_by_hand() -> None:
     lonely.add(torch.zeros(2))
     with pytest.raises(ValueError, match="there are 1"):
         lonely.mean()
+
+
+@pytest.mark.parametrize("sizes", [[20, 20, 20, 20], [7, 6, 6, 6, 6, 6]])
+def test_means_over_rows_tell_what_one_row_does(sizes: list[int]) -> None:
+    """Rows of mean (2, 0, ..., 0) and unit spread in each of 100 dimensions."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(400):
+        parts = VectorSum()
+        for size in sizes:
+            rows = torch.randn(size, 100, generator=generator, dtype=torch.float64)
+            rows[:, 0] += 2
+            parts.add(rows.mean(dim=0))
+        found.append(of_one_row(parts.mean(), sizes))
+    signal = sum(each.signal for each in found) / len(found)
+    power = sum(each.power for each in found) / len(found)
+    assert signal == pytest.approx(4, rel=0.03)
+    assert power == pytest.approx(104, rel=0.02)
+    assert found[0].count == sum(sizes)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
