@@ -6,22 +6,23 @@ draws the config's untouched policy at its held-out prompts with each number of 
 rewards, and prints a table, which --out writes with every number that it is made of. For each
 number of steps:
 
-- rho: correlation of the reward with the best linear function of the first action's noise, at a
-  fixed prompt and initial noise; what an action's policy gradient has to go by.
-- SNR, first action: ratio of signal to noise of its part of the policy gradient, from one
-  picture, as a gradient of what it draws from.
-- SNR, all actions: the same of the whole policy gradient, at a fixed prompt and initial noise, as
-  a gradient of the weights that are trained.
-- policy gradient, by call: shares of the squared length of its mean. The last call has no
-  likelihood, so none.
+- rho: correlation of the reward with the best linear function of the first action's noise; what
+  an action's policy gradient has to go by.
+- SNR: signal to noise of one picture's policy gradient. Of the first action as a gradient of what
+  it draws from, in D dimensions; of the first and of all actions as one of the trained weights.
+  Only the last two compare with each other.
+- policy gradient, by call: shares of the calls' squared lengths, without what they have in common.
+  The last call has no likelihood, so none.
 - made up: what the term has to go by that takes noise which no picture shows for the last call's
-  action; share of the mean in the squared length of one prompt's estimate, 0 but for chance.
-- pathwise, by call: shares of the squared length of a gradient through the picture itself, such
+  action; share of its mean in the squared length of one picture's, 0 but for chance.
+- pathwise, by call: shares of the squared lengths of a gradient through the picture itself, such
   as a surrogate's, mean over random directions.
-- gain: how much further apart two clean latents are than the initial noises, in one random
-  direction of each prompt's: a lower bound of the local Lipschitz constant.
+- gain: how much further apart two clean latents are than the initial noises, in random directions:
+  a lower bound of the local Lipschitz constant. Beside it its ratio to that of the fewest steps, at
+  the same noises and directions (geometric mean).
 - spread: RMS distance of clean latents of one prompt and one initial noise.
 
+All but the gain's ratio are means over the prompts, each with one initial noise.
 Shape suffixes: P prompts, M draws of each, D latent dimensions.
 """
 
@@ -30,7 +31,7 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -84,13 +85,13 @@ class Diagnosis:
 
     Args:
         rho2: squared correlation of the reward with the first action; None: there is no action.
-        first_snr: of that action.
-        snr: of the whole policy gradient.
+        noise_snr: of that action, as a gradient of what it draws from.
+        first_snr, snr: of that and of all actions, as a gradient of the weights.
         dims: D.
-        policy_shares, pathwise_shares: by call.
         policy_signals: squared lengths of the mean policy gradient by call, without bias.
-        made_up: the same of the last call with an action that is made up; its `power` is the mean
-            squared length of one prompt's estimate.
+        policy_shares, pathwise_shares: by call.
+        made_up: share of the mean in the squared length of one picture's.
+        gains: of each prompt.
         alike: prompts at which all pictures have one reward.
     """
 
@@ -99,13 +100,14 @@ class Diagnosis:
     prompts: int
     draws: int
     rho2: tuple[float, float] | None
+    noise_snr: tuple[float, float, float] | None
     first_snr: tuple[float, float, float] | None
     snr: tuple[float, float, float] | None
+    policy_signals: list[tuple[float, float]]
     policy_shares: list[float]
-    policy_signals: list[float]
-    made_up: dict[str, float]
+    made_up: tuple[float, float] | None
     pathwise_shares: list[float]
-    gain: tuple[float, float]
+    gains: list[float]
     spread: tuple[float, float]
     alike: int
 
@@ -189,11 +191,9 @@ class Subject:
 
 def diagnose(subject: Subject, steps: int) -> Diagnosis:
     """One number of steps."""
-    first: list[MeanVector] = []
-    whole: list[MeanVector] = []
+    of_noise: list[MeanVector] = []
+    of_weights: list[list[MeanVector]] = []
     gains, spreads = [], []
-    by_call = [VectorSum() for _ in range(steps)]
-    made_up = VectorSum()
     pathwise = [0.0] * steps
     alike = 0
     for number, prompt in enumerate(subject.prompts):
@@ -211,49 +211,61 @@ def diagnose(subject: Subject, steps: int) -> Diagnosis:
             ]
         clean = torch.cat([chain[-1].clean for chain in chains])
         spreads.append(_spread(clean))
-        gains.append(_gain(subject, ask, initial, injected, noise(_MADE_UP + 1)))
+        gains.append(_gain(subject, ask, chains[0], noise(_MADE_UP + 1)))
         for k, each in enumerate(_pathwise(subject, ask, chains[0], noise(_MADE_UP + 2))):
             pathwise[k] += each
         if steps == 1:
             continue
         reward_M = subject.rewards(clean, prompt)
-        advantage = ddpo.advantages(reward_M[None], baseline="batch", clip=math.inf)[0]
-        advantage = advantage.to(subject.device)
-        alike += int(not advantage.any())
-        first.append(score_vectors(advantage, injected[0]))
+        advantage_M = ddpo.advantages(reward_M[None], baseline="batch", clip=math.inf)[0]
+        advantage_M = advantage_M.to(subject.device)
+        alike += int(not advantage_M.any())
+        of_noise.append(score_vectors(advantage_M, injected[0]))
         unseen = noise(_MADE_UP)
-        own = VectorSum()
-        of_calls = torch.zeros((), device=subject.device)
-        for chain, rows in zip(chains, parts, strict=True):
-            found = torch.stack(
-                [
-                    policy_gradient(ask, subject.schedule, call, advantage[rows], subject.weights)
-                    for call in [*chain, _with_action(subject, chain[-1], unseen[rows])]
-                ]
-            )
-            own.add(found[:-1].sum(dim=0))
-            of_calls = of_calls + found * (len(rows) / subject.draws)
-        whole.append(of_one_row(own.mean(), [len(rows) for rows in parts]))
-        for total, gradient in zip([*by_call, made_up], of_calls, strict=True):
-            total.add(gradient)
-    signals = [total.mean().signal for total in by_call] if steps > 1 else [0.0]
-    of_made_up = made_up.mean() if steps > 1 else None
+        ended = [
+            [*chain, _with_action(subject, chain[-1], unseen[rows])]
+            for chain, rows in zip(chains, parts, strict=True)
+        ]
+        of_weights.append(_signals(subject, ask, ended, [advantage_M[rows] for rows in parts]))
+    *by_call, made_up, whole = zip(*of_weights, strict=True) if of_weights else [(), ()]
+    signals = [_interval([each.signal for each in found]) for found in by_call]
     return Diagnosis(
         steps=steps,
         dims=math.prod(subject.shape),
         prompts=len(subject.prompts),
         draws=subject.draws,
-        rho2=_interval([each.signal for each in first]) if first else None,
-        first_snr=_snr(first) if first else None,
-        snr=_snr(whole) if whole else None,
-        policy_shares=shares(signals),
+        rho2=_interval([each.signal for each in of_noise]) if of_noise else None,
+        noise_snr=_snr(of_noise),
+        first_snr=_snr(by_call[0]) if by_call else None,
+        snr=_snr(whole),
         policy_signals=signals,
-        made_up={"signal": of_made_up.signal, "power": of_made_up.power} if of_made_up else {},
+        policy_shares=shares([signal for signal, _ in signals]),
+        made_up=_share(made_up),
         pathwise_shares=shares(pathwise),
-        gain=_interval(gains),
+        gains=gains,
         spread=_interval(spreads),
         alike=alike,
     )
+
+
+def _signals(
+    subject: Subject,
+    ask: Callable[[Tensor, Tensor], Tensor],
+    parts: Sequence[Sequence[Call]],
+    advantages: Sequence[Tensor],
+) -> list[MeanVector]:
+    """What one picture tells of the policy gradient of each call at one prompt, the last of them
+    made up, and of that of all calls but this one."""
+    totals = [VectorSum() for _ in range(len(parts[0]) + 1)]
+    for of_part, advantage_B in zip(parts, advantages, strict=True):
+        found = [
+            policy_gradient(ask, subject.schedule, call, advantage_B, subject.weights)
+            for call in of_part
+        ]
+        for total, gradient in zip(totals, [*found, sum(found[:-1])], strict=True):
+            total.add(torch.as_tensor(gradient))
+    rows = [len(advantage_B) for advantage_B in advantages]
+    return [of_one_row(total.mean(), rows) for total in totals]
 
 
 def _spread(clean: Tensor) -> float:
@@ -264,16 +276,15 @@ def _spread(clean: Tensor) -> float:
 def _gain(
     subject: Subject,
     ask: Callable[[Tensor, Tensor], Tensor],
-    initial: Tensor,
-    injected: Sequence[Tensor],
+    chain: Sequence[Call],
     direction: Tensor,
 ) -> float:
-    """Of one draw, in one random direction."""
-    start, step = initial[:1], _NUDGE * direction[:1]
+    """Mean over the draws of a chain, each in a direction of its own."""
+    initial, step = chain[0].x, _NUDGE * direction[: len(chain[0].x)]
+    injected = [call.noise for call in chain if call.noise is not None]
     with torch.no_grad():
-        moved = calls(ask, subject.schedule, start + step, [each[:1] for each in injected])
-        still = calls(ask, subject.schedule, start, [each[:1] for each in injected])
-    return float(gain(moved[-1].clean, still[-1].clean, step)[0])
+        moved = calls(ask, subject.schedule, initial + step, injected)
+    return float(gain(moved[-1].clean, chain[-1].clean, step).mean())
 
 
 def _pathwise(
@@ -294,8 +305,10 @@ def _with_action(subject: Subject, last: Call, noise: Tensor) -> Call:
     return Call(last.x, last.t_B, last.clean, noise, float((alpha / sigma).flatten()[0]))
 
 
-def _snr(found: Sequence[MeanVector]) -> tuple[float, float, float]:
+def _snr(found: Sequence[MeanVector]) -> tuple[float, float, float] | None:
     """Over the prompts."""
+    if not found:
+        return None
     signal, half = _interval([each.signal for each in found])
     power = statistics.mean(each.power for each in found)
     ends = (MeanVector(each, power, len(found)) for each in (signal, signal - half, signal + half))
@@ -303,44 +316,58 @@ def _snr(found: Sequence[MeanVector]) -> tuple[float, float, float]:
     return middle, least, most
 
 
-def _share(made_up: Mapping[str, float]) -> str:
-    if not made_up:
-        return "none"
-    return f"{made_up['signal'] / made_up['power']:.2%}" if made_up["power"] > 0 else "0%"
+def _share(found: Sequence[MeanVector]) -> tuple[float, float] | None:
+    """Of the mean in the squared length of one picture's; 0 where nothing is learned from."""
+    if not found:
+        return None
+    signal, half = _interval([each.signal for each in found])
+    power = statistics.mean(each.power for each in found)
+    return (signal / power, half / power) if power > 0 else (0.0, 0.0)
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float]:
     return statistics.mean(values), half_interval(values)
 
 
+def _ratio(own: Sequence[float], fewest: Sequence[float]) -> str:
+    """Geometric mean over the prompts, and its 95 % interval."""
+    mean, half = _interval([math.log(a / b) for a, b in zip(own, fewest, strict=True)])
+    return _between([math.exp(each) for each in (mean, mean - half, mean + half)], 2)
+
+
+def _between(middle_and_ends: Sequence[float] | None, digits: int) -> str:
+    if middle_and_ends is None:
+        return "none"
+    middle, least, most = (f"{each:.{digits}f}" for each in middle_and_ends)
+    return f"{middle} ({least} to {most})"
+
+
 def rows_of(found: Sequence[Diagnosis]) -> list[list[str]]:
     """A head and a row a number of steps."""
+    fewest = min(found, key=lambda each: each.steps)
     rows = [
         [
-            "steps", "rho", "SNR, first action", "SNR, all actions", "policy gradient, by call",
-            "made up", "pathwise, by call", "gain", "spread",
+            "steps", "rho", "SNR of noise, first action", "SNR of weights, first action",
+            "SNR of weights, all actions", "policy gradient, by call", "made up",
+            "pathwise, by call", "gain", f"gain / that of {fewest.steps}", "spread",
         ]
     ]  # fmt: skip
     for each in found:
-        told = ["none"] * 3
+        rho = None
         if each.rho2 is not None:
             mean, half = each.rho2
             rho = [max(value, 0.0) ** 0.5 for value in (mean, mean - half, mean + half)]
-            told[0] = "{:.3f} ({:.3f} to {:.3f})".format(*rho)
-        for place, snr in enumerate((each.first_snr, each.snr), start=1):
-            if snr is not None:
-                told[place] = "{:.4f} ({:.4f} to {:.4f})".format(*snr)
         rows.append(
             [
                 str(each.steps),
-                *told,
-                " ".join(f"{share:.0%}" for share in each.policy_shares)
-                if each.made_up
-                else "none",
-                _share(each.made_up),
+                _between(rho, 3),
+                *(_between(snr, 4) for snr in (each.noise_snr, each.first_snr, each.snr)),
+                " ".join(f"{share:.0%}" for share in each.policy_shares) or "none",
+                "none" if each.made_up is None else "{:.3%} ± {:.3%}".format(*each.made_up),
                 " ".join(f"{share:.0%}" for share in each.pathwise_shares),
-                f"{each.gain[0]:.2f} ± {each.gain[1]:.2f}",
-                f"{each.spread[0]:.3f} ± {each.spread[1]:.3f}",
+                "{:.2f} ± {:.2f}".format(*_interval(each.gains)),
+                "itself" if each is fewest else _ratio(each.gains, fewest.gains),
+                "{:.3f} ± {:.3f}".format(*each.spread),
             ]
         )
     return rows

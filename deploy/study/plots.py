@@ -10,6 +10,8 @@ COLOURS = (
     "#2f5fb3", "#c0392b", "#1d7a46", "#c07a1a", "#7a5ea8", "#4aa3a2", "#8c5a3c", "#d46a9f",
     "#556070", "#a3a500",
 )  # fmt: skip
+LINES = (("-", "o"), ("--", "s"), (":", "^"))
+"""Styles of the lines and marks of the first ten, of the next ten, and so on."""
 Band = Sequence[tuple[float, float, float]]
 """Places, means, and half their 95 % intervals; 0 of one run alone."""
 
@@ -17,6 +19,11 @@ Band = Sequence[tuple[float, float, float]]
 def colour_of(number: int) -> str:
     """Of an arm or a family, by its place in the file."""
     return COLOURS[number % len(COLOURS)]
+
+
+def style_of(number: int) -> tuple[str, str]:
+    """Likewise the line and the mark, which tell apart those of one colour."""
+    return LINES[number // len(COLOURS) % len(LINES)]
 
 
 def bands(series: Mapping[str, Band], title: str, along: str) -> str:
@@ -29,8 +36,10 @@ def bands(series: Mapping[str, Band], title: str, along: str) -> str:
     for number, (name, band) in enumerate(series.items()):
         if band:
             places, means, halves = zip(*band, strict=True)
-            colour = colour_of(number)
-            axes.plot(places, means, color=colour, marker="o", markersize=3, label=_shown(name))
+            colour, (line, mark) = colour_of(number), style_of(number)
+            axes.plot(
+                places, means, line, color=colour, marker=mark, markersize=3, label=_shown(name)
+            )
             low = [mean - half for mean, half in zip(means, halves, strict=True)]
             high = [mean + half for mean, half in zip(means, halves, strict=True)]
             axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
@@ -56,10 +65,12 @@ def front(
     figure, axes = new_axes(8.4, 4.2, left=0.65, right=2.2, below=0.6)
     for number, (family, ends) in enumerate(points.items()):
         if ends:
-            colour = colour_of(number)
-            axes.scatter(*zip(*ends, strict=True), color=colour, s=14, label=_shown(family))
+            colour, (line, mark) = colour_of(number), style_of(number)
+            axes.scatter(
+                *zip(*ends, strict=True), color=colour, marker=mark, s=14, label=_shown(family)
+            )
             first, second = zip(*edges[family], strict=True)
-            axes.step(first, second, where="pre", color=colour, linewidth=1.2, alpha=0.7)
+            axes.step(first, second, line, where="pre", color=colour, linewidth=1.2, alpha=0.7)
     if before is not None:
         axes.scatter([before[0]], [before[1]], color="black", marker="x", s=40, label="before")
     axes.set_xlabel(names[0], fontsize=8, parse_math=False)

@@ -140,13 +140,17 @@ def _curves(study: Study, results: Finished) -> Iterator[str]:
 
 
 def _pictures(results: Finished) -> str:
-    """A column an arm, of the study's first seed that is finished in it."""
+    """A column an arm, of the study's first seed that is finished in it, and one of what arms of as
+    many steps began with."""
     shown: dict[str, Pictures] = {}
+    begun: set[int] = set()
     for arm, found in results.items():
         if not found:
             continue
         cell: Cell = found[0][0]
-        pairs = [(BEFORE, "before")] if not shown else []
+        steps = cell.config.model.num_steps
+        pairs = [] if steps in begun else [(BEFORE, f"before, {steps} steps")]
+        begun.add(steps)
         for moment, title in [*pairs, (AFTER, arm)]:
             if (pictures := read_pictures(cell.folder, moment, [])) is not None:
                 shown[title] = pictures

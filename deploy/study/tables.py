@@ -136,7 +136,7 @@ def rows_of(study: Study, results: Finished) -> list[list[str]]:
         runs = f"{len(found)}/{len(study.seeds)}"
         summaries = [summary for _, summary in found]
         if not summaries:
-            rows.append([arm, runs, *([""] * (len(scores) + len(_COSTS)))])
+            rows.append([arm, runs, *([LACKING] * (len(scores) + len(_COSTS)))])
             continue
         queries, wall_s = (
             f"{statistics.mean(summary[name] for summary in summaries):,.0f}"
@@ -152,12 +152,15 @@ def rows_of(study: Study, results: Finished) -> list[list[str]]:
 
 def difference_rows(study: Study, results: Finished) -> list[list[str]]:
     """A head and a row an arm: how it ends beside the arm `against`, seed by seed, with 95 %
-    intervals of the mean difference; empty where the study names none."""
+    intervals of the mean difference; empty where the study names none.
+
+    The second of four steps and the last of two are not the same thing, and are not compared.
+    """
     if study.against is None:
         return []
     scores = scores_shown(study, results)
     rows = [[f"less {study.against}", "seeds", *scores]]
-    of_other = _ends(results.get(study.against, ()))
+    of_other, steps = _ends(results.get(study.against, ())), _numbers_of_steps(results)
     for arm, found in results.items():
         own = _ends(found)
         seeds = [seed for seed in own if seed in of_other]
@@ -167,7 +170,9 @@ def difference_rows(study: Study, results: Finished) -> list[list[str]]:
         for score in scores:
             pairs = [(own[seed].get(score), of_other[seed].get(score)) for seed in seeds]
             gaps = [a - b for a, b in pairs if a is not None and b is not None]
-            complete = len(gaps) == len(seeds)
+            complete = len(gaps) == len(seeds) and not (
+                score.endswith("step") and steps[arm] != steps[study.against]
+            )
             told = f"{statistics.mean(gaps):+.3f}{_interval(gaps, 3)}" if complete else LACKING
             cells.append(told)
         rows.append([arm, str(len(seeds)), *cells])
@@ -324,7 +329,10 @@ def legend(tables: Iterable[list[list[str]]]) -> list[str]:
     """What the sign for nothing means, where it stands in a table; a sentence without its stop."""
     if not any(LACKING in row for rows in tables for row in rows):
         return []
-    return [f"{LACKING} stands where the runs of an arm measure no such score, or none is finished"]
+    return [
+        f"{LACKING} stands where the runs of an arm measure no such score, none is finished, or a "
+        "step's score is of chains of another length"
+    ]
 
 
 def notes_on(study: Study, results: Finished) -> list[str]:
@@ -375,6 +383,10 @@ def _have(summaries: Sequence[dict[str, Any]], score: str) -> bool:
 
 def _ends(found: Sequence[tuple[Cell, dict[str, Any]]]) -> dict[int, dict[str, float]]:
     return {cell.config.seed: summary["after"] for cell, summary in found}
+
+
+def _numbers_of_steps(results: Finished) -> dict[str, set[int]]:
+    return {arm: {cell.config.model.num_steps for cell, _ in f} for arm, f in results.items()}
 
 
 def _change(summaries: Sequence[dict[str, Any]], score: str) -> str:

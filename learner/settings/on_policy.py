@@ -15,7 +15,8 @@ _WIDER_THAN_BF16 = 0.01
 
 
 class OnPolicy(MicroBatched):
-    """What they share: a cycle trains, once, on what its own policy version sampled."""
+    """What they share: a cycle trains on what its own policy version sampled, every step of it once
+    before any comes again."""
 
     kept_steps: Count | None = None
     """Steps of a trajectory of many that are trained on, spread over its chain; null: all. Of a

@@ -38,7 +38,7 @@ LEARNS_SURROGATE = [
 PRESETS = {
     "ddpo": ["method.micro_batches=1"],
     "ppo-kl": ["method.micro_batches=1"],
-    "rlcm": ["method.last_call=true"],
+    "rlcm-last-call": [],
     "pso": [],
     "draft": ["method.pretrain.groups=8", "method.last_steps=2"],
     "draft-lv": ["method.pretrain.groups=8", "method.alpha=0.1", "method.kl_over=chain"],
@@ -55,7 +55,7 @@ def test_a_run_goes_through(
     preset: str, run_job: Callable[..., Ended], pipelines: Pipelines
 ) -> None:
     path = SMOKE.with_name(f"shapes-{preset}.yaml")
-    few = preset in ("rlcm", "pso", "gors-lcm")
+    few = preset in ("rlcm-last-call", "pso", "gors-lcm")
     models = [f"model.path={pipelines.student if few else pipelines.teacher}"]
     if few:
         models += [f"model.teacher={pipelines.teacher}"]

@@ -1,11 +1,13 @@
 """Configs of policy gradients and of reward gradients: their rounds, and what they cannot do."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deploy.settings.problems import ConfigError
 from deploy.settings.run_config import load_config
+from learner.settings.on_policy import OnPolicy
 
 SMOKE = Path(__file__).resolve().parents[2] / "deploy" / "configs" / "smoke.yaml"
 PPO = SMOKE.with_name("shapes-ddpo.yaml")
@@ -125,3 +127,37 @@ def test_on_policy_rounds_are_those_of_the_cycles_alone() -> None:
 def test_on_policy_samplers_never_run_ahead() -> None:
     assert load_config(RLCM, ["replay.max_staleness=null"]).max_staleness == 0
     assert load_config(SMOKE).max_staleness == 1
+
+
+@pytest.mark.parametrize(
+    ("variant", "parent", "differs"),
+    [
+        ("shapes-rlcm-last-call", "shapes-rlcm", {"last_call": True, "policy_batch": 256}),
+        ("shapes-draft-k", "shapes-draft", {"last_steps": 5}),
+        ("shapes-draft-kl", "shapes-draft", {"alpha": 0.001, "kl_over": "chain"}),
+        (
+            "shapes-refl-kl",
+            "shapes-refl",
+            {"alpha": 0.05, "kl_over": "chain", "learning_rate": 2.5e-5},
+        ),
+        ("shapes-seiko-ucb", "shapes-seiko", {"surrogate": {"confidence": "ucb", "heads": 1}}),
+    ],
+)
+def test_a_variant_s_preset_differs_from_its_parent_s_in_what_it_is_named_after(
+    variant: str, parent: str, differs: dict[str, Any]
+) -> None:
+    own, other = (
+        load_config(SMOKE.with_name(f"{name}.yaml")).method.model_dump(mode="json")
+        for name in (variant, parent)
+    )
+    if "surrogate" in differs:
+        differs = {"surrogate": {**other["surrogate"], **differs["surrogate"]}}
+    assert own == {**other, **differs}
+    assert own != other
+
+
+@pytest.mark.parametrize("preset", ["shapes-rlcm", "shapes-pso"])
+def test_the_last_of_few_steps_has_no_likelihood_and_is_left_out(preset: str) -> None:
+    config = load_config(SMOKE.with_name(f"{preset}.yaml"))
+    assert isinstance(config.method, OnPolicy)
+    assert [config.method.steps_trained(steps) for steps in (2, 4, 8)] == [1, 3, 7]

@@ -2,12 +2,16 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from deploy.markdown import markdown
+from deploy.run.files import pictures_file
 from deploy.study.file import Cell, Study, cells_of, load_study
+from deploy.study.plots import colour_of, style_of
 from deploy.study.report import study_html
 from deploy.study.tables import (
     beyond_budget,
@@ -35,7 +39,7 @@ def test_the_table_holds_the_changes_of_finished_runs_and_their_spread(
     assert (
         rows[2] == f"| plain | 2/2 | 0.500 → 0.700 (+0.200 ± {half:.3f}) | 100 | 2.0 | 3.0 | 10 |"
     )
-    assert rows[3] == "| no-anchor | 0/2 |  |  |  |  |  |"
+    assert rows[3] == "| no-anchor | 0/2 | – | – | – | – | – |"
 
 
 def test_the_csv_has_a_line_for_every_score_of_a_finished_run(
@@ -80,6 +84,23 @@ def test_a_score_that_an_arm_does_not_measure_is_a_dash(tuned: Study, tmp_path: 
     results = finished(study, cells)
     assert [row[3] for row in rows_of(study, results)] == ["exact_8step", "–", "–", "–"]
     assert [row[3] for row in difference_rows(study, results)] == ["exact_8step", "–", "–"]
+
+
+def test_a_step_of_a_chain_is_not_held_against_that_of_a_longer_one(
+    tuned: Study, tmp_path: Path
+) -> None:
+    longer = tuned.arms["last"].model_copy(update={"settings": ("model.num_steps=4",)})
+    arms = {**tuned.arms, "last": longer}
+    study = tuned.model_copy(update={"arms": arms, "scores": ("exact_2step", "diversity")})
+    cells = cells_of(study, "trial")
+    for cell in cells:
+        finish(cell, tmp_path, 0.5, 0.6)
+    results = finished(study, cells)
+    assert [row[2] for row in rows_of(study, results)[1:]] == ["0.500 → 0.600 (+0.100 ± 0.000)"] * 3
+    assert [row[2:] for row in difference_rows(study, results)[1:]] == [
+        ["+0.000 ± 0.000"] * 2,
+        ["–", "+0.000 ± 0.000"],
+    ]
 
 
 def test_a_front_s_area_is_that_under_its_staircase() -> None:
@@ -147,3 +168,28 @@ def test_the_page_shows_every_arm_and_what_is_not_finished(tuned: Study, tmp_pat
     ):
         assert f'alt="{title}"' in html
     assert "no-anchor" in html
+
+
+def test_the_page_shows_pictures_of_every_arm_beside_what_as_many_steps_began_with(
+    tuned: Study, tmp_path: Path
+) -> None:
+    longer = tuned.arms["last"].model_copy(update={"settings": ("model.num_steps=4",)})
+    study = tuned.model_copy(update={"arms": {**tuned.arms, "last": longer}})
+    cells = cells_of(study, "trial")
+    for cell in cells:
+        finish(cell, tmp_path, 0.5, 0.6)
+        for moment in ("before", "after"):
+            path = pictures_file(cell.folder, moment)
+            path.parent.mkdir(exist_ok=True)
+            np.savez(path, images=np.zeros((2, 8, 8, 3), np.uint8), prompts=["a dog", "a <cat>"])
+    html = study_html("trial", study, finished(study, cells), {})
+    grid = html[html.index('<table class="pictures">') :]
+    columns = re.findall("<th>(.*?)</th>", grid[: grid.index("</tr>")])
+    assert columns == ["", "before, 2 steps", "plain", "no-anchor", "before, 4 steps", "last"]
+    assert grid.count("<img") == 2 * 5
+    assert "a &lt;cat&gt;" in grid
+
+
+def test_arms_of_one_colour_have_other_lines_and_marks() -> None:
+    drawn = [(colour_of(number), *style_of(number)) for number in range(17)]
+    assert len(set(drawn)) == 17
