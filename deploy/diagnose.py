@@ -32,7 +32,7 @@ import math
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,14 @@ import torch
 from torch import Tensor
 
 from actors.prompts import seed_of
-from deploy.compare import half_interval
-from deploy.diagnosis import DIAGNOSIS_FILE, Diagnosed, described
+from deploy.diagnosis import (
+    DIAGNOSIS_FILE,
+    Diagnosed,
+    Diagnosis,
+    described,
+    interval,
+    rows_of,
+)
 from deploy.markdown import markdown
 from deploy.run.policy_build import device_of
 from deploy.settings.problems import ConfigError
@@ -75,41 +81,6 @@ _NUDGE = 0.01
 """Length of the step that a gain is measured with, in deviations of the initial noise."""
 _MADE_UP = 10_000
 """Stream of the noise that no picture shows."""
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """Of one number of steps; pairs are a mean and half its 95 % interval over the prompts.
-
-    SNRs come with the least and the most that the interval of the signal allows; None: no action.
-
-    Args:
-        rho2: squared correlation of the reward with the first action; None: there is no action.
-        noise_snr: of that action, as a gradient of what it draws from.
-        first_snr, snr: of that and of all actions, as a gradient of the weights.
-        dims: D.
-        policy_signals: squared lengths of the mean policy gradient by call, without bias.
-        policy_shares, pathwise_shares: by call.
-        made_up: share of the mean in the squared length of one picture's.
-        gains: of each prompt.
-        alike: prompts at which all pictures have one reward.
-    """
-
-    steps: int
-    dims: int
-    prompts: int
-    draws: int
-    rho2: tuple[float, float] | None
-    noise_snr: tuple[float, float, float] | None
-    first_snr: tuple[float, float, float] | None
-    snr: tuple[float, float, float] | None
-    policy_signals: list[tuple[float, float]]
-    policy_shares: list[float]
-    made_up: tuple[float, float] | None
-    pathwise_shares: list[float]
-    gains: list[float]
-    spread: tuple[float, float]
-    alike: int
 
 
 class Subject:
@@ -228,13 +199,13 @@ def diagnose(subject: Subject, steps: int) -> Diagnosis:
         ]
         of_weights.append(_signals(subject, ask, ended, [advantage_M[rows] for rows in parts]))
     *by_call, made_up, whole = zip(*of_weights, strict=True) if of_weights else [(), ()]
-    signals = [_interval([each.signal for each in found]) for found in by_call]
+    signals = [interval([each.signal for each in found]) for found in by_call]
     return Diagnosis(
         steps=steps,
         dims=math.prod(subject.shape),
         prompts=len(subject.prompts),
         draws=subject.draws,
-        rho2=_interval([each.signal for each in of_noise]) if of_noise else None,
+        rho2=interval([each.signal for each in of_noise]) if of_noise else None,
         noise_snr=_snr(of_noise),
         first_snr=_snr(by_call[0]) if by_call else None,
         snr=_snr(whole),
@@ -243,7 +214,7 @@ def diagnose(subject: Subject, steps: int) -> Diagnosis:
         made_up=_share(made_up),
         pathwise_shares=shares(pathwise),
         gains=gains,
-        spread=_interval(spreads),
+        spread=interval(spreads),
         alike=alike,
     )
 
@@ -309,7 +280,7 @@ def _snr(found: Sequence[MeanVector]) -> tuple[float, float, float] | None:
     """Over the prompts."""
     if not found:
         return None
-    signal, half = _interval([each.signal for each in found])
+    signal, half = interval([each.signal for each in found])
     power = statistics.mean(each.power for each in found)
     ends = (MeanVector(each, power, len(found)) for each in (signal, signal - half, signal + half))
     middle, least, most = (each.snr for each in ends)
@@ -320,57 +291,9 @@ def _share(found: Sequence[MeanVector]) -> tuple[float, float] | None:
     """Of the mean in the squared length of one picture's; 0 where nothing is learned from."""
     if not found:
         return None
-    signal, half = _interval([each.signal for each in found])
+    signal, half = interval([each.signal for each in found])
     power = statistics.mean(each.power for each in found)
     return (signal / power, half / power) if power > 0 else (0.0, 0.0)
-
-
-def _interval(values: Sequence[float]) -> tuple[float, float]:
-    return statistics.mean(values), half_interval(values)
-
-
-def _ratio(own: Sequence[float], fewest: Sequence[float]) -> str:
-    """Geometric mean over the prompts, and its 95 % interval."""
-    mean, half = _interval([math.log(a / b) for a, b in zip(own, fewest, strict=True)])
-    return _between([math.exp(each) for each in (mean, mean - half, mean + half)], 2)
-
-
-def _between(middle_and_ends: Sequence[float] | None, digits: int) -> str:
-    if middle_and_ends is None:
-        return "none"
-    middle, least, most = (f"{each:.{digits}f}" for each in middle_and_ends)
-    return f"{middle} ({least} to {most})"
-
-
-def rows_of(found: Sequence[Diagnosis]) -> list[list[str]]:
-    """A head and a row a number of steps."""
-    fewest = min(found, key=lambda each: each.steps)
-    rows = [
-        [
-            "steps", "rho", "SNR of noise, first action", "SNR of weights, first action",
-            "SNR of weights, all actions", "policy gradient, by call", "made up",
-            "pathwise, by call", "gain", f"gain / that of {fewest.steps}", "spread",
-        ]
-    ]  # fmt: skip
-    for each in found:
-        rho = None
-        if each.rho2 is not None:
-            mean, half = each.rho2
-            rho = [max(value, 0.0) ** 0.5 for value in (mean, mean - half, mean + half)]
-        rows.append(
-            [
-                str(each.steps),
-                _between(rho, 3),
-                *(_between(snr, 4) for snr in (each.noise_snr, each.first_snr, each.snr)),
-                " ".join(f"{share:.0%}" for share in each.policy_shares) or "none",
-                "none" if each.made_up is None else "{:.3%} ± {:.3%}".format(*each.made_up),
-                " ".join(f"{share:.0%}" for share in each.pathwise_shares),
-                "{:.2f} ± {:.2f}".format(*_interval(each.gains)),
-                "itself" if each is fewest else _ratio(each.gains, fewest.gains),
-                "{:.3f} ± {:.3f}".format(*each.spread),
-            ]
-        )
-    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

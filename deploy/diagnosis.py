@@ -1,16 +1,20 @@
-"""What is measured of a config before any training: what is asked for, and what it left.
+"""A config before any training: what is to be measured of it, what was found, and its table.
 
 `deploy.diagnose` measures it and writes it, a study has it measured and shows it; neither imports
 the other.
 """
 
 import json
-from collections.abc import Mapping
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from deploy.compare import half_interval
 from deploy.report.data import versions
 from deploy.settings.run_config import RunConfig
 from learner.settings.types import Section
@@ -27,6 +31,41 @@ class Diagnosed(Section):
     """Held-out prompts."""
     draws: Annotated[int, Field(ge=2)] = 128
     """Pictures of each."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Of one number of steps; pairs are a mean and half its 95 % interval over the prompts.
+
+    SNRs come with the least and the most that the interval of the signal allows; None: no action.
+
+    Args:
+        rho2: squared correlation of the reward with the first action; None: there is no action.
+        noise_snr: of that action, as a gradient of what it draws from.
+        first_snr, snr: of that and of all actions, as a gradient of the weights.
+        dims: D.
+        policy_signals: squared lengths of the mean policy gradient by call, without bias.
+        policy_shares, pathwise_shares: by call.
+        made_up: share of the mean in the squared length of one picture's.
+        gains: of each prompt.
+        alike: prompts at which all pictures have one reward.
+    """
+
+    steps: int
+    dims: int
+    prompts: int
+    draws: int
+    rho2: tuple[float, float] | None
+    noise_snr: tuple[float, float, float] | None
+    first_snr: tuple[float, float, float] | None
+    snr: tuple[float, float, float] | None
+    policy_signals: list[tuple[float, float]]
+    policy_shares: list[float]
+    made_up: tuple[float, float] | None
+    pathwise_shares: list[float]
+    gains: list[float]
+    spread: tuple[float, float]
+    alike: int
 
 
 def is_diagnosis_of(known: Mapping[str, Any] | None, config: RunConfig, asked: Diagnosed) -> bool:
@@ -54,3 +93,52 @@ def read_diagnosis(folder: Path) -> dict[str, Any] | None:
 def diagnosis_rows(folder: Path) -> list[list[str]]:
     """A head and a row a number of steps; empty where nothing was measured."""
     return (read_diagnosis(folder) or {}).get("rows", [])
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and half its 95 % interval."""
+    return statistics.mean(values), half_interval(values)
+
+
+def _ratio(own: Sequence[float], fewest: Sequence[float]) -> str:
+    """Geometric mean over the prompts, and its 95 % interval."""
+    mean, half = interval([math.log(a / b) for a, b in zip(own, fewest, strict=True)])
+    return _between([math.exp(each) for each in (mean, mean - half, mean + half)], 2)
+
+
+def _between(middle_and_ends: Sequence[float] | None, digits: int) -> str:
+    if middle_and_ends is None:
+        return "none"
+    middle, least, most = (f"{each:.{digits}f}" for each in middle_and_ends)
+    return f"{middle} ({least} to {most})"
+
+
+def rows_of(found: Sequence[Diagnosis]) -> list[list[str]]:
+    """A head and a row a number of steps."""
+    fewest = min(found, key=lambda each: each.steps)
+    rows = [
+        [
+            "steps", "rho", "SNR of noise, first action", "SNR of weights, first action",
+            "SNR of weights, all actions", "policy gradient, by call", "made up",
+            "pathwise, by call", "gain", f"gain / that of {fewest.steps}", "spread",
+        ]
+    ]  # fmt: skip
+    for each in found:
+        rho = None
+        if each.rho2 is not None:
+            mean, half = each.rho2
+            rho = [max(value, 0.0) ** 0.5 for value in (mean, mean - half, mean + half)]
+        rows.append(
+            [
+                str(each.steps),
+                _between(rho, 3),
+                *(_between(snr, 4) for snr in (each.noise_snr, each.first_snr, each.snr)),
+                " ".join(f"{share:.0%}" for share in each.policy_shares) or "none",
+                "none" if each.made_up is None else "{:.3%} ± {:.3%}".format(*each.made_up),
+                " ".join(f"{share:.0%}" for share in each.pathwise_shares),
+                "{:.2f} ± {:.2f}".format(*interval(each.gains)),
+                "itself" if each is fewest else _ratio(each.gains, fewest.gains),
+                "{:.3f} ± {:.3f}".format(*each.spread),
+            ]
+        )
+    return rows

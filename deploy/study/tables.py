@@ -160,7 +160,8 @@ def difference_rows(study: Study, results: Finished) -> list[list[str]]:
         return []
     scores = scores_shown(study, results)
     rows = [[f"less {study.against}", "seeds", *scores]]
-    of_other, steps = _ends(results.get(study.against, ())), _numbers_of_steps(results)
+    of_other = _ends(results.get(study.against, ()))
+    steps = {arm: {cell.config.model.num_steps for cell, _ in f} for arm, f in results.items()}
     for arm, found in results.items():
         own = _ends(found)
         seeds = [seed for seed in own if seed in of_other]
@@ -383,10 +384,6 @@ def _have(summaries: Sequence[dict[str, Any]], score: str) -> bool:
 
 def _ends(found: Sequence[tuple[Cell, dict[str, Any]]]) -> dict[int, dict[str, float]]:
     return {cell.config.seed: summary["after"] for cell, summary in found}
-
-
-def _numbers_of_steps(results: Finished) -> dict[str, set[int]]:
-    return {arm: {cell.config.model.num_steps for cell, _ in f} for arm, f in results.items()}
 
 
 def _change(summaries: Sequence[dict[str, Any]], score: str) -> str:
