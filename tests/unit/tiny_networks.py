@@ -37,8 +37,9 @@ def tiny_unet(time_cond_proj_dim: int | None) -> UNet2DConditionModel:
         ).eval()
 
 
-def network(time_cond_proj_dim: int | None = None) -> Any:
-    unet = tiny_unet(time_cond_proj_dim)
+def network(time_cond_proj_dim: int | None = None, unet: UNet2DConditionModel | None = None) -> Any:
+    """The tiny UNet, or the one given, as samplers call it."""
+    unet = unet or tiny_unet(time_cond_proj_dim)
 
     def predict(x_BCHW: Tensor, t_B: Tensor, prompts: Any, guidance_BE: Tensor | None) -> Tensor:
         return unet(x_BCHW, t_B, prompts, timestep_cond=guidance_BE).sample
