@@ -83,6 +83,10 @@ _MADE_UP = 10_000
 """Stream of the noise that no picture shows."""
 
 
+class RewardFailedError(Exception):
+    """A picture has no reward, so nothing is known of what it teaches."""
+
+
 class Subject:
     """A config's untouched policy, its rewards, and the prompts that it is measured on."""
 
@@ -141,7 +145,7 @@ class Subject:
         """Weighted sum of the rewards of pictures, float64 [M].
 
         Raises:
-            ValueError: a reward failed.
+            RewardFailedError: a reward failed, as often as the config allows.
         """
         images = decode_latents(self._vae, clean)
         total = np.zeros(len(images))
@@ -155,7 +159,7 @@ class Subject:
             )
             for row, outcome in enumerate(outcomes):
                 if isinstance(outcome, Failure):
-                    raise ValueError(f"the reward {reward.name} failed: {outcome.reason}")
+                    raise RewardFailedError(f"the reward {reward.name} failed: {outcome.reason}")
                 total[row] += weight * outcome
         return torch.from_numpy(total)
 
@@ -297,7 +301,7 @@ def _share(found: Sequence[MeanVector]) -> tuple[float, float] | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; 2 if the config is wrong."""
+    """The command; 2 if the config is wrong, 1 if a reward failed."""
     parser = argparse.ArgumentParser(
         prog="python -m deploy.diagnose",
         description=__doc__,
@@ -326,12 +330,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    found = [diagnose(subject, steps) for steps in options.steps]
+    try:
+        found = [diagnose(subject, steps) for steps in options.steps]
+    except RewardFailedError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
     rows = rows_of(found)
     sys.stdout.write(markdown(rows))
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
-        asked = Diagnosed(steps=tuple(options.steps), prompts=options.prompts, draws=options.draws)
+        asked = Diagnosed(
+            steps=tuple(options.steps),
+            prompts=options.prompts,
+            draws=options.draws,
+            batch=options.batch,
+        )
         measured = [asdict(each) for each in found]
         told = {"asked": described(config, asked), "rows": rows, "measured": measured}
         text = json.dumps(told, indent=1)

@@ -31,6 +31,8 @@ class Diagnosed(Section):
     """Held-out prompts."""
     draws: Annotated[int, Field(ge=2)] = 128
     """Pictures of each."""
+    batch: Annotated[int, Field(ge=1)] = 64
+    """Pictures at once: a signal is estimated from the batches' means, and so is its noise."""
 
 
 @dataclass(frozen=True)

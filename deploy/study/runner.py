@@ -247,7 +247,7 @@ def _diagnosed(study: Study, folder: Path, lock: int) -> bool:
     command = [
         *(sys.executable, "-m", "deploy.diagnose", study.config, *study.settings),
         *("--steps", *map(str, asked.steps), "--prompts", str(asked.prompts)),
-        *("--draws", str(asked.draws), "--out", str(folder)),
+        *("--draws", str(asked.draws), "--batch", str(asked.batch), "--out", str(folder)),
     ]
     config = load_config(study.config, study.settings)
     if is_diagnosis_of(read_diagnosis(folder), config, asked):

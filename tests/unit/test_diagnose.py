@@ -29,6 +29,7 @@ def test_every_number_of_steps_has_its_row(
 ) -> None:
     told = measured(pipelines, tmp_path, "--steps", "1", "2", "4")
     one, two, four = told["measured"]
+    assert (told["asked"]["draws"], told["asked"]["batch"]) == (8, 4)
     assert (one["rho2"], one["snr"], one["made_up"]) == (None, None, None)
     assert one["pathwise_shares"] == [1.0]
     assert two["policy_signals"][1] == [0, 0]  # the last call has no likelihood
@@ -72,6 +73,17 @@ def test_a_wrong_config_and_a_model_of_many_steps_are_refused(
     with pytest.raises(SystemExit):
         main(["deploy/configs/smoke-sqdf.yaml"])
     assert "give one of few" in capsys.readouterr().err
+
+
+def test_a_reward_that_fails_is_told_and_nothing_is_written(
+    pipelines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = ["deploy/configs/smoke.yaml", f"model.path={pipelines}/lcm"]
+    config += [f"model.teacher={pipelines}/base"]
+    config += ["rewards.binding.kind=tests.isolated_rewards:Partial", "replay.max_attempts=1"]
+    assert main([*config, *SMALL, "--steps", "2", "--out", str(tmp_path / "out")]) == 1
+    assert "the reward binding failed: not this one" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_signal_of_all_actions_is_that_of_each_picture_s_own_gradient(
