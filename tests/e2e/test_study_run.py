@@ -78,24 +78,36 @@ def test_a_killed_study_runs_what_is_missing_and_nothing_else(
     def again() -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True)
 
-    with (tmp_path / "log").open("w") as output:
-        study = subprocess.Popen(command, env=environ, cwd=ROOT, stdout=output, stderr=output)
-        begun = runs / "tuned-plain-try1" / "config.json"
-        deadline = time.monotonic() + 400
-        while not begun.exists():
-            assert study.poll() is None, (tmp_path / "log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        study.send_signal(signal.SIGKILL)
-        study.wait()
-    first = runs / "tuned-plain-try0" / "summary.json"
-    done_at = first.stat().st_mtime_ns
+    def killed_in(run: str) -> str:
+        """What it said until a kill, as soon as the run had begun."""
+        log = tmp_path / f"until-{run}.log"
+        with log.open("w") as output:
+            study = subprocess.Popen(command, env=environ, cwd=ROOT, stdout=output, stderr=output)
+            deadline = time.monotonic() + 400
+            while not (runs / run / "config.json").exists():
+                assert study.poll() is None, log.read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            study.send_signal(signal.SIGKILL)
+            study.wait()
+        return log.read_text()
 
+    def ended() -> dict[str, int]:
+        """When each run ended."""
+        return {path.parent.name: path.stat().st_mtime_ns for path in runs.glob("*/summary.json")}
+
+    killed_in("tuned-plain-try1")
+    after_tries = ended()
+    assert set(after_tries) == {"tuned-plain-try0"}
+    among_seeds = killed_in("tuned-last-seed3")
+    assert "run 1 of 1: tuned-plain-try1" in among_seeds
+    assert "run 2 of 2: tuned-last-seed3" in among_seeds
+    after_seeds = ended()
+    assert set(after_seeds) == {"tuned-plain-try0", "tuned-plain-try1", "tuned-plain-seed3"}
     rest = again()
     assert rest.returncode == 0, rest.stderr
-    assert "run 1 of 1: tuned-plain-try1" in rest.stderr
-    assert "run 2 of 2: tuned-last-seed3" in rest.stderr
-    assert first.stat().st_mtime_ns == done_at
+    assert "run 1 of 1: tuned-last-seed3" in rest.stderr
+    assert after_tries.items() <= after_seeds.items() <= ended().items()
     tuning = json.loads((runs / "tuned" / "tuning.json").read_text())["plain"]
     assert None not in tuning["scores"]
     rates = ["method.learning_rate=1e-5", "method.learning_rate=1e-4"]
@@ -104,7 +116,8 @@ def test_a_killed_study_runs_what_is_missing_and_nothing_else(
     rate = json.loads((runs / "tuned-last-seed3" / "config.json").read_text())["method"]
     assert rate["learning_rate"] == float(best.split("=")[1])
     # What the untouched policy scores is measured by one of the runs with these held-out pictures.
-    assert rest.stderr.count("its evaluation before training is that of a finished run") >= 1
+    told = among_seeds + rest.stderr
+    assert "its evaluation before training is that of a finished run" in told
     assert all(rate in (runs / "tuned" / "study.html").read_text() for rate in rates)
 
     with tarfile.open(runs / "tuned" / "runs.tar.xz") as archive:
