@@ -2,7 +2,7 @@
 
 PPO's ratio is to the version that sampled, and 1 before a cycle's first update, so a cycle of
 policy gradients never comes to this. PSO's is to the untouched policy and clipped either way: once
-all rows are beyond it nothing brings them back, and the reward teaches no more.
+all rows are beyond it the reward teaches no more, and brings none of them back.
 """
 
 

@@ -118,7 +118,11 @@ def step_kl(
 
 
 def reward_loss(reward_B: Tensor, kl_B: Tensor, *, alpha: float, ceiling: float | None) -> Tensor:
-    """−mean(min(r, ceiling) − α KL); at and above the ceiling a reward has no gradient."""
+    """−mean(min(r, ceiling) − α KL); at and above the ceiling a reward has no gradient.
+
+    ReFL (Xu et al. 2023, alg. 1) multiplies its relu(2 − r) by 1e-3; here alpha and a clip of the
+    gradient's norm are on the scale of the reward itself.
+    """
     if ceiling is not None:
         reward_B = ceiling - (ceiling - reward_B).relu()
     return -(reward_B - alpha * kl_B).mean()

@@ -12,6 +12,7 @@ from learner.methods.pso_policy import PsoPolicy
 from learner.policy.denoiser import Denoiser, Network, guidance_rows, guided_call
 from learner.policy.text import Text
 from learner.policy.views import policy_over
+from learner.settings.model import Model
 from learner.settings.on_policy import Ppo, Pso
 from learner.transitions import KeptSteps, Renoised, trained_strata
 
@@ -27,7 +28,6 @@ def build_on_policy(settings: Ppo | Pso, given: Given) -> Alternating:
     if not model.is_few_step:
         chain = Chain(pipeline.schedule, model.num_steps)
         steps = KeptSteps(trained_strata(settings, model.num_steps))
-        ask = _classifier_free(model.guidance_scale)
     else:
         chain = pipeline.few_step_chain(model.num_steps)
         steps = Renoised(
@@ -36,7 +36,7 @@ def build_on_policy(settings: Ppo | Pso, given: Given) -> Alternating:
             settings.steps_trained(model.num_steps),
             shared_initial_noise=given.shared_initial_noise,
         )
-        ask = _embedded(model.guidance_scale, base.config["time_cond_proj_dim"])
+    ask = ask_of(model, base.config["time_cond_proj_dim"])
     shared = parts.engine, chain, parts.encode, ask
     if isinstance(settings, Pso):
         policy, plan = PsoPolicy(settings, *shared, reference), steps_of_pairs(settings)
@@ -45,6 +45,17 @@ def build_on_policy(settings: Ppo | Pso, given: Given) -> Alternating:
         policy, plan = PpoPolicy(settings, *shared, held_to), every_step(settings)
     own = OnPolicySteps(settings, policy, steps, plan, parts.journal, seat)
     return parts.alternating(settings, own)
+
+
+def ask_of(model: Model, guidance_dim: int | None) -> AskEps:
+    """How samplers ask a model for its noise, and so how its own steps are told again.
+
+    Args:
+        guidance_dim: `time_cond_proj_dim` of a model of few steps; None: it takes no guidance.
+    """
+    if model.is_few_step:
+        return _embedded(model.guidance_scale, guidance_dim)
+    return _classifier_free(model.guidance_scale)
 
 
 def _classifier_free(scale: float) -> AskEps:

@@ -71,10 +71,14 @@ class Draft(MicroBatched, Climbing):
         return len(self.starts(num_steps)) if self.path == "stopped" else 0
 
     def title_and_paper(self, is_few_step: bool) -> tuple[str, str]:
-        """By the path; SEIKO where a surrogate's doubt is a bonus at its end."""
-        optimistic = self.surrogate.confidence != "pessimistic"
-        seiko = self.reward == "surrogate" and optimistic and self.path == "last"
-        return ("SEIKO", "arXiv:2402.16359") if seiko else _TITLES[self.path]
+        """By the path, and whose gradient it is if not the reward's own; SEIKO where a surrogate's
+        doubt is a bonus at its end."""
+        title, paper = _TITLES[self.path]
+        if self.reward != "surrogate":
+            return title, paper
+        if self.surrogate.confidence != "pessimistic" and self.path == "last":
+            return "SEIKO", "arXiv:2402.16359"
+        return f"{title} through a surrogate", paper
 
     def graph_rows(self, model: Model, ranks: int) -> GraphRows:
         """Calls of the path, and those that tell a KL."""

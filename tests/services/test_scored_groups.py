@@ -1,5 +1,6 @@
 """The learner's view of the replay, on a real server: complete groups, waits, latents."""
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
@@ -358,3 +359,20 @@ def test_samplers_are_ahead_by_whole_rounds_however_large_these_are(
     with pytest.raises(StallError):
         waiting.collect(range(2), 0)
     assert replay.counters().admitted == issued
+
+
+def test_a_version_s_groups_are_those_that_it_sampled_alone(
+    replay: RedisReplay, make_group: MakeGroup
+) -> None:
+    old, new, mixed = (
+        make_group(ticket, version=version) for ticket, version in enumerate((0, 1, 1))
+    )
+    mixed[1] = dataclasses.replace(mixed[1], policy_version=0)
+    for records in (old, new, mixed):
+        put(replay, records)
+        commit(replay, records)
+    groups = view(replay)
+    groups.collect(range(3), 0)
+    assert groups.of_version([0, 1, 2], 1) == [1]
+    assert groups.of_version([0, 1, 2], 0) == [0]
+    assert groups.of_version([0, 2], 1) == []

@@ -135,11 +135,7 @@ def test_on_policy_samplers_never_run_ahead() -> None:
         ("shapes-rlcm-last-call", "shapes-rlcm", {"last_call": True, "policy_batch": 256}),
         ("shapes-draft-k", "shapes-draft", {"last_steps": 5}),
         ("shapes-draft-kl", "shapes-draft", {"alpha": 0.001, "kl_over": "chain"}),
-        (
-            "shapes-refl-kl",
-            "shapes-refl",
-            {"alpha": 0.05, "kl_over": "chain", "learning_rate": 2.5e-5},
-        ),
+        ("shapes-refl-kl", "shapes-refl", {"alpha": 0.05, "kl_over": "chain"}),
         ("shapes-seiko-ucb", "shapes-seiko", {"surrogate": {"confidence": "ucb", "heads": 1}}),
     ],
 )

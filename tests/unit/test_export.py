@@ -204,6 +204,11 @@ def test_every_method_is_called_by_its_name(preset: str, name: str) -> None:
     assert method_of(configured(preset))[0] == name
 
 
+def test_a_gradient_of_a_surrogate_is_not_called_the_rewards_own() -> None:
+    config = configured("shapes-seiko.yaml", "method.surrogate.confidence=pessimistic")
+    assert method_of(config)[0] == "DRaFT-K through a surrogate"
+
+
 def code_of(preset: str, form: Any, *overrides: str) -> str:
     text = card_text(configured(preset, *overrides), {}, form, "a cat")
     return text.split("```python\n")[1].split("```")[0]

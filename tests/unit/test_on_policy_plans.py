@@ -36,8 +36,8 @@ class Told:
         ]
 
 
-def planned(make: Any, settings: Ppo | Pso) -> Plan:
-    return make(settings)(Told(), list(REWARDS), SLOTS, np.random.default_rng(0), Seat(0))
+def planned(make: Any, settings: Ppo | Pso, seat: Seat = Seat(0)) -> Plan:  # noqa: B008  frozen
+    return make(settings)(Told(), list(REWARDS), SLOTS, np.random.default_rng(0), seat)
 
 
 def reward_of(entry: Any) -> float:
@@ -59,9 +59,9 @@ def test_every_step_of_every_trajectory_is_in_one_pass() -> None:
     assert sorted(plan.rows_UB.flatten()) == list(range(len(plan.entries) * SLOTS))
 
 
-def halves() -> tuple[list[tuple[Any, int]], list[tuple[Any, int]]]:
+def halves(seat: Seat = Seat(0)) -> tuple[list[tuple[Any, int]], list[tuple[Any, int]]]:  # noqa: B008
     """Trajectory and slot of the better rows and of the worse ones, pair by pair."""
-    plan = planned(steps_of_pairs, Pso(policy_steps=3, policy_batch=2))
+    plan = planned(steps_of_pairs, Pso(policy_steps=3, policy_batch=2), seat)
     better_UP, worse_UP = np.split(plan.rows_UB, 2, axis=1)
 
     def named(rows: np.ndarray) -> list[tuple[Any, int]]:
@@ -85,3 +85,27 @@ def test_every_step_of_every_group_that_tells_something_is_paired_once() -> None
     told = [ticket for ticket in REWARDS if ticket != 7]
     pairs = sorted((entry.ticket, slot) for entry, slot in halves()[0])
     assert pairs == [(ticket, slot) for ticket in told for slot in range(SLOTS)]
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (every_step, Ppo(policy_steps=2, policy_batch=12)),
+        (steps_of_pairs, Pso(policy_steps=3, policy_batch=2)),
+    ],
+)
+def test_two_ranks_share_the_rows_of_every_update(make: Any, settings: Ppo | Pso) -> None:
+    whole_UB = planned(make, settings).rows_UB
+    shares = [planned(make, settings, Seat(0, rank, 2)).rows_UB for rank in range(2)]
+    assert shares[0].shape == shares[1].shape
+    for update, rows_B in enumerate(whole_UB):
+        assert sorted(np.concatenate([share[update] for share in shares])) == sorted(rows_B)
+
+
+def test_a_pair_is_whole_on_its_rank() -> None:
+    for rank in range(2):
+        better, worse = halves(Seat(0, rank, 2))
+        assert [(e.ticket, slot) for e, slot in better] == [(e.ticket, slot) for e, slot in worse]
+        assert all(
+            reward_of(b) > reward_of(w) for (b, _), (w, _) in zip(better, worse, strict=True)
+        )

@@ -33,7 +33,7 @@ def pairs() -> Transitions:
         noise_BCHW=torch.randn(4, 4, 8, 8, generator=generator),
         prompts=["a red circle", "a blue star"] * 2,
         advantage_B=torch.zeros(4),
-        weight_B=torch.ones(4),
+        weight_B=torch.tensor([1.5, 0.5, 1.5, 0.5]),
     )
 
 
@@ -55,11 +55,12 @@ def policy_of(unet: Any, denoiser: Denoiser, **settings: Any) -> tuple[PsoPolicy
 
 
 def test_the_gradient_is_that_of_the_preference_of_log_probabilities() -> None:
+    """Of actions that another version took than the one that is improved."""
     unet = base()
-    now, rows = adapted(unet, 0.01), pairs()
+    old, now, rows = adapted(unet, 0.01), adapted(unet, 0.02), pairs()
+    remembered = policy_of(unet, old)[0].remembered(rows, rows_at_once=4)
     policy, engine = policy_of(unet, now, ratio_clip=0.9, micro_batches=2)
-    remembered = policy.remembered(rows, rows_at_once=4)
-    policy.step(remembered)
+    assert policy.step(remembered)["clip_fraction"] == 0
     text, (t_B, _) = encode(list(rows.prompts)), CHAIN.times(rows.step_B)
 
     def log_prob(network: Denoiser) -> Tensor:
@@ -70,12 +71,13 @@ def test_the_gradient_is_that_of_the_preference_of_log_probabilities() -> None:
         return gaussian.log_prob(action).mean(dim=(1, 2, 3))
 
     with torch.no_grad():
-        eps = now(rows.latents_BCHW, t_B, text)
+        eps = old(rows.latents_BCHW, t_B, text)
         mean, std = CHAIN.moments(rows.latents_BCHW, eps, rows.step_B)
         action = mean + std * rows.noise_BCHW
         reference_B = log_prob(Denoiser(unet))
     rho_B = log_prob(now) - reference_B
-    loss = -torch.nn.functional.logsigmoid(50.0 * (rho_B[:2] - rho_B[2:])).mean()
+    preferred_B = torch.nn.functional.logsigmoid(50.0 * (rho_B[:2] - rho_B[2:]))
+    loss = -(rows.weight_B[:2] * preferred_B).mean()
     trained = [p for p in now.parameters() if p.requires_grad]
     theirs = torch.autograd.grad(loss, trained)
     for mine, other in zip(gradients(engine), theirs, strict=True):

@@ -1,7 +1,7 @@
 """The surrogate's side of an alternation: what it is fitted to, when that ends, what brakes."""
 
 from collections.abc import Iterable, Sequence
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +27,7 @@ class Scripted:
     """
 
     moments = None
+    num_features = 200
 
     def __init__(self, held_out: Sequence[float] = (0.5,), fresh: float = 1.0) -> None:
         self._held_out = list(held_out)
@@ -39,6 +40,10 @@ class Scripted:
     def step(self, batch: GroupBatch) -> dict[str, float]:
         self.trained.append(list(batch.tickets))
         return {"ranking_loss": 0.0}
+
+    def features(self, batch: GroupBatch) -> Tensor:
+        """Of both labels of a group the same, and of groups orthogonal."""
+        return torch.eye(self.num_features)[list(batch.tickets)].repeat_interleave(2, dim=0)
 
     def accuracy(self, batch: GroupBatch) -> list[float]:
         self.measured.append(list(batch.tickets))
@@ -105,12 +110,16 @@ def settings_of(**changes: Any) -> Alternation:
     )
 
 
-def surrogate_of(trainer: Scripted, settings: Alternation | None = None) -> SurrogateSteps:
-    parts: Any = trainer, None, None
+def surrogate_of(
+    trainer: Scripted,
+    settings: Alternation | None = None,
+    *,
+    climb: Any = None,
+    seat: Seat = Seat(0),  # noqa: B008  frozen
+) -> SurrogateSteps:
+    parts: Any = trainer, None, climb
     known: Any = {"groups": Groups(), "labels": ["2step"]}
-    return SurrogateSteps(
-        settings or settings_of(), *parts, **known, journal=Journal(), seat=Seat(0)
-    )
+    return SurrogateSteps(settings or settings_of(), *parts, **known, journal=Journal(), seat=seat)
 
 
 def fitted(*held_out: float) -> Scripted:
@@ -182,3 +191,32 @@ def test_a_surrogate_that_is_right_on_fresh_samples_is_climbed_on() -> None:
     steps, rows = run(fresh=0.7)
     assert [row["braked"] for row in rows] == [0.0, 0.0]
     assert steps.steps == 4
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ucb_counts_every_label_that_is_known_once(ranks: int) -> None:
+    """A group's two labels are alike here, and each group has a direction of its own."""
+    settings = settings_of(
+        surrogate={"batch_groups": 8, "confidence": "ucb", "heads": 1, "pessimism": 0.0}
+    )
+    climbs = [SimpleNamespace(gram_FF=None) for _ in range(ranks)]
+    surrogates = [
+        surrogate_of(Scripted(), settings, climb=climb, seat=Seat(0, rank, ranks))
+        for rank, climb in enumerate(climbs)
+    ]
+
+    def counted() -> list[float]:
+        """Labels of each group. Alone, a rank's mean over the ranks is what it has itself."""
+        mean_FF = torch.stack([climb.gram_FF for climb in climbs]).mean(dim=0)
+        assert torch.equal(mean_FF, mean_FF.diag().diag())
+        return mean_FF.diag().tolist()
+
+    def labels_of(*tickets: int) -> list[float]:
+        return [2.0 * (ticket in tickets) for ticket in range(Scripted.num_features)]
+
+    for surrogate in surrogates:
+        surrogate.fit(list(range(20)), lambda: None)
+    assert counted() == labels_of(*range(20))
+    for surrogate in surrogates:
+        surrogate.adapt(0, range(4, 20), FRESH)
+    assert counted() == labels_of(*range(4, 20), *FRESH)
