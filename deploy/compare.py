@@ -11,22 +11,25 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deploy.run.files import SUMMARY_FILE
+from deploy.run.files import CONFIG_FILE, SUMMARY_FILE
+from deploy.settings.run_config import config_from_json
 
 _COSTS = {"wall_s": "s", "peak_rss_mb": "MB", "reward_queries": "reward queries"}
 
 
 def load_summaries(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """The summaries of finished runs.
+    """The summaries of finished runs that differ in their seeds alone.
 
     Raises:
-        ValueError: there is none in a folder, or its run did not train to the end.
+        ValueError: there is none in a folder, its run did not train to the end, a seed is there
+            twice, or a run has other settings than the first.
     """
     summaries = []
+    configs: list[dict[str, Any]] = []
     for folder in folders:
         try:
             summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
@@ -38,7 +41,38 @@ def load_summaries(folders: Sequence[Path]) -> list[dict[str, Any]]:
                 "or resume it"
             )
         summaries.append(summary)
+        configs.append(_settings(folder))
+        if unlike := list(differences(configs[0], configs[-1])):
+            raise ValueError(
+                f"{folder} is another experiment than {folders[0]} ({'; '.join(unlike)}): a mean "
+                "over both says nothing; compare them apart"
+            )
+    seeds = [summary["seed"] for summary in summaries]
+    if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
+        raise ValueError(
+            f"seed {twice[0]} is there twice, which is no second sample; leave one of them out"
+        )
     return summaries
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """All of a run's but its seed and name."""
+    try:
+        config = config_from_json((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no readable {CONFIG_FILE} in {folder}: {error}") from None
+    return config.model_dump(mode="json", exclude={"seed", "name"})
+
+
+def differences(there: Any, here: Any, path: str = "") -> Iterator[str]:
+    """Settings in which two configs differ, as `a.b: 1, not 2`."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        for key in dict.fromkeys([*there, *here]):
+            inner = f"{path}.{key}" if path else str(key)
+            yield from differences(there.get(key), here.get(key), inner)
+    elif there != here and not (path.endswith("prompts.digest") and here is None):
+        # A run notes that itself, and is held to it when it is resumed.
+        yield f"{path}: {there}, not {here}"
 
 
 def changes(summaries: Sequence[dict[str, Any]], score: str) -> tuple[float, float, float, float]:

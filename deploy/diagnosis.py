@@ -7,7 +7,7 @@ the other.
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -70,13 +70,6 @@ class Diagnosis:
     alike: int
 
 
-def is_diagnosis_of(known: Mapping[str, Any] | None, config: RunConfig, asked: Diagnosed) -> bool:
-    """Whether a diagnosis is what the file asks for, by whatever code: runs are kept so, too."""
-    if known is None or not isinstance(known.get("asked"), dict):
-        return False
-    return {**known["asked"], "versions": None} == {**described(config, asked), "versions": None}
-
-
 def described(config: RunConfig, asked: Diagnosed) -> dict[str, Any]:
     """What a diagnosis depends on."""
     without = {"name", "callbacks", "logging"}
@@ -84,17 +77,16 @@ def described(config: RunConfig, asked: Diagnosed) -> dict[str, Any]:
     return {**told, **asked.model_dump(mode="json")}
 
 
-def read_diagnosis(folder: Path) -> dict[str, Any] | None:
-    """What `deploy.diagnose` wrote into a study's folder; None: nothing that can be read."""
+def diagnosis_rows(folder: Path, config: RunConfig, asked: Diagnosed) -> list[list[str]]:
+    """What `deploy.diagnose` wrote into a study's folder, a head and a row a number of steps; empty
+    where that is nothing, or not of this config and as much as asked. Whatever code measured it:
+    runs are kept so, too."""
     try:
-        return json.loads((folder / DIAGNOSIS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def diagnosis_rows(folder: Path) -> list[list[str]]:
-    """A head and a row a number of steps; empty where nothing was measured."""
-    return (read_diagnosis(folder) or {}).get("rows", [])
+        known = json.loads((folder / DIAGNOSIS_FILE).read_text(encoding="utf-8"))
+        told, rows = {**known["asked"], "versions": None}, known["rows"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
+    return rows if told == {**described(config, asked), "versions": None} else []
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from deploy.run.files import FRESH_PHASE, METRICS_FILE
 from deploy.settings.run_config import RunConfig
 from deploy.study.file import Reach, Study
 from deploy.study.plots import Band
-from deploy.study.tables import LACKING, Finished
+from deploy.study.tables import LACKING, Finished, Run
 
 _CYCLE_PHASES = ("policy", FRESH_PHASE)
 
@@ -97,14 +97,14 @@ def reach_rows(study: Study, results: Finished) -> list[list[str]]:
             row.append(f"{statistics.mean(each.queries for each in reached_at):,.0f}")
             row.append(f"{statistics.mean(each.seconds for each in reached_at):,.0f}")
         else:
-            row += [LACKING] * 3
+            row += ["never"] * 3
         if study.against is not None:
             row.append(_ratios(found.get(study.against, {}), by_seed))
         rows.append(row)
     return rows
 
 
-def _by_seed(reach: Reach, runs: Sequence) -> dict[int, Reached | None]:
+def _by_seed(reach: Reach, runs: Sequence[Run]) -> dict[int, Reached | None]:
     return {
         cell.config.seed: reached(reach, cell.config, read_points(cell.folder / METRICS_FILE))
         for cell, _ in runs

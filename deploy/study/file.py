@@ -30,20 +30,21 @@ arm's and its seed's, so a study that was killed finds again what is finished.
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from deploy.compare import differences
 from deploy.diagnosis import Diagnosed
 from deploy.run.files import CONFIG_FILE, SUMMARY_FILE
 from deploy.run.plan import has_begun
 from deploy.settings.config_yaml import YamlError, read_preset
-from deploy.settings.problems import ConfigError
+from deploy.settings.problems import ConfigError, problems_of
 from deploy.settings.run_config import RunConfig, config_from_json, load_config
-from learner.settings.types import Count, Section, Share, Whole
+from learner.settings.types import Count, Number, Positive, Section, Share, Whole
 
 
 class Arm(Section):
@@ -72,7 +73,8 @@ class Tuning(Section):
     seed: Whole
     """Of all tries; none of the study's own."""
     score: str = Field(min_length=1)
-    """The try that ends with the most of it is the arm's."""
+    """The try that ends with the most of it is the arm's, unless its runs have begun with another
+    that was the best when all had ended."""
     settings: tuple[str, ...] = ()
     """Overrides of all tries, such as another `evaluation.seed`."""
 
@@ -82,7 +84,7 @@ class Budget(Section):
 
     reward_queries: Count
     """Scores of single pictures."""
-    tflops: float | None = Field(default=None, gt=0)
+    tflops: Positive | None = None
     """10¹² floating-point operations of sampling and learning. They are measured, so an arm that
     spent more is told below the table."""
     slack: Share = 0.1
@@ -95,7 +97,7 @@ class Front(Section):
 
     scores: tuple[str, str]
     """Both count as better when higher."""
-    reference: tuple[float, float]
+    reference: tuple[Number, Number]
     """Corner of the area that a front dominates, its hypervolume."""
 
 
@@ -104,7 +106,7 @@ class Reach(Section):
 
     score: str = Field(min_length=1)
     """A reward of training, such as `reward_2step`."""
-    at: float
+    at: Number
     """Reached where it is as much or more."""
     rounds: Count = 3
     """Rounds of fresh samples that it is the mean of."""
@@ -165,6 +167,8 @@ class Study(Section):
                 raise ValueError(
                     f"arm {name} is tuned as {arm.tuned_as}, which is no arm with tries of its own"
                 )
+            if len(set(arm.tries)) < len(arm.tries):
+                raise ValueError(f"a try of arm {name} stands twice")
         if len(set(counts.values())) > 1:
             told = ", ".join(f"{name} {count}" for name, count in counts.items())
             raise ValueError(f"every arm needs as many tries, or `tuned_as`; there are: {told}")
@@ -255,7 +259,7 @@ class Cell:
             there = config_from_json(text).model_dump(mode="json")
         except (OSError, ValueError, ConfigError) as error:
             raise ValueError(f"the config of the run in {self.folder}: {error}") from None
-        return list(_differences(there, self.config.model_dump(mode="json")))
+        return list(differences(there, self.config.model_dump(mode="json")))
 
 
 def load_study(path: Path) -> Study:
@@ -269,15 +273,14 @@ def load_study(path: Path) -> Study:
     except YamlError as error:
         raise ValueError(str(error)) from None
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise ValueError(f"{path}: " + "; ".join(lines)) from None
+        raise ConfigError(problems_of(error.errors(), Study), str(path)) from None
 
 
 def tries_of(study: Study, name: str) -> dict[str, list[Cell]]:
     """The runs that an arm's best try is chosen from, by arm.
 
     Raises:
-        ValueError: as `cells_of`.
+        ValueError: as `cells_of`; or the tries of one plan more queries than those of another.
     """
     if study.tuning is None:
         return {}
@@ -289,6 +292,7 @@ def tries_of(study: Study, name: str) -> dict[str, list[Cell]]:
             values = (*tried, *tuning.settings)
             _add(found.setdefault(arm, []), wrong, study, arm, values, tuning.seed, run)
     _refuse(wrong)
+    _refuse_unequal([cell for cells in found.values() for cell in cells], study.budget)
     return found
 
 
@@ -349,6 +353,24 @@ def _refuse(wrong: Mapping[str, str]) -> None:
         raise ValueError("\n".join(f"arm {arm}: {text}" for arm, text in wrong.items()))
 
 
+def _refuse_unequal(tries: Sequence[Cell], budget: Budget | None) -> None:
+    """Raises ValueError if one try plans clearly fewer queries than another, or more than a run of
+    the study may."""
+    planned = {cell.config.name: cell.config.planned_queries for cell in tries}
+    least, most = min(planned.values(), default=0), max(planned.values(), default=0)
+    slack = Budget.model_fields["slack"].default if budget is None else budget.slack
+    if least < most * (1 - slack):
+        told = ", ".join(f"{name} {count:,}" for name, count in planned.items())
+        raise ValueError(
+            f"tries need as many reward queries, within {slack:.0%}; they plan: {told}"
+        )
+    if budget is not None and most > budget.reward_queries:
+        raise ValueError(
+            f"a try plans {most:,} reward queries, where the study's budget of a run is "
+            f"{budget.reward_queries:,}: change `tuning.settings`"
+        )
+
+
 def _off_budget(config: RunConfig, budget: Budget) -> str | None:
     planned, allowed = config.planned_queries, budget.reward_queries
     if allowed * (1 - budget.slack) <= planned <= allowed:
@@ -357,13 +379,3 @@ def _off_budget(config: RunConfig, budget: Budget) -> str | None:
         f"plans {planned:,} reward queries, where the study's budget is {allowed:,} less at most "
         f"{budget.slack:.0%}: change its cycles or groups"
     )
-
-
-def _differences(there: Any, here: Any, path: str = "") -> Iterator[str]:
-    if isinstance(there, Mapping) and isinstance(here, Mapping):
-        for key in dict.fromkeys([*there, *here]):
-            inner = f"{path}.{key}" if path else str(key)
-            yield from _differences(there.get(key), here.get(key), inner)
-    elif there != here and not (path.endswith("prompts.digest") and here is None):
-        # A run notes that itself, and is held to it when it is resumed.
-        yield f"{path}: {there}, not {here}"

@@ -50,15 +50,15 @@ def bands(series: Mapping[str, Band], title: str, along: str) -> str:
 
 def front(
     points: Mapping[str, Sequence[Sequence[float]]],
-    edges: Mapping[str, Sequence[Sequence[float]]],
+    edges: Mapping[str, Sequence[Sequence[Sequence[float]]]],
     names: tuple[str, str],
     before: Sequence[float] | None,
 ) -> str:
-    """Where the runs of every family end, and its Pareto front.
+    """Where the runs of every family end, and the Pareto front of each seed.
 
     Args:
         points: of every run, by family.
-        edges: points of the front, by the first score.
+        edges: points of a seed's front, by the first score; of all seeds of a family.
         names: of the two scores.
         before: where all began.
     """
@@ -69,8 +69,9 @@ def front(
             axes.scatter(
                 *zip(*ends, strict=True), color=colour, marker=mark, s=14, label=_shown(family)
             )
-            first, second = zip(*edges[family], strict=True)
-            axes.step(first, second, line, where="pre", color=colour, linewidth=1.2, alpha=0.7)
+            for edge in edges[family]:
+                first, second = zip(*edge, strict=True)
+                axes.step(first, second, line, where="pre", color=colour, linewidth=0.8, alpha=0.5)
     if before is not None:
         axes.scatter([before[0]], [before[1]], color="black", marker="x", s=40, label="before")
     axes.set_xlabel(names[0], fontsize=8, parse_math=False)

@@ -1,7 +1,7 @@
 """The page of a study: tables, curves with intervals, Pareto fronts, pictures, in one HTML file."""
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from html import escape
 
 from deploy.report.data import Pictures, read_pictures, versions
@@ -9,51 +9,25 @@ from deploy.report.markup import badge, facts, page, quiet, table
 from deploy.report.pictures import picture_grid
 from deploy.run.curves import read_points
 from deploy.run.files import AFTER, BEFORE, EVALUATION_PHASE, FRESH_PHASE, METRICS_FILE
-from deploy.study.curves import band, reach_rows
+from deploy.study.curves import band
 from deploy.study.file import Cell, Study
 from deploy.study.plots import bands, front
-from deploy.study.tables import (
-    Chosen,
-    Finished,
-    difference_rows,
-    families,
-    front_rows,
-    legend,
-    notes_on,
-    pareto,
-    point_of,
-    rows_of,
-    scores_shown,
-    tuning_rows,
-)
+from deploy.study.sections import FRONTS, Section, Told
+from deploy.study.tables import Finished, families, pareto, points_of, scores_shown
 
 _QUERIES = "reward queries"
 
 
-def study_html(
-    name: str,
-    study: Study,
-    results: Finished,
-    chosen: Mapping[str, Chosen],
-    diagnosis: Sequence[Sequence[str]] = (),
-    unfinished: Sequence[Sequence[str]] = (),
-) -> str:
-    """The page; what is not finished yet is said.
-
-    Args:
-        diagnosis: rows of what a policy gradient has to go by, the first of them the head.
-        unfinished: likewise of the runs that have begun and ended without a result.
-    """
+def study_html(name: str, study: Study, results: Finished, told: Told) -> str:
+    """The page; what is not finished yet is said."""
     done, total = sum(map(len, results.values())), len(results) * len(study.seeds)
     status = badge(f"{done} of {total} runs finished", "good" if done == total else "")
-    sections = {
-        "Scores before and after": _scores(study, results),
-        "Not finished": _table(unfinished, texts=3),
-        "Differences": _table(difference_rows(study, results)),
-        "What a score costs": _reach(study, results),
-        "Tuning": _table(tuning_rows(study, chosen), texts=2),
-        "What a policy gradient has to go by": _table(diagnosis),
-        "Pareto fronts": _fronts(study, results),
+    sections = {section.title: _table(section) for section in told.sections}
+    if FRONTS in sections:
+        sections[FRONTS] += _fronts(study, results)
+    notes = "".join(map(quiet, told.notes))
+    sections |= {
+        "Notes": notes,
         "Curves": "".join(_curves(study, results)),
         "Pictures": _pictures(results),
         "Versions": facts(versions()),
@@ -62,50 +36,21 @@ def study_html(
     return page(name, f"<h1>{escape(name)}</h1>\n<p>{status}</p>\n{body}")
 
 
-def _table(rows: Sequence[Sequence[str]], texts: int = 1) -> str:
-    """Empty without rows.
-
-    Args:
-        texts: columns before those of numbers.
-    """
-    if not rows:
-        return ""
-    return table(rows[0], rows[1:], numbers=range(texts, len(rows[0])))
-
-
-def _scores(study: Study, results: Finished) -> str:
-    text = (
-        "Mean over the seeds, before → after, and the change with its 95 % interval (Student's t)."
-    )
-    rows = rows_of(study, results)
-    notes = [text, *legend([rows]), *notes_on(study, results)]
-    return _table(rows) + "".join(map(quiet, notes))
-
-
-def _reach(study: Study, results: Finished) -> str:
-    rows = reach_rows(study, results)
-    if study.reach is None or len(rows) < 2:
-        return ""
-    text = (
-        f"When the mean of {study.reach.rounds} rounds of fresh samples has the score: means over "
-        "the seeds that reach it, seconds from the first cycle's beginning on."
-    )
-    return _table(rows) + quiet(text)
+def _table(section: Section) -> str:
+    rows = section.rows
+    shown = table(rows[0], rows[1:], numbers=range(section.texts, len(rows[0])))
+    return shown + (quiet(section.note) if section.note else "")
 
 
 def _fronts(study: Study, results: Finished) -> str:
-    parts = [_table(front_rows(study, results), texts=2)]
+    parts = []
     for each in study.fronts:
-        points = {
-            family: [
-                point
-                for arm in arms
-                for _, summary in results.get(arm, ())
-                if (point := point_of(each, summary)) is not None
-            ]
-            for family, arms in families(study).items()
-        }
-        edges = {family: pareto(found) for family, found in points.items() if found}
+        points: dict[str, list[list[float]]] = {}
+        edges: dict[str, list[list[list[float]]]] = {}
+        for family, arms in families(study).items():
+            by_seed = points_of(each, arms, results)
+            points[family] = [point for found in by_seed.values() for point in found]
+            edges[family] = [pareto(found) for found in by_seed.values()]
         befores = [
             [summary["before"][score] for score in each.scores]
             for found in results.values()

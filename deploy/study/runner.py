@@ -8,17 +8,18 @@ come first. After each run it writes into the study's folder:
 
     study.md      tables                 study.csv     a line a score and run
     study.html    the same, curves with 95 % intervals, Pareto fronts and pictures
-    tuning.json   every try's score, and what was chosen
-    runs.tar.xz   settings, curves and summary of every finished run, to publish or to go on from
+    tuning.json   every try's score and what it spent, and what was chosen
+    runs.tar.xz   settings, curves and summary of every finished run, what was chosen and diagnosed,
+                  to publish or to go on from
 
 A run that fails is reported and left out; the others go on. Runs of `--quick` are others than those
-of the study; they say that every arm works, and no more. Exit status 1: not all are finished.
+of the study; they say that every arm works, and no more. Exit status 1: not all runs are finished,
+tries included, or the diagnosis failed.
 """
 
 import argparse
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import shlex
@@ -30,15 +31,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deploy.diagnosis import diagnosis_rows, is_diagnosis_of, read_diagnosis
+from deploy.diagnosis import diagnosis_rows
 from deploy.local_head import start_child
 from deploy.markdown import markdown
 from deploy.run.best_effort import BestEffort
 from deploy.run.whole_files import write_whole
 from deploy.settings.run_config import load_config
-from deploy.study.archive import ARCHIVE_FILE, write_archive
+from deploy.study.archive import write_archive
 from deploy.study.before import take_before
-from deploy.study.curves import reach_rows
 from deploy.study.file import (
     Cell,
     Study,
@@ -46,21 +46,16 @@ from deploy.study.file import (
     load_study,
     tries_of,
 )
+from deploy.study.notes import unfinished_rows
 from deploy.study.report import study_html
-from deploy.study.tables import (
+from deploy.study.sections import told_of
+from deploy.study.tables import csv_of, finished, refuse_unknown_scores
+from deploy.study.tuning import (
     TUNING_FILE,
     Chosen,
+    choices_json,
     choose,
-    csv_of,
-    difference_rows,
-    finished,
-    front_rows,
-    legend,
-    notes_on,
-    refuse_unknown_scores,
-    rows_of,
-    tuning_rows,
-    unfinished_rows,
+    recorded_choices,
 )
 
 log = logging.getLogger(__name__)
@@ -195,10 +190,11 @@ def main() -> int:
     chosen: dict[str, Chosen] = {}
 
     def write() -> None:
-        chosen.update(choose(study, tries, folder))
+        chosen.update(choose(study, name, tries, folder))
         _write(folder, name, study, cells, trials, chosen)
 
-    if not _diagnosed(study, folder, lock):
+    diagnosed = _diagnosed(study, folder, lock)
+    if not diagnosed:
         log.error("the diagnosis failed; the runs go on without it")
     runner = Runner(
         folder, jobs=options.jobs, in_cluster=options.in_cluster, lock=lock, after_each=write
@@ -206,7 +202,8 @@ def main() -> int:
     for _ in range(2):  # one that fails, by whatever chance, would leave its arm fewer tries
         if runner.stopped is None:
             runner.run(trials, trials)
-    write()
+    with BestEffort("its tables", meanwhile="which the next end of a run writes"):
+        write()
     if runner.stopped is not None:
         return runner.stopped
     try:
@@ -215,12 +212,16 @@ def main() -> int:
         log.error("%s", error)
         return 2
     runner.run(cells, [*trials, *cells])
-    write()
-    sys.stdout.write((folder / "study.md").read_text(encoding="utf-8"))
+    try:
+        write()
+        sys.stdout.write((folder / "study.md").read_text(encoding="utf-8"))
+    except OSError as error:
+        log.error("the tables could not be written: %s; run the same command again", error)
+        return runner.stopped or 1
     if runner.stopped is not None:
         return runner.stopped
-    complete = len(cells) == len(study.seeds) * len(study.arms)
-    return 0 if complete and all(cell.summary is not None for cell in cells) else 1
+    complete = diagnosed and len(cells) == len(study.seeds) * len(study.arms)
+    return 0 if complete and all(cell.summary for cell in (*trials, *cells)) else 1
 
 
 def locked(folder: Path) -> int:
@@ -249,12 +250,18 @@ def _diagnosed(study: Study, folder: Path, lock: int) -> bool:
         *("--steps", *map(str, asked.steps), "--prompts", str(asked.prompts)),
         *("--draws", str(asked.draws), "--batch", str(asked.batch), "--out", str(folder)),
     ]
-    config = load_config(study.config, study.settings)
-    if is_diagnosis_of(read_diagnosis(folder), config, asked):
+    if _diagnosis_rows(study, folder):
         return True
     log.info("measuring what a policy gradient has to go by")
     child = start_child(command, environ=os.environ, stdout=sys.stderr, keep=[lock])
     return child.wait() == 0
+
+
+def _diagnosis_rows(study: Study, folder: Path) -> list[list[str]]:
+    """Of what the file asks for; empty where that is nothing, or not measured."""
+    if study.diagnosis is None:
+        return []
+    return diagnosis_rows(folder, load_config(study.config, study.settings), study.diagnosis)
 
 
 def _options() -> argparse.Namespace:
@@ -287,17 +294,26 @@ def _checked(study: Study, name: str, tries: Mapping[str, Sequence[Cell]]) -> li
 
     Raises:
         ValueError: a config is wrong with any of an arm's tries, no run measures a score that the
-            file names, or a run lies there already that had other settings.
+            file names, its model is none that can be diagnosed, or a run lies there already that
+            had other settings.
     """
     refuse_unknown_scores(study, name)
+    if study.diagnosis and not load_config(study.config, study.settings).model.is_few_step:
+        raise ValueError(
+            f"diagnosis: {study.config} has a model of many steps, and only one of few steps can "
+            "be diagnosed; drop it, or give another config"
+        )
     count = max((len(found) for found in tries.values()), default=0)
     for number in range(count):
         cells_of(study, name, {arm: study.arms[arm].tries[number] for arm in tries})
     folder = _folder_of(cells_of(study, name), name)
-    best = choose(study, tries, folder)
-    done = all(cell.summary is not None for found in tries.values() for cell in found)
-    _refuse_other_settings([cell for found in tries.values() for cell in found])
-    return _with_best(study, name, best) if done else cells_of(study, name)
+    trials = [cell for found in tries.values() for cell in found]
+    _refuse_other_settings(trials)
+    if all(cell.summary is not None for cell in trials):
+        return _with_best(study, name, choose(study, name, tries, folder))
+    # Before hours of further tries, those runs that an earlier choice has begun.
+    _refuse_other_settings(cells_of(study, name, recorded_choices(study, folder)))
+    return cells_of(study, name)
 
 
 def _with_best(study: Study, name: str, chosen: Mapping[str, Chosen]) -> list[Cell]:
@@ -332,24 +348,14 @@ def _write(
     chosen: Mapping[str, Chosen],
 ) -> None:
     """Everything that is known so far."""
-    results = finished(study, cells)
-    unfinished = unfinished_rows([*trials, *cells])
-    tables = {
-        "Scores": rows_of(study, results),
-        "Differences": difference_rows(study, results),
-        "What a score costs": reach_rows(study, results),
-        "Pareto fronts": front_rows(study, results),
-        "Tuning": tuning_rows(study, chosen),
-        "Diagnosis": diagnosis_rows(folder),
-        "Not finished": unfinished,
-    }
-    shown = [f"## {title}\n\n{markdown(rows)}" for title, rows in tables.items() if rows]
-    notes = [f"{text}.\n" for text in [*legend(tables.values()), *notes_on(study, results)]]
+    results, tried = finished(study, cells), finished(study, trials)
+    diagnosis, unfinished = _diagnosis_rows(study, folder), unfinished_rows([*trials, *cells])
+    told = told_of(study, results, tried, chosen, diagnosis, unfinished)
+    shown = [f"## {each.title}\n\n{markdown(each.rows)}" for each in told.sections]
+    notes = [f"{text}.\n" for text in told.notes]
     write_whole(folder / "study.md", "\n".join([*shown, *notes]))
     write_whole(folder / "study.csv", csv_of(study, results))
-    page = study_html(name, study, results, chosen, diagnosis_rows(folder), unfinished)
-    write_whole(folder / "study.html", page)
-    write_archive([*trials, *cells], folder / ARCHIVE_FILE)
+    write_whole(folder / "study.html", study_html(name, study, results, told))
     if chosen:
-        told = {arm: vars(each) for arm, each in chosen.items()}
-        write_whole(folder / TUNING_FILE, json.dumps(told, indent=1))
+        write_whole(folder / TUNING_FILE, choices_json(chosen))
+    write_archive([*trials, *cells], folder)

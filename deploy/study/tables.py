@@ -2,49 +2,27 @@
 
 import csv
 import io
-import json
 import math
-import os
 import statistics
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import moocore
 import numpy as np
 
 from deploy.compare import changes, half_interval
-from deploy.run.plan import has_begun
 from deploy.settings.run_config import RunConfig
-from deploy.study.file import (
-    Budget,
-    Cell,
-    Front,
-    Study,
-    cells_of,
-)
+from deploy.study.file import Cell, Front, Study, cells_of
 
-_COSTS = ("reward queries", "sampling TFLOPs", "learner TFLOPs", "wall s")
-TUNING_FILE = "tuning.json"
+_COSTS = ("reward queries", "reward gradients", "sampling TFLOPs", "learner TFLOPs", "wall s")
+_OF_A_CHAIN = ("step", "kl_nats", "clean_distance")
+"""Ends of the names of scores that say something else of a chain of another length."""
 LACKING = "–"
 """Of a score that a run does not measure, such as that of its eighth step where it takes two."""
-Finished = Mapping[str, Sequence[tuple[Cell, dict[str, Any]]]]
+Run = tuple[Cell, dict[str, Any]]
+"""A finished run and its summary."""
+Finished = Mapping[str, Sequence[Run]]
 """By arm, the runs that are finished and their summaries."""
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What tuning an arm came to.
-
-    Attributes:
-        values: overrides of the best try; None: no try has a score.
-        scores: of every try, in the file's order; None: it is not finished, or has none.
-    """
-
-    values: tuple[str, ...] | None
-    scores: tuple[float | None, ...]
 
 
 def refuse_unknown_scores(study: Study, name: str) -> None:
@@ -71,52 +49,13 @@ def scores_of(config: RunConfig) -> tuple[str, ...]:
     return (*config.measured_scores, *signs, *distances, *drift)
 
 
-def finished(study: Study, cells: Sequence[Cell]) -> dict[str, list[tuple[Cell, dict[str, Any]]]]:
+def finished(study: Study, cells: Sequence[Cell]) -> dict[str, list[Run]]:
     """The finished runs by arm; an arm without one is there, empty."""
-    found: dict[str, list[tuple[Cell, dict[str, Any]]]] = {arm: [] for arm in study.arms}
+    found: dict[str, list[Run]] = {arm: [] for arm in study.arms}
     for cell in cells:
         if (summary := cell.summary) is not None:
             found[cell.arm].append((cell, summary))
     return found
-
-
-def choose(study: Study, tries: Mapping[str, Sequence[Cell]], folder: Path) -> dict[str, Chosen]:
-    """The best try of every arm that has some, the first of equal ones.
-
-    A choice that runs have begun with stays, whatever becomes of a try that had failed then.
-
-    Args:
-        folder: of the study.
-    """
-    if study.tuning is None:
-        return {}
-    recorded, found = _recorded_choices(folder), {}
-    for arm, cells in tries.items():
-        scores = tuple(
-            (cell.summary or {}).get("after", {}).get(study.tuning.score) for cell in cells
-        )
-        known = [score for score in scores if score is not None]
-        all_tries = study.arms[arm].tries
-        values = all_tries[scores.index(max(known))] if known else None
-        earlier = recorded.get(arm)
-        if earlier in all_tries and _has_begun(study, folder.name, arm, earlier):
-            values = earlier
-        found[arm] = Chosen(values, scores)
-    return found
-
-
-def _recorded_choices(folder: Path) -> dict[str, tuple[str, ...]]:
-    try:
-        told = json.loads((folder / TUNING_FILE).read_text(encoding="utf-8"))
-        return {arm: tuple(each["values"]) for arm, each in told.items() if each["values"]}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return {}
-
-
-def _has_begun(study: Study, name: str, arm: str, values: tuple[str, ...]) -> bool:
-    """Whether a run of the study's seeds was started with a choice."""
-    cells = cells_of(study, name, {arm: values})
-    return any(has_begun(cell.config, os.environ) and not cell.changed_settings() for cell in cells)
 
 
 def scores_shown(study: Study, results: Finished) -> list[str]:
@@ -142,11 +81,12 @@ def rows_of(study: Study, results: Finished) -> list[list[str]]:
             f"{statistics.mean(summary[name] for summary in summaries):,.0f}"
             for name in ("reward_queries", "wall_s")
         )
+        gradients = f"{statistics.mean(cell.config.planned_gradients for cell, _ in found):,.0f}"
         sampled = [summary["flops"].get("sampling", 0.0) / 1e12 for summary in summaries]
         learned = [tflops(each) - own for each, own in zip(summaries, sampled, strict=True)]
         computed = [f"{statistics.mean(values):,.1f}" for values in (sampled, learned)]
         changed = [_change(summaries, score) for score in scores]
-        rows.append([arm, runs, *changed, queries, *computed, wall_s])
+        rows.append([arm, runs, *changed, queries, gradients, *computed, wall_s])
     return rows
 
 
@@ -154,14 +94,14 @@ def difference_rows(study: Study, results: Finished) -> list[list[str]]:
     """A head and a row an arm: how it ends beside the arm `against`, seed by seed, with 95 %
     intervals of the mean difference; empty where the study names none.
 
-    The second of four steps and the last of two are not the same thing, and are not compared.
+    What is of a chain, such as the score of its second step, is not compared with that of a chain
+    of another length.
     """
     if study.against is None:
         return []
     scores = scores_shown(study, results)
     rows = [[f"less {study.against}", "seeds", *scores]]
     of_other = _ends(results.get(study.against, ()))
-    steps = {arm: {cell.config.model.num_steps for cell, _ in f} for arm, f in results.items()}
     for arm, found in results.items():
         own = _ends(found)
         seeds = [seed for seed in own if seed in of_other]
@@ -171,74 +111,52 @@ def difference_rows(study: Study, results: Finished) -> list[list[str]]:
         for score in scores:
             pairs = [(own[seed].get(score), of_other[seed].get(score)) for seed in seeds]
             gaps = [a - b for a, b in pairs if a is not None and b is not None]
-            complete = len(gaps) == len(seeds) and not (
-                score.endswith("step") and steps[arm] != steps[study.against]
-            )
+            alike = _are_alike([score], found, results.get(study.against, ()))
+            complete = alike and len(gaps) == len(seeds)
             told = f"{statistics.mean(gaps):+.3f}{_interval(gaps, 3)}" if complete else LACKING
             cells.append(told)
         rows.append([arm, str(len(seeds)), *cells])
     return rows
 
 
-def tuning_rows(study: Study, chosen: Mapping[str, Chosen]) -> list[list[str]]:
-    """A head and a row a try, the chosen ones marked, and where a better one may lie beyond the
-    values that were tried; empty without tuning."""
-    if study.tuning is None:
-        return []
-    rows = [["arm", "try", study.tuning.score, "chosen"]]
-    for arm, told in chosen.items():
-        tries = study.arms[arm].tries
-        for values, score in zip(tries, told.scores, strict=True):
-            shown = "none" if score is None else f"{score:.4f}"
-            mark = ", ".join(["yes", *_at_an_end(tries, values)]) if values == told.values else ""
-            rows.append([arm, " ".join(values), shown, mark])
-    return rows
-
-
-def _at_an_end(tries: Sequence[Sequence[str]], chosen: Sequence[str]) -> list[str]:
-    """Settings of which the chosen number is the least or the most of at least three, in words."""
-    told = []
-    tried = [dict(override.split("=", 1) for override in each) for each in tries]
-    for name, value in (override.split("=", 1) for override in chosen):
-        try:
-            numbers = {float(each[name]) for each in tried if name in each}
-        except ValueError:
-            continue
-        if len(numbers) > 2 and float(value) in (min(numbers), max(numbers)):
-            told.append(f"{'least' if float(value) == min(numbers) else 'most'} {name} of all")
-    return told
+def _are_alike(scores: Sequence[str], own: Sequence[Run], others: Sequence[Run]) -> bool:
+    """Whether scores mean the same thing of runs of two arms or families."""
+    if not any(score.endswith(_OF_A_CHAIN) for score in scores):
+        return True
+    return len({cell.config.model.num_steps for cell, _ in (*own, *others)}) <= 1
 
 
 def front_rows(study: Study, results: Finished) -> list[list[str]]:
-    """A head and a row a front and family: hypervolume, mean and 95 % interval over the seeds that
-    all its arms have finished, and where the study names one, the same of its difference, seed by
-    seed, to that of the family of the arm `against`."""
+    """A head and a row a front and family: its arms, as more of them make a larger area; its
+    hypervolume, mean and 95 % interval over the seeds that all its arms have finished; and where
+    the study names one, the same of the difference, seed by seed, to the family of `against`.
+    """
     if not study.fronts:
         return []
     arms_of = families(study)
     other = next((name for name, arms in arms_of.items() if study.against in arms), None)
-    rows = [["front", "family", "seeds", "hypervolume", *([f"less {other}"] if other else [])]]
+    less_other = [f"less {other}"] if other else []
+    rows = [["front", "family", "arms", "seeds", "hypervolume", *less_other]]
+    runs = {n: [run for arm in a for run in results.get(arm, ())] for n, a in arms_of.items()}
     for front in study.fronts:
         volumes = {name: _volumes(front, arms, results) for name, arms in arms_of.items()}
         for name, by_seed in volumes.items():
             told = [_mean_told(list(by_seed.values()), "")]
             if other:
-                shared = [seed for seed in by_seed if seed in volumes[other]]
+                alike = _are_alike(front.scores, runs[name], runs[other])
+                shared = [seed for seed in by_seed if alike and seed in volumes[other]]
                 less = _mean_told([by_seed[s] - volumes[other][s] for s in shared], "+")
                 told.append("itself" if name == other else less)
-            rows.append([" × ".join(front.scores), name, str(len(by_seed)), *told])
+            arms = str(len(arms_of[name]))
+            rows.append([" × ".join(front.scores), name, arms, str(len(by_seed)), *told])
     return rows
 
 
 def _volumes(front: Front, arms: Sequence[str], results: Finished) -> dict[int, float]:
     """Hypervolume of a family by the seeds that all its arms have finished."""
-    by_seed: dict[int, list[list[float]]] = {}
-    for cell, summary in (run for arm in arms for run in results.get(arm, ())):
-        if (point := point_of(front, summary)) is not None:
-            by_seed.setdefault(cell.config.seed, []).append(point)
     return {
         seed: hypervolume(points, front.reference)
-        for seed, points in by_seed.items()
+        for seed, points in points_of(front, arms, results).items()
         if len(points) == len(arms)
     }
 
@@ -255,10 +173,14 @@ def families(study: Study) -> dict[str, list[str]]:
     return found
 
 
-def point_of(front: Front, summary: Mapping[str, Any]) -> list[float] | None:
-    """Where a run ends on a front; None: it lacks a score."""
-    values = [summary["after"].get(score) for score in front.scores]
-    return None if None in values else values
+def points_of(front: Front, arms: Sequence[str], results: Finished) -> dict[int, list[list[float]]]:
+    """Where the runs of some arms end on a front, by seed; without those that lack a score."""
+    by_seed: dict[int, list[list[float]]] = {}
+    for cell, summary in (run for arm in arms for run in results.get(arm, ())):
+        values = [summary["after"].get(score) for score in front.scores]
+        if None not in values:
+            by_seed.setdefault(cell.config.seed, []).append(values)
+    return by_seed
 
 
 def hypervolume(points: Sequence[Sequence[float]], reference: Sequence[float]) -> float:
@@ -274,101 +196,18 @@ def pareto(points: Sequence[Sequence[float]]) -> list[list[float]]:
     return kept[np.argsort(kept[:, 0])].tolist()
 
 
-def beyond_budget(budget: Budget | None, results: Finished) -> list[str]:
-    """Arms that spent another number of operations than the budget allows, in words."""
-    if budget is None or budget.tflops is None:
-        return []
-    told = []
-    for arm, found in results.items():
-        if not found:
-            continue
-        mean = statistics.mean(tflops(summary) for _, summary in found)
-        if abs(mean / budget.tflops - 1) > budget.slack:
-            told.append(f"{arm} spent {mean:,.1f} TFLOPs, the budget is {budget.tflops:,.1f}")
-    return told
-
-
-def unlike_versions(results: Finished) -> list[str]:
-    """What runs of the study differ in, of their code and libraries, in words."""
-    summaries = [summary for found in results.values() for _, summary in found]
-    known = [summary.get("versions", {}) for summary in summaries]
-    told = []
-    for name in dict.fromkeys(name for each in known for name in each):
-        counts = Counter(each.get(name, "unknown") for each in known)
-        if len(counts) > 1:
-            shares = ", ".join(f"{value} ({count})" for value, count in counts.items())
-            told.append(f"runs were made with different versions of {name}: {shares}")
-    return told
-
-
-def without_sampling(results: Finished) -> list[str]:
-    """Runs whose operations lack those of sampling, in words."""
-    names = [
-        cell.config.name
-        for found in results.values()
-        for cell, summary in found
-        if "sampling" not in summary["flops"]
-    ]
-    if not names:
-        return []
-    return [f"operations of sampling are not known, and not counted, of {', '.join(names)}"]
-
-
-def partly_scored(results: Finished) -> list[str]:
-    """Runs with an evaluation in which scores failed, in words."""
-    return [
-        f"{share:.1%} of the scores in the evaluation {moment} {cell.config.name} failed, "
-        "its means are over the others"
-        for found in results.values()
-        for cell, summary in found
-        for moment in ("before", "after")
-        if (share := summary.get(moment, {}).get("unscored"))
-    ]
-
-
-def legend(tables: Iterable[list[list[str]]]) -> list[str]:
-    """What the sign for nothing means, where it stands in a table; a sentence without its stop."""
-    if not any(LACKING in row for rows in tables for row in rows):
-        return []
-    return [
-        f"{LACKING} stands where the runs of an arm measure no such score, none is finished, or a "
-        "step's score is of chains of another length"
-    ]
-
-
-def notes_on(study: Study, results: Finished) -> list[str]:
-    """What a reader of the tables has to know, in sentences without their full stops."""
-    return [
-        *beyond_budget(study.budget, results),
-        *without_sampling(results),
-        *partly_scored(results),
-        *unlike_versions(results),
-    ]
-
-
-def unfinished_rows(cells: Sequence[Cell]) -> list[list[str]]:
-    """A head and a row for every run that has begun and is not finished; empty without one."""
-    rows = [["not finished", "status", "reason"]]
-    for cell in cells:
-        if cell.summary is not None or not has_begun(cell.config, os.environ):
-            continue
-        told = cell.told or {}
-        status = str(told.get("status", "under way, or killed"))
-        rows.append([cell.config.name, status, str(told.get("reason") or "")])
-    return rows if len(rows) > 1 else []
-
-
 def csv_of(study: Study, results: Finished) -> str:
     """A line for every score of every finished run."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    costs = ["reward_queries", "tflops", "wall_s"]
+    costs = ["reward_queries", "reward_gradients", "tflops", "wall_s"]
     writer.writerow(["arm", "seed", "score", "before", "after", *costs])
     scores = scores_shown(study, results)
     for cell, summary in (run for found in results.values() for run in found):
         for score in scores:
             values = [summary[side].get(score) for side in ("before", "after")]
-            costs = [summary["reward_queries"], tflops(summary), summary["wall_s"]]
+            asked = [summary["reward_queries"], cell.config.planned_gradients]
+            costs = [*asked, tflops(summary), summary["wall_s"]]
             writer.writerow([cell.arm, cell.config.seed, score, *values, *costs])
     return out.getvalue()
 

@@ -71,6 +71,11 @@ class Cycles(Section):
         return False
 
     @property
+    def reward_gradients(self) -> int:
+        """Pictures of a run at which the learner asks for the rewards' own gradient."""
+        return 0
+
+    @property
     def is_on_policy(self) -> bool:
         """Whether a cycle trains on nothing but what the newest policy version sampled."""
         return False
@@ -289,6 +294,12 @@ class Climbing(Alternation):
     def differentiates_rewards(self) -> bool:
         """On images that the learner decodes."""
         return self.reward == "decoded"
+
+    @property
+    def reward_gradients(self) -> int:
+        """One a row of a policy step."""
+        rows = self.cycles * self.policy_steps * self.policy_batch
+        return rows if self.differentiates_rewards else 0
 
     @model_validator(mode="after")
     def _nothing_is_set_in_vain(self) -> Self:

@@ -58,6 +58,11 @@ class Draft(MicroBatched, Climbing):
             return range(num_steps, num_steps + 1)
         return range(num_steps - max(1, round(self.stopped_in * num_steps)), num_steps)
 
+    @property
+    def reward_gradients(self) -> int:
+        """One a clean latent that is noised again."""
+        return super().reward_gradients * (self.renoisings if self.path == "renoised" else 1)
+
     def steps_beside(self, num_steps: int) -> range:
         """Steps of the chain, its first, whose KL is measured at a state of their own."""
         told = self.alpha > 0 and self.kl_over == "chain"

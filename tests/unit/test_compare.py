@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from deploy.compare import changes, load_summaries, main, table
+from deploy.settings.run_config import load_config
 
 
 def summary(seed: int, before: float, after: float, **other: Any) -> dict[str, Any]:
@@ -16,9 +17,11 @@ def summary(seed: int, before: float, after: float, **other: Any) -> dict[str, A
     return {"status": "finished", "seed": seed, **scores, **costs, **other}
 
 
-def folder_of(path: Path, content: dict[str, Any]) -> Path:
+def folder_of(path: Path, content: dict[str, Any], *overrides: str) -> Path:
     path.mkdir()
     (path / "summary.json").write_text(json.dumps(content))
+    own = [f"seed={content['seed']}", f"name={path.name}", *overrides]
+    (path / "config.json").write_text(load_config("deploy/configs/smoke.yaml", own).to_json())
     return path
 
 
@@ -54,6 +57,18 @@ def test_a_row_tells_the_means_the_change_and_where_its_interval_ends() -> None:
 def test_a_run_that_did_not_finish_is_refused(tmp_path: Path, status: str) -> None:
     with pytest.raises(ValueError, match=f"is '{status}', not 'finished'"):
         load_summaries([folder_of(tmp_path / "a", summary(0, 0.5, 0.6, status=status))])
+
+
+def test_runs_that_differ_in_more_than_their_seeds_are_no_experiment(tmp_path: Path) -> None:
+    first = folder_of(tmp_path / "a", summary(0, 0.5, 0.6))
+    second = folder_of(tmp_path / "b", summary(1, 0.5, 0.7))
+    other = folder_of(tmp_path / "c", summary(2, 0.5, 0.7), "method.cycles=9")
+    again = folder_of(tmp_path / "d", summary(1, 0.5, 0.7))
+    assert len(load_summaries([first, second])) == 2
+    with pytest.raises(ValueError, match=r"c is another experiment .*method\.cycles: \d, not 9"):
+        load_summaries([first, second, other])
+    with pytest.raises(ValueError, match="seed 1 is there twice"):
+        load_summaries([first, second, again])
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:

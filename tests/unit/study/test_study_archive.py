@@ -38,17 +38,23 @@ def cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
 def test_what_is_unpacked_elsewhere_is_finished_there(
     cells: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_archive(cells, tmp_path / "runs.tar.xz")
+    study = tmp_path / "here" / "trial"
+    study.mkdir()
+    (study / "tuning.json").write_text('{"plain": {"values": ["a=1"]}}')
+    write_archive(cells, study)
     before = cells[0].summary
     assert before is not None
     monkeypatch.setenv("FLEETUNE_RUNS", str(tmp_path / "there"))
-    with tarfile.open(tmp_path / "runs.tar.xz") as archive:
+    with tarfile.open(study / "runs.tar.xz") as archive:
         archive.extractall(tmp_path / "there", filter="data")
     assert cells[0].summary == {**before, "exported": None}
     assert cells[0].changed_settings() == []
     assert [point.values for point in read_points(cells[0].folder / METRICS_FILE)] == [
         POINT["values"]
     ]
+    # A choice that runs had begun with would otherwise be made anew.
+    known = tmp_path / "there" / "trial" / "tuning.json"
+    assert known.read_text() == (study / "tuning.json").read_text()
     assert not cells[1].folder.exists()
     assert not (cells[0].folder / "checkpoints").exists()
     # Another run takes the untouched policy's scores from it, as from one that was run there.
@@ -57,8 +63,9 @@ def test_what_is_unpacked_elsewhere_is_finished_there(
 
 
 def test_the_same_runs_are_the_same_bytes(cells: list[Cell], tmp_path: Path) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    write_archive(cells, first)
-    (cells[0].folder / METRICS_FILE).touch()
-    write_archive(cells, second)
-    assert first.read_bytes() == second.read_bytes()
+    written = []
+    for _ in range(2):
+        (cells[0].folder / METRICS_FILE).touch()
+        write_archive(cells, tmp_path)
+        written.append((tmp_path / "runs.tar.xz").read_bytes())
+    assert written[0] == written[1]

@@ -125,7 +125,7 @@ def test_the_table_compares_seed_by_seed_those_that_reach_the_score(
     assert rows == [
         ["slow", "2/2", "2.0", queries, "60", "1.00 (1.00–1.00)"],
         ["fast", "1/2", "2.0", queries, "20", "3.00 (3.00–3.00)"],
-        ["never", "0/1", "–", "–", "–", "–"],
+        ["never", "0/1", "never", "never", "never", "–"],
     ]
 
 

@@ -9,8 +9,9 @@ import pytest
 from deploy.report.data import code_hash, versions
 from deploy.settings.run_config import load_config
 from deploy.study.file import Cell, Study
+from deploy.study.notes import notes_on, unfinished_rows
 from deploy.study.report import study_html
-from deploy.study.tables import notes_on, unfinished_rows
+from deploy.study.sections import told_of
 
 
 @pytest.fixture
@@ -49,7 +50,9 @@ def test_a_run_that_is_not_finished_stands_with_its_reason(cells: list[Cell]) ->
 
 def test_the_page_has_the_reasons(study: Study, cells: list[Cell]) -> None:
     end(cells[1], status="failed", reason="latents are not <finite>")
-    page = study_html("trial", study, {"plain": []}, {}, unfinished=unfinished_rows(cells))
+    results = {"plain": []}
+    told = told_of(study, results, {}, {}, [], unfinished_rows(cells))
+    page = study_html("trial", study, results, told)
     assert "latents are not &lt;finite&gt;" in page
 
 
@@ -71,6 +74,17 @@ def test_operations_that_were_not_counted_are_told(study: Study, cells: list[Cel
     runs = [(cells[0], {"flops": {"sampling": 1.0}}), (cells[1], {"flops": {"policy": 1.0}})]
     assert notes_on(study, {"plain": runs}) == [
         "operations of sampling are not known, and not counted, of plain-seed1"
+    ]
+
+
+def test_a_run_that_spent_other_than_planned_is_told(study: Study, cells: list[Cell]) -> None:
+    early = {"stopped_early": "the reward fell", "flops": {"sampling": 1.0}}
+    again = {"reward_queries_again": 1200, "flops": {"sampling": 1.0}}
+    runs = {"plain": [(cells[0], early)]}
+    assert notes_on(study, runs, tried={"plain": [(cells[1], again)]}) == [
+        "plain-seed1 may have asked for up to 1,200 scores more than it counts, which were queued "
+        "again",
+        "plain-seed0 ended before its last cycle: the reward fell",
     ]
 
 

@@ -11,10 +11,11 @@ import pytest
 from deploy.markdown import markdown
 from deploy.run.files import pictures_file
 from deploy.study.file import Cell, Study, cells_of, load_study
+from deploy.study.notes import beyond_budget
 from deploy.study.plots import colour_of, style_of
 from deploy.study.report import study_html
+from deploy.study.sections import told_of
 from deploy.study.tables import (
-    beyond_budget,
     csv_of,
     difference_rows,
     finished,
@@ -33,13 +34,14 @@ def test_the_table_holds_the_changes_of_finished_runs_and_their_spread(
     finish(cells[2], tmp_path, 0.5, 0.8)
     finish(cells[1], tmp_path, 0.5, 0.9, status="failed")
     rows = markdown(rows_of(study, finished(study, cells))).splitlines()
-    costs = "reward queries | sampling TFLOPs | learner TFLOPs | wall s"
+    costs = "reward queries | reward gradients | sampling TFLOPs | learner TFLOPs | wall s"
     assert rows[0] == f"| arm | runs | exact_2step | {costs} |"
     half = 12.706 * math.sqrt(0.02) / math.sqrt(2)
     assert (
-        rows[2] == f"| plain | 2/2 | 0.500 → 0.700 (+0.200 ± {half:.3f}) | 100 | 2.0 | 3.0 | 10 |"
+        rows[2]
+        == f"| plain | 2/2 | 0.500 → 0.700 (+0.200 ± {half:.3f}) | 100 | 0 | 2.0 | 3.0 | 10 |"
     )
-    assert rows[3] == "| no-anchor | 0/2 | – | – | – | – | – |"
+    assert rows[3] == "| no-anchor | 0/2 | – | – | – | – | – | – |"
 
 
 def test_the_csv_has_a_line_for_every_score_of_a_finished_run(
@@ -47,7 +49,7 @@ def test_the_csv_has_a_line_for_every_score_of_a_finished_run(
 ) -> None:
     finish(cells[0], tmp_path, 0.5, 0.6)
     assert csv_of(study, finished(study, cells)).splitlines()[1:] == [
-        "plain,0,exact_2step,0.5,0.6,100,5.0,10.0"
+        "plain,0,exact_2step,0.5,0.6,100,0,5.0,10.0"
     ]
 
 
@@ -91,15 +93,17 @@ def test_a_step_of_a_chain_is_not_held_against_that_of_a_longer_one(
 ) -> None:
     longer = tuned.arms["last"].model_copy(update={"settings": ("model.num_steps=4",)})
     arms = {**tuned.arms, "last": longer}
-    study = tuned.model_copy(update={"arms": arms, "scores": ("exact_2step", "diversity")})
+    study = tuned.model_copy(
+        update={"arms": arms, "scores": ("exact_2step", "diversity", "kl_nats")}
+    )
     cells = cells_of(study, "trial")
     for cell in cells:
         finish(cell, tmp_path, 0.5, 0.6)
     results = finished(study, cells)
     assert [row[2] for row in rows_of(study, results)[1:]] == ["0.500 → 0.600 (+0.100 ± 0.000)"] * 3
     assert [row[2:] for row in difference_rows(study, results)[1:]] == [
-        ["+0.000 ± 0.000"] * 2,
-        ["–", "+0.000 ± 0.000"],
+        ["+0.000 ± 0.000"] * 3,
+        ["–", "+0.000 ± 0.000", "–"],
     ]
 
 
@@ -119,8 +123,8 @@ def test_a_family_s_hypervolume_is_taken_seed_by_seed(tuned: Study, tmp_path: Pa
             finish(cell, tmp_path, 0.5, 0.9 if cell.arm == "last" else 0.6)
     rows = front_rows(study, finished(study, cells))
     # Of the second seed an arm is missing.
-    assert rows[1][:4] == ["exact_2step × diversity", "plain", "1", "0.9000"]
-    assert rows[2][1:4] == ["no-anchor", "0", "–"]
+    assert rows[1][:5] == ["exact_2step × diversity", "plain", "2", "1", "0.9000"]
+    assert rows[2][1:5] == ["no-anchor", "1", "0", "–"]
 
 
 def test_families_are_held_against_one_seed_by_seed(tuned: Study, tmp_path: Path) -> None:
@@ -129,11 +133,23 @@ def test_families_are_held_against_one_seed_by_seed(tuned: Study, tmp_path: Path
     for cell in cells:
         if (end := ends.get((cell.arm, cell.config.seed))) is not None:
             finish(cell, tmp_path, 0.5, end)
-    told = {row[1]: row[4] for row in front_rows(tuned, finished(tuned, cells))}
+    told = {row[1]: row[5] for row in front_rows(tuned, finished(tuned, cells))}
     half = 12.706 * math.sqrt(0.005) / math.sqrt(2)
     assert told == {
         "family": "less plain", "plain": "itself", "last": f"+0.1500 ± {half:.4f}", "no-anchor": "–"
     }  # fmt: skip
+
+
+def test_an_area_under_a_step_s_score_is_not_held_against_that_of_a_longer_chain(
+    tuned: Study, tmp_path: Path
+) -> None:
+    longer = tuned.arms["last"].model_copy(update={"settings": ("model.num_steps=4",)})
+    study = tuned.model_copy(update={"arms": {**tuned.arms, "last": longer}})
+    cells = cells_of(study, "trial")
+    for cell in cells:
+        finish(cell, tmp_path, 0.5, 0.6)
+    told = {row[1]: row[5] for row in front_rows(study, finished(study, cells))[1:]}
+    assert told == {"plain": "itself", "last": "–", "no-anchor": "+0.0000 ± 0.0000"}
 
 
 def test_an_arm_that_computes_more_or_less_than_the_budget_is_told(
@@ -147,6 +163,11 @@ def test_an_arm_that_computes_more_or_less_than_the_budget_is_told(
         assert beyond_budget(study.budget, finished(study, cells)) == told
 
 
+def page_of(name: str, study: Study, cells: list[Cell]) -> str:
+    results = finished(study, cells)
+    return study_html(name, study, results, told_of(study, results, {}, {}, [], []))
+
+
 def test_the_page_shows_every_arm_and_what_is_not_finished(tuned: Study, tmp_path: Path) -> None:
     cells = cells_of(tuned, "trial")
     for cell in cells[:2]:
@@ -158,7 +179,7 @@ def test_the_page_shows_every_arm_and_what_is_not_finished(tuned: Study, tmp_pat
         ]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (cell.folder / "metrics.jsonl").write_text(text)
-    html = study_html("<trial>", tuned, finished(tuned, cells), {})
+    html = page_of("<trial>", tuned, cells)
     assert "&lt;trial&gt;" in html
     assert "2 of 6 runs finished" in html
     for title in (
@@ -182,12 +203,18 @@ def test_the_page_shows_pictures_of_every_arm_beside_what_as_many_steps_began_wi
             path = pictures_file(cell.folder, moment)
             path.parent.mkdir(exist_ok=True)
             np.savez(path, images=np.zeros((2, 8, 8, 3), np.uint8), prompts=["a dog", "a <cat>"])
-    html = study_html("trial", study, finished(study, cells), {})
+    html = page_of("trial", study, cells)
     grid = html[html.index('<table class="pictures">') :]
     columns = re.findall("<th>(.*?)</th>", grid[: grid.index("</tr>")])
     assert columns == ["", "before, 2 steps", "plain", "no-anchor", "before, 4 steps", "last"]
     assert grid.count("<img") == 2 * 5
     assert "a &lt;cat&gt;" in grid
+
+
+def test_a_table_s_cells_stay_in_their_row() -> None:
+    assert markdown([["arm", "reason"], ["plain", "a | b\nc"]]).splitlines()[2] == (
+        "| plain | a \\| b c |"
+    )
 
 
 def test_arms_of_one_colour_have_other_lines_and_marks() -> None:

@@ -1,6 +1,5 @@
 """The tries of a study's arms, and which is chosen."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,12 +7,8 @@ from pathlib import Path
 import pytest
 
 from deploy.study.file import Cell, Study, cells_of, load_study, tries_of
-from deploy.study.tables import (
-    Chosen,
-    choose,
-    refuse_unknown_scores,
-    tuning_rows,
-)
+from deploy.study.tables import refuse_unknown_scores
+from deploy.study.tuning import Chosen, Tried, choices_json, choose, tuning_rows
 from tests.unit.study.trial import TUNED, finish
 
 
@@ -31,16 +26,16 @@ def test_the_best_try_of_an_arm_is_run_with_every_seed_and_ablations_take_it_ove
     finish(tries["plain"][0], tmp_path, 0.5, 0.6)
     finish(tries["plain"][1], tmp_path, 0.5, 0.7)
     finish(tries["no-anchor"][0], tmp_path, 0.5, 0.6, status="failed")
-    chosen = choose(tuned, tries, tmp_path)
+    chosen = choose(tuned, "trial", tries, tmp_path)
     assert chosen["plain"].values == ("method.learning_rate=2e-4",)
-    assert chosen["plain"].scores == (0.6, 0.7)
+    assert chosen["plain"].tries == (Tried(0.6, 100, 5.0), Tried(0.7, 100, 5.0))
     assert chosen["no-anchor"].values is None
     rows = tuning_rows(tuned, chosen)
     assert rows[1:3] == [
-        ["plain", "method.learning_rate=1e-4", "0.6000", ""],
-        ["plain", "method.learning_rate=2e-4", "0.7000", "yes"],
+        ["plain", "method.learning_rate=1e-4", "0.6000", "100", "5.0", ""],
+        ["plain", "method.learning_rate=2e-4", "0.7000", "100", "5.0", "yes"],
     ]
-    assert rows[3][2:] == ["none", ""]
+    assert rows[3][2:] == ["none", "–", "–", ""]
     best = {arm: told.values for arm, told in chosen.items() if told.values is not None}
     cells = cells_of(tuned, "trial", best)
     assert {cell.arm for cell in cells} == {"plain", "last"}  # no try of the third has a score
@@ -62,22 +57,27 @@ def test_a_choice_at_the_end_of_what_was_tried_is_marked(rates: list[str], mark:
     tries = tuple((f"method.learning_rate={rate}", "method.anchor.data=none") for rate in rates)
     told = {"config": "c.yaml", "seeds": [0], "arms": {"plain": {"tries": tries}}}
     study = Study.model_validate(told | {"tuning": {"seed": 7, "score": "exact_2step"}})
-    rows = tuning_rows(study, {"plain": Chosen(tries[-1], tuple(range(len(tries))))})
-    assert [row[3] for row in rows[1:]] == [*[""] * (len(tries) - 1), mark]
+    tried = tuple(Tried(float(number)) for number in range(len(tries)))
+    rows = tuning_rows(study, {"plain": Chosen(tries[-1], tried)})
+    assert [row[5] for row in rows[1:]] == [*[""] * (len(tries) - 1), mark]
 
 
 def test_a_choice_that_runs_have_begun_with_stays(tuned: Study, tmp_path: Path) -> None:
     tries, folder = tries_of(tuned, "trial"), tmp_path / "runs" / "trial"
     finish(tries["plain"][0], tmp_path, 0.5, 0.6)
     folder.mkdir()
-    first = choose(tuned, tries, folder)["plain"]
-    (folder / "tuning.json").write_text(json.dumps({"plain": vars(first)}))
+    first = choose(tuned, "trial", tries, folder)["plain"]
+    (folder / "tuning.json").write_text(choices_json({"plain": first}))
     finish(tries["plain"][1], tmp_path, 0.5, 0.9)  # it had failed, and was tried again
-    assert choose(tuned, tries, folder)["plain"].values == ("method.learning_rate=2e-4",)
+    better = choose(tuned, "trial", tries, folder)["plain"]
+    assert (better.values, better.kept) == (("method.learning_rate=2e-4",), False)
     begun = cells_of(tuned, "trial", {"plain": first.values or ()})[0]
     begun.folder.mkdir()
     (begun.folder / "config.json").write_text(begun.config.to_json())
-    assert choose(tuned, tries, folder)["plain"].values == first.values
+    chosen = choose(tuned, "trial", tries, folder)
+    assert (chosen["plain"].values, chosen["plain"].kept) == (first.values, True)
+    kept = "yes, kept, as its runs had begun when a better one ended"
+    assert [row[5] for row in tuning_rows(tuned, {"plain": chosen["plain"]})[1:]] == [kept, ""]
 
 
 def test_a_quick_run_takes_the_first_try_and_tunes_nothing(tuned: Study) -> None:
@@ -96,6 +96,7 @@ def test_a_quick_run_takes_the_first_try_and_tunes_nothing(tuned: Study) -> None
         ("tuning: {seed: 7, score: exact_2step, settings: [method.cycles=1]}", "", "is chosen"),
         ("against: plain", "against: nobody", "nobody is no arm"),
         ("tuned_as: plain", "tuned_as: last", "no arm with tries of its own"),
+        ("learning_rate=2e-4", "learning_rate=1e-4", "a try of arm plain stands twice"),
     ],
 )
 def test_unequal_tuning_is_refused(file: Path, old: str, new: str, message: str) -> None:
@@ -103,6 +104,51 @@ def test_unequal_tuning_is_refused(file: Path, old: str, new: str, message: str)
     file.write_text(TUNED.replace(old, new))
     with pytest.raises(ValueError, match=message):
         load_study(file)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "[method.learning_rate=3e-4]",
+            "[method.learning_rate=3e-4, actors.group_size=8]",
+            "tries need as many reward queries",
+        ),
+        ("against: plain", "budget: {reward_queries: 9}", "a try plans .* budget of a run is 9"),
+    ],
+)
+def test_tries_that_ask_for_unlike_numbers_of_scores_are_refused(
+    tuned: Study, file: Path, old: str, new: str, message: str
+) -> None:
+    assert tries_of(tuned, "trial")
+    file.write_text(TUNED.replace(old, new))
+    with pytest.raises(ValueError, match=message):
+        tries_of(load_study(file), "trial")
+
+
+def test_runs_of_an_earlier_choice_are_checked_before_further_tries_run(
+    tuned: Study, file: Path, tmp_path: Path
+) -> None:
+    tries, folder = tries_of(tuned, "trial"), tmp_path / "runs" / "trial"
+    for cell in (*tries["plain"], *tries["no-anchor"]):
+        finish(cell, tmp_path, 0.5, 0.6)
+    folder.mkdir()
+    chosen = choose(tuned, "trial", tries, folder)
+    (folder / "tuning.json").write_text(choices_json(chosen))
+    best = {arm: told.values for arm, told in chosen.items() if told.values}
+    finish(cells_of(tuned, "trial", best)[-1], tmp_path, 0.5, 0.6)
+    more = TUNED.replace("=2e-4]]", "=2e-4], [method.learning_rate=3e-4]]").replace(
+        "=3e-4]]\n  last", "=3e-4], [method.learning_rate=4e-4]]\n  last"
+    )
+    for text, status in ((more, 0), (more.replace("reward_steps=last", "reward_steps=all"), 2)):
+        file.write_text(text)
+        done = subprocess.run(
+            [sys.executable, "-m", "deploy.study", str(file), "--check"],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == status, done.stderr
+    assert "trial-last-seed1 holds a run with other settings (method.reward_steps" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,8 @@ def finish(
     (folder / "config.json").write_text(cell.config.to_json())
     summary = {
         "status": status,
-        "before": {"exact_2step": before, "diversity": 1.0},
-        "after": {"exact_2step": after, "diversity": 1.0},
+        "before": {"exact_2step": before, "diversity": 1.0, "kl_nats": 0.0},
+        "after": {"exact_2step": after, "diversity": 1.0, "kl_nats": 0.2},
         "reward_queries": 100,
         "flops": {"sampling": 2e12, "policy": 3e12},
         "wall_s": 10.0,
