@@ -6,12 +6,13 @@ licence is the user's to choose, and the card says so.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub import try_to_load_from_cache
 
+from deploy.markdown import markdown
 from deploy.report.data import read_pictures
 from deploy.run.files import AFTER
 from deploy.run.model_checks import is_hub_id
@@ -261,13 +262,8 @@ def _named(prompts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _table(head: Sequence[str], rows: Any) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(_cell(each) for each in line)} |" for line in lines)
-
-
-def _cell(value: object) -> str:
-    return " ".join(str(value).split()).replace("|", "\\|")
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    return markdown([head, *rows]).rstrip("\n")
 
 
 def _number(value: object) -> str:

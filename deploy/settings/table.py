@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from deploy.markdown import cell
 from deploy.settings.problems import between_of, nested_models
 from deploy.settings.run_config import RunConfig
 
@@ -41,12 +42,12 @@ def schema_table() -> str:
             default = ", ".join(_by_kind(uses, lambda use: _default(use.field), "{1} ({0})"))
         described = _by_kind(
             uses,
-            lambda use: _cell(use.field.description or ""),
+            lambda use: cell(use.field.description or ""),
             "*{0}:* {1}",
             always=not tells_kinds and any(use.only_some for use in uses),
         )
         meaning = " ".join(described)
-        rows.append(f"| `{name}` | {_cell(types)} | {default} | {meaning} |")
+        rows.append(f"| `{name}` | {cell(types)} | {default} | {meaning} |")
     return "\n".join(rows) + "\n"
 
 
@@ -126,7 +127,3 @@ def _default(field: FieldInfo) -> str:
 
 def _is_word(value: object) -> bool:
     return value is None or isinstance(value, bool)
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
