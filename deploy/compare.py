@@ -19,6 +19,8 @@ from deploy.run.files import CONFIG_FILE, SUMMARY_FILE
 from deploy.settings.run_config import config_from_json
 
 _COSTS = {"wall_s": "s", "peak_rss_mb": "MB", "reward_queries": "reward queries"}
+_OF_NO_RESULT = {"name", "callbacks", "logging"}
+"""Settings that change nothing of what a run learns."""
 
 
 def load_summaries(folders: Sequence[Path]) -> list[dict[str, Any]]:
@@ -56,12 +58,12 @@ def load_summaries(folders: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """All of a run's but its seed and name."""
+    """All that its result depends on, but its seed."""
     try:
         config = config_from_json((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"no readable {CONFIG_FILE} in {folder}: {error}") from None
-    return config.model_dump(mode="json", exclude={"seed", "name"})
+    return config.model_dump(mode="json", exclude={"seed", *_OF_NO_RESULT})
 
 
 def differences(there: Any, here: Any, path: str = "") -> Iterator[str]:

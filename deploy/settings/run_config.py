@@ -178,11 +178,6 @@ class RunConfig(Section):
         return min(records, self.max_records or records) * self.queries_per_record
 
     @property
-    def planned_gradients(self) -> int:
-        """Pictures at which the whole run asks for the rewards' own gradient, in the learner."""
-        return self.method.reward_gradients
-
-    @property
     def useful_samplers(self) -> int:
         """As many as find a batch of groups in the cycles that may be under way; more
         would get no ticket."""

@@ -81,7 +81,9 @@ def rows_of(study: Study, results: Finished) -> list[list[str]]:
             f"{statistics.mean(summary[name] for summary in summaries):,.0f}"
             for name in ("reward_queries", "wall_s")
         )
-        gradients = f"{statistics.mean(cell.config.planned_gradients for cell, _ in found):,.0f}"
+        gradients = (
+            f"{statistics.mean(cell.config.method.reward_gradients for cell, _ in found):,.0f}"
+        )
         sampled = [summary["flops"].get("sampling", 0.0) / 1e12 for summary in summaries]
         learned = [tflops(each) - own for each, own in zip(summaries, sampled, strict=True)]
         computed = [f"{statistics.mean(values):,.1f}" for values in (sampled, learned)]
@@ -206,7 +208,7 @@ def csv_of(study: Study, results: Finished) -> str:
     for cell, summary in (run for found in results.values() for run in found):
         for score in scores:
             values = [summary[side].get(score) for side in ("before", "after")]
-            asked = [summary["reward_queries"], cell.config.planned_gradients]
+            asked = [summary["reward_queries"], cell.config.method.reward_gradients]
             costs = [*asked, tflops(summary), summary["wall_s"]]
             writer.writerow([cell.arm, cell.config.seed, score, *values, *costs])
     return out.getvalue()

@@ -88,6 +88,16 @@ def test_a_score_that_an_arm_does_not_measure_is_a_dash(tuned: Study, tmp_path: 
     assert [row[3] for row in difference_rows(study, results)] == ["exact_8step", "–", "–"]
 
 
+def with_a_longer_chain(tuned: Study, tmp_path: Path) -> tuple[Study, list[Cell]]:
+    """The arm `last` draws in four steps; all runs are finished."""
+    longer = tuned.arms["last"].model_copy(update={"settings": ("model.num_steps=4",)})
+    study = tuned.model_copy(update={"arms": {**tuned.arms, "last": longer}})
+    cells = cells_of(study, "trial")
+    for cell in cells:
+        finish(cell, tmp_path, 0.5, 0.6)
+    return study, cells
+
+
 def test_a_step_of_a_chain_is_not_held_against_that_of_a_longer_one(
     tuned: Study, tmp_path: Path
 ) -> None:
@@ -143,11 +153,7 @@ def test_families_are_held_against_one_seed_by_seed(tuned: Study, tmp_path: Path
 def test_an_area_under_a_step_s_score_is_not_held_against_that_of_a_longer_chain(
     tuned: Study, tmp_path: Path
 ) -> None:
-    longer = tuned.arms["last"].model_copy(update={"settings": ("model.num_steps=4",)})
-    study = tuned.model_copy(update={"arms": {**tuned.arms, "last": longer}})
-    cells = cells_of(study, "trial")
-    for cell in cells:
-        finish(cell, tmp_path, 0.5, 0.6)
+    study, cells = with_a_longer_chain(tuned, tmp_path)
     told = {row[1]: row[5] for row in front_rows(study, finished(study, cells))[1:]}
     assert told == {"plain": "itself", "last": "–", "no-anchor": "+0.0000 ± 0.0000"}
 
@@ -194,11 +200,8 @@ def test_the_page_shows_every_arm_and_what_is_not_finished(tuned: Study, tmp_pat
 def test_the_page_shows_pictures_of_every_arm_beside_what_as_many_steps_began_with(
     tuned: Study, tmp_path: Path
 ) -> None:
-    longer = tuned.arms["last"].model_copy(update={"settings": ("model.num_steps=4",)})
-    study = tuned.model_copy(update={"arms": {**tuned.arms, "last": longer}})
-    cells = cells_of(study, "trial")
+    study, cells = with_a_longer_chain(tuned, tmp_path)
     for cell in cells:
-        finish(cell, tmp_path, 0.5, 0.6)
         for moment in ("before", "after"):
             path = pictures_file(cell.folder, moment)
             path.parent.mkdir(exist_ok=True)
