@@ -12,9 +12,10 @@ come first. After each run it writes into the study's folder:
     runs.tar.xz   settings, curves and summary of every finished run, what was chosen and diagnosed,
                   to publish or to go on from
 
-A run that fails is reported and left out; the others go on. Runs of `--quick` are others than those
-of the study; they say that every arm works, and no more. Exit status 1: not all runs are finished,
-tries included, or the diagnosis failed.
+A run that fails is reported and left out; the others go on. One that was killed, and a try that
+failed, is started once more. Runs of `--quick` are others than those of the study; they say that
+every arm works, and no more. Exit status 1: not all runs are finished, tries included, or the
+diagnosis failed.
 """
 
 import argparse
@@ -212,6 +213,8 @@ def main() -> int:
         log.error("%s", error)
         return 2
     runner.run(cells, [*trials, *cells])
+    if runner.stopped is None:  # one that was killed, or whose cluster never came up
+        runner.run([cell for cell in cells if cell.told is None], [*trials, *cells])
     try:
         write()
         sys.stdout.write((folder / "study.md").read_text(encoding="utf-8"))

@@ -1,5 +1,5 @@
-"""Small studies on this machine: an arm that fails leaves the others their table, and a study that
-is killed goes on where it was."""
+"""Small studies on this machine: an arm that fails leaves the others their table, and a run that is
+killed, or the whole study, goes on where it was."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import tarfile
 import time
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from tests.e2e.conftest import ROOT
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-def test_a_failed_arm_is_told_and_the_others_go_on(
+def test_a_run_that_fails_is_told_and_one_that_was_killed_goes_on(
     pipelines: Pipelines, tmp_path: Path, environ: dict[str, str]
 ) -> None:
     file = tmp_path / "pair.yaml"
@@ -48,14 +49,31 @@ def test_a_failed_arm_is_told_and_the_others_go_on(
     checked = study("--check")
     assert checked.returncode == 0, checked.stderr
     assert checked.stderr.count("deploy.local") == 3
-    first = study()
-    assert first.returncode == 1, first.stderr
-    assert "pair-broken-seed3 ended with status 1" in first.stderr
+    log = tmp_path / "first.log"
+    with log.open("w") as output:
+        first = subprocess.Popen(command, env=environ, cwd=ROOT, stdout=output, stderr=output)
+    until_it_began(tmp_path / "runs" / "pair-plain-seed3", first, log)
+    (plain,) = psutil.Process(first.pid).children()
+    plain.kill()
+    assert first.wait() == 1, log.read_text()
+    told = log.read_text()
+    assert "pair-plain-seed3 ended with status 137" in told
+    assert told.count(": pair-plain-seed3\n") == 2
+    assert "pair-broken-seed3 ended with status 1" in told
+    assert told.count(": pair-broken-seed3\n") == 1
     table = (tmp_path / "runs" / "pair" / "study.md").read_text()
     assert "| plain | 1/1 |" in table
     assert "| broken | 0/1 |" in table
     assert "| last | 1/1 |" in table
     assert "3 runs, 2 of them finished" in study("--check").stderr
+
+
+def until_it_began(run: Path, study: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 400
+    while not (run / "config.json").exists():
+        assert study.poll() is None, log.read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_a_killed_study_runs_what_is_missing_and_nothing_else(
@@ -83,11 +101,7 @@ def test_a_killed_study_runs_what_is_missing_and_nothing_else(
         log = tmp_path / f"until-{run}.log"
         with log.open("w") as output:
             study = subprocess.Popen(command, env=environ, cwd=ROOT, stdout=output, stderr=output)
-            deadline = time.monotonic() + 400
-            while not (runs / run / "config.json").exists():
-                assert study.poll() is None, log.read_text()
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
+            until_it_began(runs / run, study, log)
             study.send_signal(signal.SIGKILL)
             study.wait()
         return log.read_text()
