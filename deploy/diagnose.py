@@ -309,10 +309,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*", metavar="a.b=value")
-    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8], choices=[1, 2, 4, 8])
-    parser.add_argument("--prompts", type=int, default=16)
-    parser.add_argument("--draws", type=int, default=128, help="of each prompt")
-    parser.add_argument("--batch", type=int, default=64, help="draws at once")
+    usual = Diagnosed()
+    parser.add_argument("--steps", type=int, nargs="+", default=usual.steps, choices=[1, 2, 4, 8])
+    parser.add_argument("--prompts", type=int, default=usual.prompts)
+    parser.add_argument("--draws", type=int, default=usual.draws, help="of each prompt")
+    parser.add_argument("--batch", type=int, default=usual.batch, help="draws at once")
     parser.add_argument("--out", type=Path, help=f"folder for {DIAGNOSIS_FILE}")
     options = parser.parse_intermixed_args(arguments)
     if options.prompts < 2 or options.draws < 2 or options.batch < 1:
@@ -330,8 +331,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    found = []
     try:
-        found = [diagnose(subject, steps) for steps in options.steps]
+        for steps in options.steps:
+            sys.stderr.write(f"drawing {options.prompts} prompts, steps: {steps}\n")
+            found.append(diagnose(subject, steps))
     except RewardFailedError as error:
         sys.stderr.write(f"{error}\n")
         return 1
