@@ -3,7 +3,7 @@
 import os
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from deploy.run.plan import has_begun
 from deploy.study.file import Budget, Cell, Study
@@ -25,10 +25,13 @@ def beyond_budget(budget: Budget | None, results: Finished) -> list[str]:
 
 
 def unlike_versions(runs: Sequence[Run]) -> list[str]:
-    """What runs of the study differ in, of their code and libraries, in words."""
+    """What runs of the study differ in, of their code and libraries, in words.
+
+    Their platform is left out: it names a kernel's build.
+    """
     known = [summary.get("versions", {}) for _, summary in runs]
     told = []
-    for name in dict.fromkeys(name for each in known for name in each):
+    for name in dict.fromkeys(name for each in known for name in each if name != "platform"):
         counts = Counter(each.get(name, "unknown") for each in known)
         if len(counts) > 1:
             shares = ", ".join(f"{value} ({count})" for value, count in counts.items())
@@ -95,13 +98,19 @@ def notes_on(study: Study, results: Finished, tried: Finished | None = None) -> 
     ]
 
 
-def unfinished_rows(cells: Sequence[Cell]) -> list[list[str]]:
-    """A head and a row for every run that has begun and is not finished; empty without one."""
+def unfinished_rows(cells: Sequence[Cell], failed: Mapping[str, int]) -> list[list[str]]:
+    """A head and a row for every run that is under way or ended unfinished; empty without one.
+
+    Args:
+        failed: exit statuses of runs that did not end with 0, by name.
+    """
     rows = [["not finished", "status", "reason"]]
     for cell in cells:
-        if cell.summary is not None or not has_begun(cell.config, os.environ):
+        status = failed.get(cell.config.name)
+        if cell.summary is not None or not (status or has_begun(cell.config, os.environ)):
             continue
         told = cell.told or {}
-        status = str(told.get("status", "under way, or killed"))
-        rows.append([cell.config.name, status, str(told.get("reason") or "")])
+        known = "under way, or killed" if status is None else f"ended with status {status}"
+        known = str(told.get("status", known))
+        rows.append([cell.config.name, known, str(told.get("reason") or "")])
     return rows if len(rows) > 1 else []

@@ -77,6 +77,7 @@ class Runner:
 
     Attributes:
         stopped: exit status of a study that was asked to end, or one of whose runs was; None: none.
+        failed: exit statuses of runs that did not end with 0, by name.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Runner:
         self._children: dict[subprocess.Popen[bytes], Cell] = {}
         self._told: set[subprocess.Popen[bytes]] = set()
         self.stopped: int | None = None
+        self.failed: dict[str, int] = {}
 
     def run(self, cells: Sequence[Cell], known: Sequence[Cell]) -> None:
         """Those that are not finished.
@@ -136,6 +138,7 @@ class Runner:
             # A Ctrl-C of the terminal is handed on, or it would come twice, which means at once.
             child = start_child(command, environ=os.environ, stdout=output, keep=[self._lock])
         self._children[child] = cell
+        self.failed.pop(cell.config.name, None)
         if self.stopped is not None and child not in self._told:  # meanwhile, unknown to the signal
             child.send_signal(self.stopped - 128)
 
@@ -148,6 +151,7 @@ class Runner:
             status = 128 - status if status < 0 else status
             if status != 0:
                 log.error("%s ended with status %d", cell.config.name, status)
+                self.failed[cell.config.name] = status
             elif cell.summary is None:  # its limit of time has ended it
                 why = (cell.told or {}).get("reason")
                 log.error("%s ended before it was finished: %s", cell.config.name, why)
@@ -192,7 +196,8 @@ def main() -> int:
 
     def write() -> None:
         chosen.update(choose(study, name, tries, folder))
-        _write(folder, name, study, cells, trials, chosen)
+        unfinished = unfinished_rows([*trials, *cells], runner.failed)
+        _write(folder, name, study, cells, trials, chosen, unfinished)
 
     diagnosed = _diagnosed(study, folder, lock)
     if not diagnosed:
@@ -349,10 +354,11 @@ def _write(
     cells: Sequence[Cell],
     trials: Sequence[Cell],
     chosen: Mapping[str, Chosen],
+    unfinished: Sequence[Sequence[str]],
 ) -> None:
     """Everything that is known so far."""
     results, tried = finished(study, cells), finished(study, trials)
-    diagnosis, unfinished = _diagnosis_rows(study, folder), unfinished_rows([*trials, *cells])
+    diagnosis = _diagnosis_rows(study, folder)
     told = told_of(study, results, tried, chosen, diagnosis, unfinished)
     shown = [f"## {each.title}\n\n{markdown(each.rows)}" for each in told.sections]
     notes = [f"{text}.\n" for text in told.notes]

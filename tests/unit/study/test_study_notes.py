@@ -37,21 +37,27 @@ def end(cell: Cell, **summary: Any) -> dict[str, Any]:
 
 
 def test_a_run_that_is_not_finished_stands_with_its_reason(cells: list[Cell]) -> None:
-    assert unfinished_rows(cells) == []
+    assert unfinished_rows(cells, {}) == []
     end(cells[0], status="finished")
     end(cells[1], status="failed", reason="latents are not finite")
     cells[2].folder.mkdir()
     (cells[2].folder / "config.json").write_text(cells[2].config.to_json())
-    assert unfinished_rows(cells)[1:] == [
+    assert unfinished_rows(cells, {"plain-seed1": 1})[1:] == [
         ["plain-seed1", "failed", "latents are not finite"],
         ["plain-seed2", "under way, or killed", ""],
+    ]
+
+
+def test_a_run_that_ended_before_it_began_stands_with_its_exit_status(cells: list[Cell]) -> None:
+    assert unfinished_rows(cells, {"plain-seed0": 1})[1:] == [
+        ["plain-seed0", "ended with status 1", ""]
     ]
 
 
 def test_the_page_has_the_reasons(study: Study, cells: list[Cell]) -> None:
     end(cells[1], status="failed", reason="latents are not <finite>")
     results = {"plain": []}
-    told = told_of(study, results, {}, {}, [], unfinished_rows(cells))
+    told = told_of(study, results, {}, {}, [], unfinished_rows(cells, {}))
     page = study_html("trial", study, results, told)
     assert "latents are not &lt;finite&gt;" in page
 
@@ -59,7 +65,11 @@ def test_the_page_has_the_reasons(study: Study, cells: list[Cell]) -> None:
 def test_runs_of_different_code_or_libraries_are_told_apart(
     study: Study, cells: list[Cell]
 ) -> None:
-    known = [{"code": "a", "torch": "2"}, {"code": "b", "torch": "2"}, {"code": "a", "torch": "2"}]
+    known = [
+        {"code": "a", "torch": "2", "platform": "Linux-6.1"},
+        {"code": "b", "torch": "2", "platform": "Linux-6.1"},
+        {"code": "a", "torch": "2", "platform": "Linux-6.18"},
+    ]
     runs = [
         (cell, {"versions": each, "flops": {"sampling": 1.0}})
         for cell, each in zip(cells, known, strict=True)

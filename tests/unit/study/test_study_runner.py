@@ -220,7 +220,7 @@ def test_a_run_that_somebody_stopped_ends_the_study(
 
     runner = runner_in(tmp_path)
     runner.run([Stopped("arm", new_cell("first").config, ()), new_cell("never")], [])
-    assert runner.stopped == 130
+    assert (runner.stopped, runner.failed) == (130, {"first": 130})
 
 
 def test_nohup_stays(tmp_path: Path, new_cell: Callable[..., Sleeping]) -> None:
