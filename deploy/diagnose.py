@@ -3,8 +3,8 @@
     python -m deploy.diagnose deploy/configs/shapes-rlcm.yaml [a.b=value ...] --steps 1 2 4 8
 
 draws the config's untouched policy at its held-out prompts with each number of steps, asks its
-rewards, and prints a table, which --out writes with every number that it is made of. For each
-number of steps:
+rewards, and prints a table, which --out writes with every number that it is made of; one that was
+ended goes on after the last number of steps that it had written. For each number of steps:
 
 - rho: correlation of the reward with the best linear function of the first action's noise; what
   an action's policy gradient has to go by.
@@ -27,12 +27,10 @@ Shape suffixes: P prompts, M draws of each, D latent dimensions.
 """
 
 import argparse
-import json
 import math
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,9 +44,10 @@ from deploy.diagnosis import (
     DIAGNOSIS_FILE,
     Diagnosed,
     Diagnosis,
-    described,
     interval,
+    measured_before,
     rows_of,
+    write_diagnosis,
 )
 from deploy.markdown import markdown
 from deploy.run.policy_build import device_of
@@ -331,28 +330,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    asked = Diagnosed(
+        steps=tuple(options.steps),
+        prompts=options.prompts,
+        draws=options.draws,
+        batch=options.batch,
+    )
+    known = {} if options.out is None else measured_before(options.out, config, asked)
     found = []
     try:
-        for steps in options.steps:
-            sys.stderr.write(f"drawing {options.prompts} prompts, steps: {steps}\n")
-            found.append(diagnose(subject, steps))
+        for steps in asked.steps:
+            if steps not in known:
+                sys.stderr.write(f"drawing {asked.prompts} prompts, steps: {steps}\n")
+            found.append(known.get(steps) or diagnose(subject, steps))
+            if options.out is not None:
+                write_diagnosis(options.out, config, asked, found)
     except RewardFailedError as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    rows = rows_of(found)
-    sys.stdout.write(markdown(rows))
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        asked = Diagnosed(
-            steps=tuple(options.steps),
-            prompts=options.prompts,
-            draws=options.draws,
-            batch=options.batch,
-        )
-        measured = [asdict(each) for each in found]
-        told = {"asked": described(config, asked), "rows": rows, "measured": measured}
-        text = json.dumps(told, indent=1)
-        (options.out / DIAGNOSIS_FILE).write_text(text, encoding="utf-8")
+    sys.stdout.write(markdown(rows_of(found)))
     return 0
 
 

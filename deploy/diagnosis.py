@@ -8,7 +8,7 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +16,7 @@ from pydantic import Field
 
 from deploy.compare import half_interval
 from deploy.report.data import versions
+from deploy.run.whole_files import write_whole
 from deploy.settings.run_config import RunConfig
 from learner.settings.types import Section
 
@@ -87,6 +88,30 @@ def diagnosis_rows(folder: Path, config: RunConfig, asked: Diagnosed) -> list[li
     except (OSError, ValueError, TypeError, KeyError):
         return []
     return rows if told == {**described(config, asked), "versions": None} else []
+
+
+def write_diagnosis(
+    folder: Path, config: RunConfig, asked: Diagnosed, found: Sequence[Diagnosis]
+) -> None:
+    """What is found so far, as if no more had been asked."""
+    so_far = asked.model_copy(update={"steps": tuple(each.steps for each in found)})
+    measured = [asdict(each) for each in found]
+    told = {"asked": described(config, so_far), "rows": rows_of(found), "measured": measured}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / DIAGNOSIS_FILE, json.dumps(told, indent=1))
+
+
+def measured_before(folder: Path, config: RunConfig, asked: Diagnosed) -> dict[int, Diagnosis]:
+    """By number of steps, what the same code wrote of this config and as much, before it was ended
+    or for others of them."""
+    try:
+        known = json.loads((folder / DIAGNOSIS_FILE).read_text(encoding="utf-8"))
+        found = [Diagnosis(**each) for each in known["measured"]]
+        told = {**known["asked"], "steps": None}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+    same = told == {**described(config, asked), "steps": None}
+    return {each.steps: each for each in found} if same else {}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

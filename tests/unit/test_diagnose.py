@@ -46,6 +46,18 @@ def test_every_number_of_steps_has_its_row(
     assert len(shown) == 5
 
 
+def test_one_that_was_ended_goes_on(pipelines: Path, tmp_path: Path) -> None:
+    told = measured(pipelines, tmp_path, "--steps", "1")
+    told["measured"][0]["dims"] = 12345  # as nothing measures it
+    (tmp_path / "diagnosis.json").write_text(json.dumps(told))
+    gone_on = measured(pipelines, tmp_path, "--steps", "1", "2")
+    assert [each["steps"] for each in gone_on["measured"]] == gone_on["asked"]["steps"] == [1, 2]
+    assert gone_on["measured"][0]["dims"] == 12345
+    assert gone_on["measured"][1]["dims"] != 12345
+    others = measured(pipelines, tmp_path, "--steps", "1", "--draws", "10")
+    assert others["measured"][0]["dims"] != 12345
+
+
 def test_a_reward_that_is_the_same_of_all_pictures_tells_nothing(
     pipelines: Path, tmp_path: Path
 ) -> None:
