@@ -127,6 +127,10 @@ class Runner:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def killed(self, cell: Cell) -> bool:
+        """Whether a signal ended its last start, such as the kernel's where memory is short."""
+        return self.failed.get(cell.config.name, 0) > 128
+
     def _start(self, cell: Cell) -> None:
         command = cell.command(in_cluster=self._in_cluster)
         with contextlib.ExitStack() as stack:
@@ -218,8 +222,9 @@ def main() -> int:
         log.error("%s", error)
         return 2
     runner.run(cells, [*trials, *cells])
-    if runner.stopped is None:  # one that was killed, or whose cluster never came up
-        runner.run([cell for cell in cells if cell.told is None], [*trials, *cells])
+    if runner.stopped is None:
+        lost = [cell for cell in cells if cell.told is None or runner.killed(cell)]
+        runner.run(lost, [*trials, *cells])
     try:
         write()
         sys.stdout.write((folder / "study.md").read_text(encoding="utf-8"))
