@@ -19,7 +19,7 @@ from deploy.run.files import CONFIG_FILE, SUMMARY_FILE
 from deploy.settings.run_config import config_from_json
 
 _COSTS = {"wall_s": "s", "peak_rss_mb": "MB", "reward_queries": "reward queries"}
-_OF_NO_RESULT = {"name", "callbacks", "logging"}
+OF_NO_RESULT = {"name", "callbacks", "logging"}
 """Settings that change nothing of what a run learns."""
 
 
@@ -63,7 +63,7 @@ def _settings(folder: Path) -> dict[str, Any]:
         config = config_from_json((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"no readable {CONFIG_FILE} in {folder}: {error}") from None
-    return config.model_dump(mode="json", exclude={"seed", *_OF_NO_RESULT})
+    return config.model_dump(mode="json", exclude={"seed", *OF_NO_RESULT})
 
 
 def differences(there: Any, here: Any, path: str = "") -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from deploy.compare import half_interval
+from deploy.compare import OF_NO_RESULT, half_interval
 from deploy.report.data import versions
 from deploy.run.whole_files import write_whole
 from deploy.settings.run_config import RunConfig
@@ -73,8 +73,7 @@ class Diagnosis:
 
 def described(config: RunConfig, asked: Diagnosed) -> dict[str, Any]:
     """What a diagnosis depends on."""
-    without = {"name", "callbacks", "logging"}
-    told = {"config": config.model_dump(mode="json", exclude=without), "versions": versions()}
+    told = {"config": config.model_dump(mode="json", exclude=OF_NO_RESULT), "versions": versions()}
     return {**told, **asked.model_dump(mode="json")}
 
 
@@ -82,12 +81,7 @@ def diagnosis_rows(folder: Path, config: RunConfig, asked: Diagnosed) -> list[li
     """What `deploy.diagnose` wrote into a study's folder, a head and a row a number of steps; empty
     where that is nothing, or not of this config and as much as asked. Whatever code measured it:
     runs are kept so, too."""
-    try:
-        known = json.loads((folder / DIAGNOSIS_FILE).read_text(encoding="utf-8"))
-        told, rows = {**known["asked"], "versions": None}, known["rows"]
-    except (OSError, ValueError, TypeError, KeyError):
-        return []
-    return rows if told == {**described(config, asked), "versions": None} else []
+    return _known(folder, config, asked, whatever="versions").get("rows", [])
 
 
 def write_diagnosis(
@@ -104,14 +98,21 @@ def write_diagnosis(
 def measured_before(folder: Path, config: RunConfig, asked: Diagnosed) -> dict[int, Diagnosis]:
     """By number of steps, what the same code wrote of this config and as much, before it was ended
     or for others of them."""
+    known = _known(folder, config, asked, whatever="steps")
+    try:
+        return {each["steps"]: Diagnosis(**each) for each in known.get("measured", [])}
+    except (TypeError, KeyError):
+        return {}
+
+
+def _known(folder: Path, config: RunConfig, asked: Diagnosed, *, whatever: str) -> dict[str, Any]:
+    """What is written of all that is asked, but for one thing that may differ; empty without."""
     try:
         known = json.loads((folder / DIAGNOSIS_FILE).read_text(encoding="utf-8"))
-        found = [Diagnosis(**each) for each in known["measured"]]
-        told = {**known["asked"], "steps": None}
+        told = {**known["asked"], whatever: None}
     except (OSError, ValueError, TypeError, KeyError):
         return {}
-    same = told == {**described(config, asked), "steps": None}
-    return {each.steps: each for each in found} if same else {}
+    return known if told == {**described(config, asked), whatever: None} else {}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
