@@ -22,7 +22,7 @@ STATES ?= 10000
 RECORDS ?= 1000000
 # Tests start many processes on few cores: threads that wait should not spin.
 export OMP_WAIT_POLICY ?= PASSIVE
-# Processes that share the unit tests; the others start processes of their own.
+# Processes that share the tests without Ray; those with it run one by one.
 JOBS   ?= 2
 # For the runner itself, such as --resume or --check.
 FLAGS  ?=
@@ -56,8 +56,8 @@ train: setup
 	@$(BIN)/python -m deploy.local --run '$(RUN)' $(FLAGS) -- deploy/configs/shapes-$(METHOD).yaml seed=$(SEED) $(ARGS)
 
 test: setup
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow' tests/unit $(ARGS)
-	@$(BIN)/python -m pytest -q -m 'not slow' tests/services tests/e2e $(ARGS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow and not ray' $(ARGS)
+	@$(BIN)/python -m pytest -q -m 'not slow and ray' $(ARGS)
 
 test-slow: setup
 	@for part in unit services e2e; do \

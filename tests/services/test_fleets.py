@@ -283,6 +283,7 @@ def test_the_preparation_gets_more_samplers_than_a_cycle_has_work_for(
     assert (last["from"], last["to"], last["why"]) == (4, 2, "a cycle has no work for more")
 
 
+@pytest.mark.slow
 def test_a_fleet_that_shrinks_keeps_those_at_work(
     new_fleets: Callable[..., Fleets], desk: Any
 ) -> None:

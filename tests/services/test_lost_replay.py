@@ -52,8 +52,7 @@ def braked(life: Life) -> dict[int, Any]:
     "method",
     [
         "sqdf",
-        "draft",
-        *(pytest.param(m, marks=pytest.mark.slow) for m in ("seiko", "sqdf-surrogate")),
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("draft", "seiko", "sqdf-surrogate")),
     ],
 )
 def test_a_run_whose_replay_was_lost_leaves_one_cycles_policy_steps_out_and_goes_on(

@@ -174,6 +174,7 @@ def test_another_life_of_an_actor_counts_anew(
     eventually(scrape, lambda text: value(text, "fleetune_images_total", actor="sampler-7") == 9)
 
 
+@pytest.mark.slow
 def test_a_curve_stands_until_its_next_point(
     metrics: RunMetrics, scrape: Callable[[], str], text: str
 ) -> None:
