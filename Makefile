@@ -56,8 +56,9 @@ train: setup
 	@$(BIN)/python -m deploy.local --run '$(RUN)' $(FLAGS) -- deploy/configs/shapes-$(METHOD).yaml seed=$(SEED) $(ARGS)
 
 test: setup
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow and not ray' $(ARGS)
-	@$(BIN)/python -m pytest -q -m 'not slow and ray' $(ARGS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow' tests/unit $(ARGS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow and not ray' tests/services tests/e2e $(ARGS)
+	@$(BIN)/python -m pytest -q -m 'not slow and ray' tests/services tests/e2e $(ARGS)
 
 test-slow: setup
 	@for part in unit services e2e; do \
