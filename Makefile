@@ -5,7 +5,7 @@
 # make scale    how rate and cost per sample go with the size of a fleet (RECORDS=1000000)
 # make check    ruff, its formatter, pyright
 # make bench    rates of the parts, beside plain ways of doing the same
-# make test-slow   tests that take minutes each
+# make test-slow   the tests that take from ten seconds to some minutes each
 # See deploy/cluster.md for a cluster.
 
 VENV   ?= .venv
